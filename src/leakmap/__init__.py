@@ -1,0 +1,57 @@
+"""leakmap: can the updates that federated clients send be turned back into their images?
+
+Four verbs move five values::
+
+    simulate(network, rule, batch)       -> Round           what really happened (holds the truth)
+    observe(round, threat)               -> Observation     what the attacker holds
+    attack(observation, how)             -> Reconstruction  what the attacker says
+    score(reconstruction, batch, …)      -> Score           how much leaked
+
+:func:`audit` does all of it for several clients, with floors, controls and a verdict.
+"""
+
+from leakmap.version import __version__
+
+from leakmap.attacker.attacks import attack, attacks
+from leakmap.attacker.labels import label_rules
+from leakmap.attacker.reconstruction import Reconstruction
+from leakmap.auditing import Audit, audit
+from leakmap.client.federation import Batch, Round, simulate
+from leakmap.errors import LeakmapError
+from leakmap.local import LocalRule
+from leakmap.models import models
+from leakmap.models.network import Code, Network, build_network
+from leakmap.observation import Observation, Public, Update
+from leakmap.registry import Spec
+from leakmap.scoring.metrics import metrics
+from leakmap.scoring.score import Score, score
+from leakmap.task import Task
+from leakmap.threat import ThreatModel, observe
+
+__all__ = [
+    "Audit",
+    "Batch",
+    "Code",
+    "LeakmapError",
+    "LocalRule",
+    "Network",
+    "Observation",
+    "Public",
+    "Reconstruction",
+    "Round",
+    "Score",
+    "Spec",
+    "Task",
+    "ThreatModel",
+    "Update",
+    "attack",
+    "attacks",
+    "audit",
+    "build_network",
+    "label_rules",
+    "metrics",
+    "models",
+    "observe",
+    "score",
+    "simulate",
+]

@@ -1,0 +1,1 @@
+"""The side that sees an Observation and nothing else."""

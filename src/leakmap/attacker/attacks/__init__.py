@@ -1,0 +1,44 @@
+"""Attacks by name, one published attack per file, and the verb."""
+
+from typing import Any
+
+import torch
+
+from leakmap.attacker.reconstruction import Attack, Reconstruction
+from leakmap.errors import NonFinite
+from leakmap.observation import Observation
+from leakmap.registry import Registry, Spec
+
+attacks: Registry[Attack] = Registry("attack", __name__)
+
+
+def attack(
+    observation: Observation, how: Attack | Spec | str = "inverting_gradients", seed: int = 0, progress: Any = None
+) -> Reconstruction:
+    """Attacks an Observation.
+
+    What reaches the attack has been through the Observation's file form, and what comes back is checked.
+
+    Args:
+        observation: All that the attacker holds.
+        how: An attack, or its specification ``NAME[,key=value…]``.
+        seed: All randomness of the attack comes from it.
+        progress: Called with the finished fraction, in [0, 1].
+
+    Raises:
+        NotGranted: the attack needs a fact that is not granted.
+        NotApplicable: its precondition does not hold.
+        NonFinite: it left the finite numbers.
+    """
+    runner = attacks.build(how) if isinstance(how, Spec | str) else how
+    observation.need(*sorted(runner.needs))
+    device = next(iter(observation.network.weights.values())).device
+    copy = Observation.from_bytes(observation.to_bytes(), code=observation.network.code).to(device)
+    found = runner(copy, seed, progress or (lambda fraction: None))
+    task = observation.network.task
+    pictures = found.pictures.detach()
+    if pictures.shape[1:] != task.shape or len(pictures) != len(found.y):
+        raise ValueError(f"the attack returned pictures {tuple(pictures.shape)} for {len(found.y)} labels")
+    if not torch.isfinite(pictures).all():
+        raise NonFinite("The attack returned pictures that are not finite.")
+    return Reconstruction(pictures.clamp(0, 1), found.y.detach(), found.objective, found.curve, found.notes)

@@ -1,0 +1,99 @@
+"""The closed form for a linear layer with a bias."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from leakmap.attacker.attacks import attacks
+from leakmap.attacker.labels import recover
+from leakmap.attacker.reconstruction import Progress, Reconstruction
+from leakmap.errors import NotApplicable
+from leakmap.observation import Observation
+from leakmap.seeds import derive
+
+MEMORY_SHARE = 1e-3
+"""Rows whose bias gradient is below this share of the largest one are rounding, not signal."""
+
+
+@attacks.add("linear")
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """Reads the input of a first linear layer off its gradient: ``dW_i / db_i``, row by row.
+
+    Exact for one example; for several, a row that is active for a single example gives that example and other rows
+    give mixtures, so rows are grouped and the purest groups are returned first. One local step of SGD only changes the
+    scale, which cancels.
+
+    Source: Phong et al. 2018, "Privacy-Preserving Deep Learning via Additively Homomorphic Encryption".
+    """
+
+    labels: str = "auto"
+
+    needs = frozenset({"count"})
+    leaky_model = "mlp"
+
+    def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
+        """Attacks.
+
+        Raises:
+            NotApplicable: no linear layer with a bias sees the pictures themselves, or its gradient vanishes.
+        """
+        weight, bias = first_linear(observation)
+        labels = recover(observation, self.labels, derive(seed, "labels"))
+        y = labels.y
+        rows = candidates(weight, bias, len(y))
+        task = observation.network.task
+        pictures = task.denormalise(rows.view(-1, *task.shape))
+        pictures = pictures.repeat(math.ceil(len(y) / len(pictures)), 1, 1, 1)[: len(y)]
+        progress(1.0)
+        return Reconstruction(pictures, y, math.nan, notes={"rows found": len(rows), "labels": labels.rule, "used": ", ".join(["count", *labels.used])})
+
+
+def first_linear(observation: Observation) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and bias of the linear layer that sees the flattened pictures.
+
+    Raises:
+        NotApplicable: there is none.
+    """
+    size = math.prod(observation.network.task.shape)
+    shared = observation.update.tensors
+    for name, layer in observation.network.module().named_modules():
+        if isinstance(layer, nn.Conv2d):
+            break
+        if isinstance(layer, nn.Linear):
+            if layer.in_features == size and f"{name}.bias" in shared and f"{name}.weight" in shared:
+                return shared[f"{name}.weight"], shared[f"{name}.bias"]
+            break
+    raise NotApplicable(
+        f"The closed form needs a linear layer with a bias on the {size} values of the picture itself; "
+        f"{observation.network.model} does not begin with one."
+    )
+
+
+def candidates(weight: Tensor, bias: Tensor, count: int) -> Tensor:
+    """Up to ``count`` different inputs ``(n, features)``, those that most rows agree on first.
+
+    Raises:
+        NotApplicable: the gradient of the bias vanishes, as it does in front of a BatchNorm layer.
+    """
+    strongest = bias.abs().max()
+    if not float(strongest) > 0:
+        raise NotApplicable("The gradient of the first layer's bias is zero, so its input cannot be read off.")
+    order = bias.abs().argsort(descending=True)
+    order = order[bias.abs()[order] >= MEMORY_SHARE * strongest]
+    rows = weight[order].double() / bias[order].double()[:, None]
+    scale = rows.norm(dim=1).clamp(min=1e-12)
+    chosen: list[int] = []
+    support: list[int] = []
+    taken = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    for i in range(len(rows)):
+        if taken[i]:
+            continue
+        same = ((rows - rows[i]).norm(dim=1) <= 1e-2 * scale[i]) & ~taken
+        taken |= same
+        chosen.append(i)
+        support.append(int(same.sum()))
+    ranked = sorted(range(len(chosen)), key=lambda k: -support[k])[:count]
+    return rows[[chosen[k] for k in ranked]].to(weight.dtype)

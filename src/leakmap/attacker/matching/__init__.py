@@ -1,0 +1,1 @@
+"""Gradient matching in pieces: distance, engine, priors, starts, descent."""

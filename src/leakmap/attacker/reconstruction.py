@@ -1,0 +1,50 @@
+"""What an attack is, and what it says."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from leakmap.observation import Observation
+
+Progress = Callable[[float], None]
+"""Called now and then with the finished fraction, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What an attacker says the client held.
+
+    Args:
+        pictures: ``(N, C, H, W)`` in [0, 1].
+        y: ``(N,)`` classes that the attack worked with.
+        objective: The matching term of what is returned, by which restarts and attacks are chosen; NaN where a closed
+            form has none.
+        curve: The matching term along the chosen restart, evenly spaced.
+        notes: Facts for the record: label rule, chosen restart, what was assumed.
+    """
+
+    pictures: Tensor
+    y: Tensor
+    objective: float
+    curve: tuple[float, ...] = ()
+    notes: dict[str, str | int | float] | None = None
+
+
+class Attack(Protocol):
+    """Turns an Observation into a Reconstruction."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The facts of an Observation that it cannot do without."""
+        ...
+
+    @property
+    def leaky_model(self) -> str:
+        """An architecture known to leak to this kind of attack: the planted positive control of an audit."""
+        ...
+
+    def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
+        """Attacks; all randomness comes from ``seed``."""
+        ...

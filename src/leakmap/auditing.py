@@ -1,0 +1,236 @@
+"""An audit: several clients, each beside its floors and controls, and the verdict over all of them."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leakmap.attacker.reconstruction import Attack
+from leakmap.client.data import Pictures, distinct
+from leakmap.client.federation import Batch
+from leakmap.conclusion import Audit, conclude
+from leakmap.errors import BadSetting, DataError, StoreError
+from leakmap.gate import Gate, inspect_update
+from leakmap.local import LocalRule
+from leakmap.models.network import IN_MEMORY
+from leakmap.plan import ROLES, Plan, Prepared, Progress, prepare, trials
+from leakmap.pool import StageFile, run_here, run_in_pool
+from leakmap.registry import Spec
+from leakmap.store import Store, finite, read_json, write_json
+from leakmap.task import Loss
+from leakmap.threat import ThreatModel
+from leakmap.trial import Outcome, Trial, held_by
+
+PROBED = 3
+"""Clients that the gate looks at."""
+
+
+def audit(
+    model: nn.Module | Spec | str,
+    images: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray | Sequence[int],
+    *,
+    client: LocalRule | None = None,
+    threat: ThreatModel | None = None,
+    attack: Attack | Spec | str = "inverting_gradients",
+    loss: Loss | None = None,
+    victims: int = 12,
+    batch_size: int = 1,
+    classes: int | None = None,
+    normalise: str = "data",
+    control: Literal["none", "swapped"] = "none",
+    seed: int = 0,
+    out: Path | str | None = None,
+    progress: Progress | None = None,
+) -> Audit:
+    """Audits a model in memory on pictures in memory, in this process.
+
+    Args:
+        model: A module, with the weights that the server sends, or a specification. It is copied, not changed.
+        images: ``(N, C, H, W)``, uint8 or floats in [0, 1] (brought to 8 bits, as pictures are).
+        labels: ``(N,)`` classes.
+        client: What the clients do; by default they share one gradient in training mode.
+        threat: What the server is granted.
+        attack: Its specification.
+        loss: ``loss(outputs, y) -> scalar``; cross entropy by default.
+        victims: Number of clients.
+        batch_size: Pictures of each client.
+        classes: Number of classes; by default the highest label plus one.
+        normalise: See :class:`Plan`.
+        control: ``swapped`` for a null audit.
+        seed: Everything random derives from it.
+        out: Folder for results; given one, finished runs are kept and an interrupted audit continues.
+        progress: Called with what is being done and the finished fraction.
+
+    Raises:
+        UsageError: the pictures, the model or a setting do not fit.
+    """
+    if not isinstance(attack, Spec | str):
+        raise BadSetting("An audit takes the attack as a specification, NAME[,key=value…], so that it can be repeated.")
+    plan = Plan(
+        model=IN_MEMORY if isinstance(model, nn.Module) else str(model),
+        data=IN_MEMORY,
+        rule=client or LocalRule(),
+        threat=threat or ThreatModel(),
+        attack=Spec.parse(attack),
+        victims=victims,
+        batch_size=batch_size,
+        normalise=normalise,
+        control=control,
+        seed=seed,
+    )
+    pictures = _from_memory(images, labels, classes)
+    prepared = prepare(plan, pictures, model if isinstance(model, nn.Module) else None, loss)
+    return perform(plan, prepared, Store(Path(out)) if out is not None else None, progress=progress)
+
+
+def _from_memory(images: Any, labels: Any, classes: int | None) -> Pictures:
+    images, labels = torch.as_tensor(images).detach().cpu(), torch.as_tensor(labels).detach().cpu().long().reshape(-1)
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(labels):
+        raise DataError(
+            f"images have shape {tuple(images.shape)} and labels {tuple(labels.shape)}; expected (N, C, H, W) with 1 or "
+            "3 channels, and (N,)."
+        )
+    if images.dtype != torch.uint8:
+        if not images.is_floating_point() or not 0 <= float(images.min()) <= float(images.max()) <= 1:
+            raise DataError("images must be uint8, or floats in [0, 1]; give them before normalisation.")
+        images = (images * 255).round().to(torch.uint8)
+    if int(labels.min()) < 0:
+        raise DataError(f"labels must be classes from 0 on; got {int(labels.min())}.")
+    count = classes or int(labels.max()) + 1
+    return distinct(Pictures(images, labels, tuple(str(c) for c in range(count))))
+
+
+COST = {"attack": 1.0, "swapped": 1.0, "prior_only": 0.03, "control": 0.5}
+"""Rough relative cost of a run of each role, for the remaining time only."""
+
+
+def perform(
+    plan: Plan,
+    prepared: Prepared,
+    store: Store | None = None,
+    *,
+    workers: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Audit:
+    """Runs what is missing and concludes.
+
+    Args:
+        plan: The audit.
+        prepared: Its stages.
+        store: Where finished runs are kept; None keeps nothing.
+        workers: Processes; 0 computes in this one.
+        device: Where to compute.
+        progress: Called with what is being done and the finished fraction.
+
+    Raises:
+        StoreError: the folder holds another audit.
+        KeyboardInterrupt: after storing what is finished and, given a store, writing the partial result.
+    """
+    progress = progress or (lambda what, fraction: None)
+    started = time.time()
+    if store is not None:
+        claim(store, plan, prepared)
+    gate = _gate(plan, prepared, device, progress)
+    planned = trials(plan, prepared)
+    outcomes: dict[str, Outcome] = {}
+    everything = [trial for role in ROLES for trial in planned[role]]
+    cost = {trial.key: COST[role] for role in ROLES for trial in planned[role]}
+    for trial in everything:
+        if store is not None and (stored := store.get(trial)) is not None:
+            outcomes[trial.key] = stored
+    resumed = len(outcomes)
+    missing = [trial for trial in everything if trial.key not in outcomes]
+    fractions = dict.fromkeys(cost, 0.0) | dict.fromkeys(outcomes, 1.0)
+
+    def told(key: str, fraction: float) -> None:
+        fractions[key] = max(fractions[key], fraction)
+        share = sum(cost[k] * f for k, f in fractions.items()) / sum(cost.values())
+        progress(f"run {len(outcomes)} of {len(everything)}", share)
+
+    def done(outcome: Outcome) -> None:
+        outcomes[outcome.trial.key] = outcome
+        if store is not None:
+            store.put(outcome)
+        told(outcome.trial.key, 1.0)
+
+    def conclusion() -> Audit:
+        return conclude(plan, prepared, gate, planned, outcomes, time.time() - started, resumed)
+
+    try:
+        _run_all(missing, prepared, store, done, told, workers, device)
+    except KeyboardInterrupt:
+        if store is not None:
+            conclusion().save(store.folder)
+        raise
+    found = conclusion()
+    if store is not None:
+        found.save(store.folder)
+    return found
+
+
+def _run_all(
+    missing: list[Trial],
+    prepared: Prepared,
+    store: Store | None,
+    done: Callable[[Outcome], None],
+    told: Callable[[str, float], None],
+    workers: int,
+    device: str,
+) -> None:
+    if not missing:
+        return
+    stages = {stage.digest: stage for stage in (prepared.main, prepared.control)}
+    if not workers or store is None or prepared.main.network.model.name == IN_MEMORY:
+        run_here(missing, {digest: stage.to(device) for digest, stage in stages.items()}, done, told)
+        return
+    files = {}
+    for name, stage in (("victims", prepared.main), ("control", prepared.control)):
+        path = store.folder / f"{name}.safetensors"
+        stage.save(path)
+        files[stage.digest] = StageFile(path, stage.network.model, stage.network.task.loss)
+    run_in_pool(missing, files, done, told, workers=workers, device=device)
+
+
+def claim(store: Store, plan: Plan, prepared: Prepared) -> None:
+    """Marks a folder as belonging to this audit.
+
+    Raises:
+        StoreError: it belongs to another one; the message names what differs.
+    """
+    own = finite({**asdict(plan), "contents": prepared.main.digest})
+    path = store.folder / "plan.json"
+    if path.exists():
+        other = read_json(path)
+        if other != own:
+            differing = [key for key in own if not isinstance(other, dict) or other.get(key) != own[key]]
+            raise StoreError(
+                f"{store.folder} holds another audit (different: {', '.join(differing) or 'format'}); "
+                "give another --out, or remove that folder."
+            )
+    else:
+        write_json(path, own)
+
+
+def _gate(plan: Plan, prepared: Prepared, device: str, progress: Progress) -> Gate:
+    stage = prepared.main.to(device)
+    probed = range(min(PROBED, plan.victims))
+    batches = [held_by(Trial(stage.digest, plan.rule, plan.threat, plan.attack, client=v), stage) for v in probed]
+    others = [
+        Batch(stage.groups.pictures(stage.groups.swaps[0, v]).to(device), batch.y)
+        for v, batch in zip(probed, batches, strict=True)
+    ]
+    progress("probing the update", 0.0)
+    return inspect_update(stage.network, plan.rule, batches, others, plan.seed)
+
+
+def default_workers() -> int:
+    """One process for each core that this process may use, at most 16."""
+    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -1,0 +1,261 @@
+"""The command line. Each command is one call of a public function; words and exit codes are all that is added."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from leakmap.auditing import default_workers, perform
+from leakmap.conclusion import Audit
+from leakmap.demo import demonstrate
+from leakmap.errors import BadSetting, LeakmapError
+from leakmap.local import LocalRule
+from leakmap.plan import Plan, prepare
+from leakmap.registry import Spec
+from leakmap.scoring.verdict import LEVELS
+from leakmap.store import Store
+from leakmap.terminal import describe
+from leakmap.threat import ThreatModel
+from leakmap.version import __version__
+
+REACHED, INCONCLUSIVE, BAD_INPUT, INTERRUPTED = 1, 2, 3, 130
+
+app = typer.Typer(
+    name="leakmap",
+    help="Can the updates that federated clients send be turned back into their pictures?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+Gate = StrEnum("Gate", [(level, level) for level in LEVELS[1:]])
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"leakmap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and stop.")] = False,
+) -> None:
+    """Can the updates that federated clients send be turned back into their pictures?"""
+
+
+MODEL, DATA, CLIENT = "Model", "Data", "Client"
+SERVER, ATTACK, RUN = "What the server sees", "Attack", "Run"
+
+
+@app.command()
+def audit(
+    model: Annotated[str, typer.Option(help="NAME[,key=value…] or path/to/file.py:function.", rich_help_panel=MODEL)],
+    data: Annotated[
+        str, typer.Option(help="samples, npz:FILE, folder:DIR or cifar10:DIR.", rich_help_panel=DATA)
+    ] = "samples",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results; the same one resumes.", rich_help_panel=RUN)
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="safetensors, or a torch checkpoint.", rich_help_panel=MODEL)
+    ] = None,
+    train_epochs: Annotated[int, typer.Option(help="Train briefly first.", rich_help_panel=MODEL)] = 0,
+    loss: Annotated[
+        str, typer.Option(help="cross_entropy[,label_smoothing=E] or file.py:function.", rich_help_panel=MODEL)
+    ] = "cross_entropy",
+    image_size: Annotated[int | None, typer.Option(help="Crop and resize.", rich_help_panel=DATA)] = None,
+    victims: Annotated[int, typer.Option(help="Clients to audit.", rich_help_panel=DATA)] = 12,
+    batch_size: Annotated[int, typer.Option(help="Pictures of each client.", rich_help_panel=DATA)] = 1,
+    normalise: Annotated[
+        str, typer.Option(help="data, imagenet, cifar10 or MEAN/…:STD/….", rich_help_panel=DATA)
+    ] = "data",
+    mode: Annotated[Literal["train", "eval"], typer.Option(help="Of the client's network.", rich_help_panel=CLIENT)] = "train",
+    share: Annotated[
+        Literal["gradient", "delta"], typer.Option(help="What it sends.", rich_help_panel=CLIENT)
+    ] = "gradient",
+    local_steps: Annotated[int, typer.Option(help="Mini-batches in an epoch.", rich_help_panel=CLIENT)] = 1,
+    epochs: Annotated[int, typer.Option(help="Local epochs.", rich_help_panel=CLIENT)] = 1,
+    lr: Annotated[float, typer.Option(help="Local learning rate.", rich_help_panel=CLIENT)] = 0.01,
+    momentum: Annotated[float, typer.Option(help="Of SGD.", rich_help_panel=CLIENT)] = 0.0,
+    weight_decay: Annotated[float, typer.Option(help="Local weight decay.", rich_help_panel=CLIENT)] = 0.0,
+    optimizer: Annotated[
+        Literal["sgd", "adam", "adamw"], typer.Option(help="Local optimiser.", rich_help_panel=CLIENT)
+    ] = "sgd",
+    dropout: Annotated[float | None, typer.Option(help="Replaces every rate.", rich_help_panel=CLIENT)] = None,
+    labels: Annotated[
+        Literal["unknown", "counts", "known"], typer.Option(help="Of the client's pictures.", rich_help_panel=SERVER)
+    ] = "unknown",
+    buffers: Annotated[bool, typer.Option(help="Returned BatchNorm buffers.", rich_help_panel=SERVER)] = True,
+    public: Annotated[int, typer.Option(help="Public pictures it holds.", rich_help_panel=SERVER)] = 0,
+    attack: Annotated[
+        str, typer.Option(help="NAME[,key=value…].", rich_help_panel=ATTACK)
+    ] = "inverting_gradients",
+    steps: Annotated[int | None, typer.Option(help="Iterations.", rich_help_panel=ATTACK)] = None,
+    restarts: Annotated[int | None, typer.Option(help="Independent starts.", rich_help_panel=ATTACK)] = None,
+    control: Annotated[
+        Literal["none", "swapped"],
+        typer.Option(help="swapped: a null audit, updates of other pictures.", rich_help_panel=ATTACK),
+    ] = "none",
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Besides PSNR and SSIM; repeatable.", rich_help_panel=RUN)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Everything random follows.", rich_help_panel=RUN)] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=RUN)] = "cpu",
+    workers: Annotated[int | None, typer.Option(help="Processes; one per core.", rich_help_panel=RUN)] = None,
+    gate: Annotated[
+        Gate | None, typer.Option(help="Exit 1 if this level is reached.", rich_help_panel=RUN)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print result.json.", rich_help_panel=RUN)] = False,
+) -> None:
+    """Audit clients: what can be recovered from what they send, beside floors and controls.
+
+    [bold]Examples[/bold]
+
+      leakmap audit --model resnet,blocks=1-1-1,width=24,preact=true
+
+      leakmap audit --model torchvision/resnet18 --data folder:DIR --image-size 64
+
+      leakmap audit --model nets.py:build --data npz:FILE --mode eval --gate partial
+
+    Exit codes: 0 done; with --gate 1 level reached, 2 inconclusive; 3 wrong input; 130 interrupted.
+    """
+    spec = Spec.parse(attack)
+    chosen = {"steps": steps, "restarts": restarts}
+    spec = Spec(spec.name, spec.params | {key: value for key, value in chosen.items() if value is not None})
+    plan = Plan(
+        model=model,
+        data=data,
+        rule=LocalRule(
+            share, mode, epochs, _part(batch_size, local_steps), lr, momentum, weight_decay, optimizer, dropout
+        ),
+        threat=ThreatModel(labels, buffers=buffers, public=public),
+        attack=spec,
+        weights=weights,
+        train_epochs=train_epochs,
+        image_size=image_size,
+        victims=victims,
+        batch_size=batch_size,
+        normalise=normalise,
+        loss=loss,
+        control=control,
+        metrics=tuple(metric or ()),
+        seed=seed,
+    )
+    folder = out or Path("runs") / f"audit-{_digest(plan)}"
+    with _progress() as progress:
+        prepared = prepare(plan, progress=progress)
+        found = perform(
+            plan, prepared, Store(folder), workers=workers or default_workers(), device=device, progress=progress
+        )
+    _tell(found, folder, as_json)
+    raise typer.Exit(_exit_code(found, gate))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for results; the same one resumes.")] = Path("runs/demo"),
+    workers: Annotated[int | None, typer.Option(help="Processes; one per core.")] = None,
+) -> None:
+    """One client that leaks and one that resists, on built-in photographs, in a few minutes."""
+    with _progress() as progress:
+        found, report = demonstrate(out, workers=workers or default_workers(), progress=progress)
+    console = Console()
+    for title, result in found.items():
+        console.print(f"\n[bold]{title}[/bold]")
+        describe(result.result, console)
+    console.print(f"\nReport: {report}", soft_wrap=True)
+
+
+def _part(batch_size: int, local_steps: int) -> int | None:
+    """Pictures of one local step, when a client's pictures are split into ``local_steps`` mini-batches."""
+    if local_steps == 1:
+        return None
+    part = -(-batch_size // max(local_steps, 1))
+    if local_steps < 1 or -(-batch_size // part) != local_steps:
+        raise BadSetting(
+            f"{batch_size} pictures cannot be split into {local_steps} mini-batches; "
+            "raise --batch-size, or repeat all pictures with --epochs."
+        )
+    return part
+
+
+def _digest(plan: Plan) -> str:
+    return hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _tell(found: Audit, folder: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(found.result, indent=2, ensure_ascii=False))
+        return
+    console = Console()
+    describe(found.result, console)
+    console.print(f"\nReport: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _exit_code(found: Audit, gate: Any) -> int:
+    if gate is None:
+        return 0
+    if found.level == "inconclusive":
+        return INCONCLUSIVE
+    return REACHED if LEVELS.index(found.level) >= LEVELS.index(gate.value) else 0
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar with the remaining time on a terminal; a line at every tenth elsewhere. Both on stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        said: set[tuple[str, int]] = set()
+
+        def line(what: str, fraction: float) -> None:
+            step = (what if fraction == 0 else "", int(fraction * 10))
+            if step not in said:
+                said.add(step)
+                console.print(f"{fraction:4.0%} {what}", soft_wrap=True)
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=console, transient=True, expand=True, speed_estimate_period=120) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
+
+
+def main() -> NoReturn:
+    """The entry point: turns every error of ours into one sentence and exit code 3."""
+    try:
+        code = app(standalone_mode=False)
+    except LeakmapError as error:
+        _say(f"Error: {error}")
+        code = BAD_INPUT
+    except KeyboardInterrupt:
+        _say("Interrupted. What is finished is kept; the same command continues.")
+        code = INTERRUPTED
+    except Exception as error:
+        show = getattr(error, "format_message", None)
+        if show is None:
+            raise
+        _say(f"Error: {show()} Try 'leakmap audit --help'.")
+        code = BAD_INPUT
+    sys.exit(code or 0)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, highlight=False, markup=False).print(text, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""The side that holds the truth: pictures, clients and their rounds."""

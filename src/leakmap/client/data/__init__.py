@@ -1,0 +1,102 @@
+"""Where pictures come from: one source per file.
+
+A source is written ``samples``, ``npz:FILE``, ``folder:DIR`` or ``cifar10:DIR``; its constructor takes the wanted image
+size (None: as they are) and returns :class:`Pictures`.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as T
+
+from leakmap.errors import DataError
+from leakmap.registry import Registry, Spec
+
+SMALLEST = 16
+"""Pictures below 16 pixels a side are refused: SSIM takes an 11-pixel window, and a line-up needs detail."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Labelled pictures of one size.
+
+    Args:
+        images: ``(N, C, H, W)`` uint8.
+        labels: ``(N,)`` int64.
+        classes: Their names.
+        spare: A second set from the same source, such as a training split: public pictures and training come from it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    spare: "Pictures | None" = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+sources: Registry[Pictures] = Registry("data", __name__)
+
+
+def load_pictures(spec: Spec | str, size: int | None = None) -> Pictures:
+    """Loads a source, without exact duplicates (a distractor equal to the truth would spoil a line-up).
+
+    Args:
+        spec: ``NAME[:PATH][,key=value…]``.
+        size: Height and width to bring the pictures to: centre crop to a square, then resize. None keeps them.
+
+    Raises:
+        DataError: the pictures cannot be read, are too small, or differ in shape.
+    """
+    spec = Spec.parse(spec)
+    if size is not None and size < SMALLEST:
+        raise DataError(f"An image size of at least {SMALLEST} is needed; got {size}.")
+    pictures = sources.build(spec, size)
+    if min(pictures.images.shape[-2:]) < SMALLEST:
+        height, width = pictures.images.shape[-2:]
+        raise DataError(
+            f"{spec} has pictures of {height}x{width}; at least {SMALLEST}x{SMALLEST} is needed: give --image-size."
+        )
+    return distinct(pictures)
+
+
+def distinct(pictures: Pictures, seen: set[bytes] | None = None) -> Pictures:
+    """The same pictures without exact repetitions, also across the two sets."""
+    seen = set() if seen is None else seen
+    keep: list[int] = []
+    for i, image in enumerate(pictures.images):
+        digest = hashlib.sha256(image.numpy().tobytes()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            keep.append(i)
+    spare = None if pictures.spare is None else distinct(pictures.spare, seen)
+    return replace(pictures, images=pictures.images[keep], labels=pictures.labels[keep], spare=spare)
+
+
+def square(images: Tensor, size: int | None) -> Tensor:
+    """Centre crop of ``(…, H, W)`` uint8 to a square and antialiased resize to ``size``; unchanged for None."""
+    if size is None or tuple(images.shape[-2:]) == (size, size):
+        return images
+    side = min(images.shape[-2:])
+    return T.resize(T.center_crop(images, [side, side]), [size, size], antialias=True)
+
+
+def to_channels(images: Tensor, channels: int | None) -> Tensor:
+    """``(N, C, H, W)`` with C brought to 1 (by luminance) or 3 (by repetition); unchanged for None."""
+    have = images.shape[1]
+    if channels is None or have == channels:
+        return images
+    if channels == 3 and have == 1:
+        return images.repeat(1, 3, 1, 1)
+    if channels == 1 and have == 3:
+        return T.rgb_to_grayscale(images)
+    raise DataError(f"Pictures with {have} channels cannot be brought to {channels}; channels is 1 or 3.")
+
+
+def grey_if_all_grey(images: Tensor) -> Tensor:
+    """RGB pictures whose three channels are equal everywhere, as one channel."""
+    same = bool(torch.equal(images[:, 0], images[:, 1]) and torch.equal(images[:, 1], images[:, 2]))
+    return images[:, :1] if same else images

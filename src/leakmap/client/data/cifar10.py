@@ -1,0 +1,34 @@
+"""CIFAR-10 as its authors distribute it."""
+
+import numpy as np
+import torch
+from torchvision.datasets import CIFAR10
+
+from leakmap.client.data import Pictures, sources, square
+from leakmap.errors import DataError
+
+
+@sources.add("cifar10:")
+def cifar10(size: int | None, path: str, *, download: bool = False) -> Pictures:
+    """The 10,000 test pictures, and the 50,000 training pictures as the spare set.
+
+    Args:
+        size: Image size; None keeps 32.
+        path: The folder that holds (or shall hold) ``cifar-10-batches-py``.
+        download: Fetch the data set from the network; never done unasked.
+    """
+
+    def read(train: bool, spare: Pictures | None = None) -> Pictures:
+        try:
+            data = CIFAR10(path, train=train, download=download)
+        except (RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise DataError(
+                f"cifar10:{path} cannot be read ({reason}): point to the folder that holds cifar-10-batches-py, "
+                "or add download=true."
+            ) from None
+        images = torch.from_numpy(np.ascontiguousarray(data.data)).permute(0, 3, 1, 2)
+        labels = torch.tensor(data.targets)
+        return Pictures(square(images, size).contiguous(), labels, tuple(data.classes), spare)
+
+    return read(False, read(True))

@@ -1,0 +1,62 @@
+"""A folder of pictures, one sub-folder a class."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from leakmap.client.data import Pictures, grey_if_all_grey, sources, square, to_channels
+from leakmap.errors import DataError
+
+ENDINGS = (".png", ".jpg", ".jpeg")
+
+
+@sources.add("folder:")
+def folder(size: int | None, path: str, *, channels: Literal[1, 3] | None = None, most: int = 5000) -> Pictures:
+    """PNG and JPEG files in class folders, ``DIR/cat/1.png``; classes are numbered in the order of their names.
+
+    All-grey data stay grey (one channel); ``channels=3`` makes them RGB.
+
+    Args:
+        size: Image size; None only where all files have the same size.
+        path: The folder.
+        channels: 1 or 3 to convert.
+        most: At most this many files are read, spread evenly over the sorted list.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise DataError(f"There is no folder {root}.")
+    classes = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    files = [
+        (file, label)
+        for label, name in enumerate(classes)
+        for file in sorted((root / name).rglob("*"))
+        if file.suffix.lower() in ENDINGS
+    ]
+    if len(classes) < 2 or not files:
+        raise DataError(
+            f"{root} holds {len(classes)} class folders with {len(files)} PNG or JPEG files; "
+            "expected one sub-folder per class, at least two: DIR/CLASS/FILE.png."
+        )
+    if len(files) > most:
+        files = [files[i] for i in np.linspace(0, len(files) - 1, most).astype(int)]
+    images = [square(_read(file), size) for file, _ in files]
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        sizes = sorted(f"{h}x{w}" for _, h, w in shapes)
+        raise DataError(f"{root} has pictures of different sizes ({', '.join(sizes[:3])}…): give --image-size.")
+    stacked = to_channels(grey_if_all_grey(torch.stack(images)), channels)
+    return Pictures(stacked, torch.tensor([label for _, label in files]), tuple(classes))
+
+
+def _read(file: Path) -> Tensor:
+    try:
+        with Image.open(file) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"{file} cannot be read as a picture: {reason}.") from None
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

@@ -1,0 +1,60 @@
+"""Real photographs that come inside scikit-image: no download."""
+
+import numpy as np
+import skimage.data
+import torch
+from torch import Tensor
+
+from leakmap.client.data import Pictures, sources, square
+
+PHOTOGRAPHS = (
+    "astronaut",
+    "cat",
+    "coffee",
+    "rocket",
+    "motorcycle",
+    "retina",
+    "immunohistochemistry",
+    "hubble_deep_field",
+    "camera",
+    "coins",
+)
+PER_SIDE = 6
+"""Tiles along the shorter side of a photograph."""
+DETAIL = 12.0
+"""Tiles whose grey values deviate by less than this (of 255) are left out: an empty sky identifies nothing."""
+
+
+@sources.add("samples")
+def samples(size: int | None) -> Pictures:
+    """Square tiles of ten photographs; the class of a tile is the photograph it was cut from.
+
+    Tiles do not overlap. Grey photographs are repeated to three channels. Without an image size, 32.
+    """
+    size = size or 32
+    images: list[Tensor] = []
+    labels: list[int] = []
+    for label, name in enumerate(PHOTOGRAPHS):
+        for tile in tiles(photograph(name)):
+            images.append(square(tile, size))
+            labels.append(label)
+    return Pictures(torch.stack(images), torch.tensor(labels), PHOTOGRAPHS)
+
+
+def photograph(name: str) -> Tensor:
+    """One photograph as ``(3, H, W)`` uint8."""
+    loaded = skimage.data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(skimage.data, name)()
+    pixels = torch.from_numpy(np.ascontiguousarray(loaded))
+    return pixels.expand(3, *pixels.shape).contiguous() if pixels.ndim == 2 else pixels.permute(2, 0, 1)[:3].contiguous()
+
+
+def tiles(picture: Tensor) -> list[Tensor]:
+    """Non-overlapping square tiles with some detail."""
+    side = min(picture.shape[1:]) // PER_SIDE
+    found = []
+    for top in range(0, picture.shape[1] - side + 1, side):
+        for left in range(0, picture.shape[2] - side + 1, side):
+            tile = picture[:, top : top + side, left : left + side]
+            if float(tile.float().mean(0).std()) >= DETAIL:
+                found.append(tile)
+    return found

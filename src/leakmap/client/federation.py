@@ -1,0 +1,60 @@
+"""The simulated client: what really happened in a round, truth included."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from leakmap.local import LocalRule, arrange, local_signal
+from leakmap.models.network import Network
+from leakmap.observation import Update
+from leakmap.seeds import derive
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A client's private examples.
+
+    Args:
+        pictures: ``(N, C, H, W)`` in [0, 1].
+        y: ``(N,)`` classes.
+    """
+
+    pictures: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Round:
+    """One client's round: what it got, held and shared.
+
+    Args:
+        network: What the server sent.
+        rule: What the client did.
+        batch: What it did it with. Private.
+        update: What it shared.
+        buffers: Its buffers afterwards, by name.
+    """
+
+    network: Network
+    rule: LocalRule
+    batch: Batch
+    update: Update
+    buffers: Mapping[str, Tensor]
+
+
+def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> Round:
+    """Runs one client.
+
+    Args:
+        network: Task, architecture and weights.
+        rule: The local rule.
+        batch: The client's examples.
+        seed: For dropout masks; nothing else is random.
+    """
+    module = arrange(network.module(), rule)
+    x = network.task.normalise(batch.pictures)
+    signal = local_signal(
+        module, network.weights, x, batch.y, rule, network.loss(), dropout_seed=derive(seed, "client")
+    )
+    return Round(network, rule, batch, Update(rule.share, signal.tensors), signal.buffers)

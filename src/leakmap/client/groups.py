@@ -1,0 +1,118 @@
+"""Who is who among the pictures: groups that share no picture, by construction."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leakmap.client.data import Pictures
+from leakmap.errors import DataError
+from leakmap.seeds import generator
+
+CONTROLS = 6
+"""Pictures for the planted positive control."""
+REFERENCE = 32
+"""Public pictures that an auditor keeps for the floors, unless the threat model grants more."""
+FEWEST_DISTRACTORS = 19
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Disjoint index sets into one pool of pictures.
+
+    Args:
+        images: The pool, ``(N, C, H, W)`` uint8.
+        labels: ``(N,)``.
+        classes: Their names.
+        victims: ``(V, B)``: one row a client.
+        swaps: ``(2, V, B)``: other pictures with the labels of the victims, where such are left, for null audits.
+        controls: ``(K, 1)``: clients of the planted positive control.
+        public: ``(P,)``: for floors, normalisation, public knowledge and rehearsals.
+        training: ``(T,)``: for briefly trained weights.
+        distractors: ``(D,)``: for line-ups.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    victims: Tensor
+    swaps: Tensor
+    controls: Tensor
+    public: Tensor
+    training: Tensor
+    distractors: Tensor
+
+    def counts(self) -> dict[str, int]:
+        """How many pictures each group holds."""
+        names = ("victims", "swaps", "controls", "public", "training", "distractors")
+        return {name: getattr(self, name).numel() for name in names}
+
+    def pictures(self, index: Tensor) -> Tensor:
+        """The pictures of a group as floats in [0, 1], ``(*index.shape, C, H, W)``."""
+        return self.images[index].float() / 255
+
+
+def divide(
+    pictures: Pictures, *, victims: int, batch_size: int, public: int = 0, training: bool = False, seed: int = 0
+) -> Groups:
+    """Divides a source into groups that share no picture.
+
+    Where the source has a spare set, public and training pictures come from it, and what is left of it joins the
+    distractors only if nothing was trained on it.
+
+    Args:
+        pictures: The source.
+        victims: Number of clients.
+        batch_size: Pictures of each client.
+        public: Public pictures that the threat model grants; at least :data:`REFERENCE` are kept where possible.
+        training: Whether weights will be trained.
+        seed: For the shuffle.
+
+    Raises:
+        DataError: too few pictures, with the numbers.
+    """
+    spare = pictures.spare
+    images = pictures.images if spare is None else torch.cat([pictures.images, spare.images])
+    labels = pictures.labels if spare is None else torch.cat([pictures.labels, spare.labels])
+    own = torch.randperm(len(pictures), generator=generator(seed, "groups")).tolist()
+    other = [len(pictures) + i for i in torch.randperm(len(spare), generator=generator(seed, "spare")).tolist()] if spare else own
+
+    held = victims * batch_size
+    reference = max(public, min(REFERENCE, len(images) // 8))
+    need = 3 * held + CONTROLS + FEWEST_DISTRACTORS + (0 if spare else reference)
+    if len(own) < need or len(other) < reference:
+        raise DataError(
+            f"{len(pictures)} different pictures are too few: {held} for victims, {2 * held} for swapped updates, "
+            f"{CONTROLS} for the control, {reference} public and at least {FEWEST_DISTRACTORS} distractors are needed. "
+            "Lower --victims, --batch-size or --public, or give more pictures."
+        )
+    victim = [own.pop() for _ in range(held)]
+    swaps = [[_same_label(own, labels, int(labels[v])) for v in victim] for _ in range(2)]
+    controls = [own.pop() for _ in range(CONTROLS)]
+    public_index = [other.pop() for _ in range(reference)]
+    trained: list[int] = []
+    if training:
+        room = len(other) if spare else max(0, len(other) - FEWEST_DISTRACTORS - min(80, len(other) // 2))
+        trained = [other.pop() for _ in range(room)]
+        if not trained:
+            raise DataError(f"{len(pictures)} different pictures leave none to train on; lower --victims.")
+    distractors = own if spare is None else own + other
+    return Groups(
+        images,
+        labels,
+        pictures.classes,
+        torch.tensor(victim).view(victims, batch_size),
+        torch.tensor(swaps).view(2, victims, batch_size),
+        torch.tensor(controls).view(-1, 1),
+        torch.tensor(public_index),
+        torch.tensor(trained, dtype=torch.int64),
+        torch.tensor(distractors),
+    )
+
+
+def _same_label(pool: list[int], labels: Tensor, label: int) -> int:
+    """Takes a picture out of the pool, one with this label if any is left."""
+    for position in range(len(pool) - 1, -1, -1):
+        if int(labels[pool[position]]) == label:
+            return pool.pop(position)
+    return pool.pop()

@@ -1,0 +1,62 @@
+"""Briefly trained weights, for audits of networks that are not at their random start."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from leakmap.models.network import Network
+from leakmap.seeds import derive
+
+BATCH = 64
+LR = 1e-3
+
+
+def train(
+    network: Network,
+    pictures: Tensor,
+    y: Tensor,
+    epochs: int,
+    seed: int,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> Network:
+    """The same network after some epochs of AdamW (lr 1e-3, batches of 64) on pictures that no client holds.
+
+    Args:
+        network: Where to start.
+        pictures: ``(N, C, H, W)`` uint8.
+        y: ``(N,)``.
+        epochs: Passes over them.
+        seed: For the order and for dropout.
+        progress: Called with the finished fraction.
+    """
+    device = next(iter(network.weights.values())).device
+    module, loss = network.module().train(), network.loss()
+    optimiser = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=LR)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive(seed, "training"))
+        for epoch in range(epochs):
+            order = torch.randperm(len(y))
+            for first in range(0, len(y), BATCH):
+                index = order[first : first + BATCH]
+                if len(index) < 2:
+                    continue
+                x = network.task.normalise(pictures[index].to(device).float() / 255)
+                optimiser.zero_grad()
+                loss(module(x), y[index].to(device)).backward()
+                optimiser.step()
+                progress((epoch + first / len(y)) / epochs)
+    return replace(network, weights={name: t.detach().clone() for name, t in module.state_dict().items()})
+
+
+@torch.no_grad()
+def accuracy(network: Network, pictures: Tensor, y: Tensor) -> float:
+    """Share of ``pictures`` (uint8) that the network classifies right, in inference mode."""
+    module = network.module().eval()
+    device = next(iter(network.weights.values())).device
+    right = 0
+    for first in range(0, len(y), BATCH):
+        x = network.task.normalise(pictures[first : first + BATCH].to(device).float() / 255)
+        right += int((module(x).argmax(1).cpu() == y[first : first + BATCH]).sum())
+    return right / len(y)

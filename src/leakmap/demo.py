@@ -1,0 +1,42 @@
+"""The demonstration: two clients that differ in one trait, on photographs inside scikit-image."""
+
+from pathlib import Path
+
+from leakmap import report
+from leakmap.auditing import perform
+from leakmap.conclusion import Audit
+from leakmap.plan import Plan, Progress, prepare
+from leakmap.store import Store
+
+CLIENTS = {
+    "A client that leaks: pre-activation ResNet, training mode": "resnet,blocks=1-1-1,width=24,preact=true",
+    "A client that resists: post-activation ResNet, training mode": "resnet,blocks=1-1-1,width=24,preact=false",
+}
+INTRODUCTION = (
+    "Two federated clients each send one gradient of one picture, in training mode. Their networks differ only in where "
+    "the normalisation stands. leakmap attacks both in the same way and says what it found."
+)
+
+
+def demonstrate(out: Path, *, workers: int, progress: Progress) -> tuple[dict[str, Audit], Path]:
+    """Audits both clients and writes one report.
+
+    Args:
+        out: Folder; what is finished there is not run again.
+        workers: Processes.
+        progress: Called with what is being done and the finished fraction.
+
+    Returns:
+        The audits by title, and the path of ``report.html``.
+    """
+    found: dict[str, Audit] = {}
+    for i, (title, model) in enumerate(CLIENTS.items()):
+
+        def told(what: str, fraction: float, i: int = i) -> None:
+            progress(f"client {i + 1} of {len(CLIENTS)}: {what}", (i + fraction) / len(CLIENTS))
+
+        plan = Plan(model=model, data="samples")
+        store = Store(out / ("leaks", "resists")[i])
+        found[title] = perform(plan, prepare(plan, progress=told), store, workers=workers, progress=told)
+    sections = [report.Section(audit.result, audit.rows, title) for title, audit in found.items()]
+    return found, report.write(out / "report.html", sections, "leakmap: one trait, two clients", INTRODUCTION)

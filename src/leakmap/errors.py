@@ -1,0 +1,61 @@
+"""Every exception that leakmap raises on purpose.
+
+    LeakmapError
+    ├── UsageError            what the caller asked for cannot be done as asked
+    │   ├── UnknownName       no algorithm, model, source or metric of that name
+    │   ├── BadSetting        a setting that does not exist or has an impossible value
+    │   ├── DataError         pictures that cannot be read, or too few of them
+    │   ├── ModelError        a model or its weights that do not fit the task
+    │   └── StoreError        a results folder that belongs to something else
+    ├── ObservationError      a file that is not a sound Observation
+    ├── NotGranted            an attack asked for a fact that the threat model withholds
+    ├── NotApplicable         the precondition of a closed form or a label rule does not hold
+    └── NonFinite             a computation left the finite numbers
+
+Each message is a sentence: what was got, what was expected, what to do. ``UsageError`` and ``ObservationError``
+end the command line with exit code 3; the last three, raised inside a run, are recorded as that run's failure.
+"""
+
+
+class LeakmapError(Exception):
+    """The root: catch this to catch everything that leakmap raises on purpose."""
+
+
+class UsageError(LeakmapError):
+    """What the caller asked for cannot be done as asked."""
+
+
+class UnknownName(UsageError):
+    """No algorithm, model, source or metric of that name."""
+
+
+class BadSetting(UsageError):
+    """A setting that does not exist, or has an impossible value."""
+
+
+class DataError(UsageError):
+    """Pictures that cannot be read, or too few of them."""
+
+
+class ModelError(UsageError):
+    """A model, or its weights, that does not fit the task or cannot be attacked."""
+
+
+class StoreError(UsageError):
+    """A results folder that holds something else than what was asked for."""
+
+
+class ObservationError(LeakmapError):
+    """A file that is not a sound Observation; the message names the file and the field."""
+
+
+class NotGranted(LeakmapError):
+    """An attack asked for a fact that the threat model withholds."""
+
+
+class NotApplicable(LeakmapError):
+    """The precondition of a closed form or a label rule does not hold."""
+
+
+class NonFinite(LeakmapError):
+    """A computation left the finite numbers."""

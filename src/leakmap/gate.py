@@ -1,0 +1,145 @@
+"""The degenerate-update gate: can this update say anything about the picture at all?
+
+With untrained weights "modern architectures resist inversion" is partly an artefact of initialisation: a
+zero-initialised head leaves every gradient below it at exactly 0. So before anything is attacked, the auditor looks at
+what the update depends on. Runs on the truth's side; nothing here reaches an attack.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from leakmap.client.federation import Batch, simulate
+from leakmap.local import LocalRule
+from leakmap.models.network import Network
+from leakmap.seeds import derive, generator
+
+TINY_SHARE = 1e-5
+HEAD_SHARE = 0.99
+ZERO_SHARE = 0.5
+SAME = 0.999
+SATURATED_LOSS = 1e-5
+PRECISION = 0.99
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the update depends on; medians over the probed clients.
+
+    Args:
+        norm: Norm of the update.
+        head_share: Share of its squared norm in the last two tensors (head weight and bias).
+        zero_tensors: Tensors that are exactly zero.
+        tiny_tensors: Tensors below 1e-5 of the total norm.
+        tensors: Tensors in the update.
+        cos_other: Cosine to the update of other pictures with the same labels.
+        cos_noise: Cosine to the update of noise with the same labels.
+        cos_precise: Cosine to the same update computed in float64; low where rounding dominates.
+        loss: The client's loss in its own mode before training.
+    """
+
+    norm: float
+    head_share: float
+    zero_tensors: float
+    tiny_tensors: float
+    tensors: int
+    cos_other: float
+    cos_noise: float
+    cos_precise: float
+    loss: float
+
+    def flags(self) -> dict[str, str]:
+        """Why the update is degenerate, by flag name; empty if it is not."""
+        found: dict[str, str] = {}
+        if self.norm == 0:
+            found["degenerate_update"] = "The update is exactly zero."
+        elif self.head_share > HEAD_SHARE and self.zero_tensors > ZERO_SHARE * self.tensors:
+            found["degenerate_update"] = (
+                f"{self.zero_tensors:.0f} of {self.tensors} tensors of the update are exactly zero and the head carries "
+                f"{self.head_share:.1%} of it: the head's weights are zero, so nothing below it gets a gradient."
+            )
+        elif self.zero_tensors > ZERO_SHARE * self.tensors:
+            found["degenerate_update"] = (
+                f"{self.zero_tensors:.0f} of {self.tensors} tensors of the update are exactly zero."
+            )
+        elif self.cos_other > SAME and self.cos_noise > SAME:
+            found["degenerate_update"] = (
+                f"Updates of other pictures and of noise have cosines {self.cos_other:.4f} and {self.cos_noise:.4f} to "
+                "this one: it hardly depends on the picture."
+            )
+        if self.loss < SATURATED_LOSS or self.cos_precise < PRECISION:
+            found["saturated"] = (
+                f"The client's loss is {self.loss:.1e} and its update has cosine {self.cos_precise:.3f} to the same "
+                "update in float64: what it sends is mostly rounding."
+            )
+        return found
+
+    def as_dict(self) -> dict[str, float]:
+        """For result.json."""
+        return asdict(self)
+
+
+def inspect_update(
+    network: Network,
+    rule: LocalRule,
+    batches: Sequence[Batch],
+    others: Sequence[Batch],
+    seed: int = 0,
+) -> Gate:
+    """Probes a client with its own batch, another one, noise, and in float64.
+
+    Args:
+        network: Task, architecture and weights.
+        rule: The local rule; dropout is left out, so that cosines compare pictures and not masks.
+        batches: Of the clients to probe.
+        others: Batches with the same labels.
+        seed: For the noise.
+    """
+    calm = LocalRule(**{**rule.__dict__, "dropout": 0.0})
+    rows: list[dict[str, float]] = []
+    for i, (batch, other) in enumerate(zip(batches, others, strict=True)):
+        noise = torch.rand(batch.pictures.shape, generator=generator(seed, "gate", i)).to(batch.pictures)
+        own = _update(network, calm, batch)
+        flat = [tensor.double().flatten() for tensor in own.values()]
+        norm = float(torch.cat(flat).norm())
+        norms = [float(tensor.norm()) for tensor in flat]
+        rows.append(
+            {
+                "norm": norm,
+                "head_share": sum(n**2 for n in norms[-2:]) / norm**2 if norm else 0.0,
+                "zero_tensors": sum(n == 0 for n in norms),
+                "tiny_tensors": sum(n < TINY_SHARE * norm for n in norms),
+                "cos_other": _cosine(own, _update(network, calm, Batch(other.pictures, batch.y))),
+                "cos_noise": _cosine(own, _update(network, calm, Batch(noise, batch.y))),
+                "cos_precise": _cosine(own, _update(_doubled(network), calm, Batch(batch.pictures.double(), batch.y))),
+                "loss": _loss(network, calm, batch, derive(seed, "gate", i)),
+            }
+        )
+    medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    return Gate(tensors=len(own), **medians)
+
+
+def _update(network: Network, rule: LocalRule, batch: Batch) -> dict[str, Tensor]:
+    return dict(simulate(network, rule, batch).update.tensors)
+
+
+def _doubled(network: Network) -> Network:
+    weights = {name: t.double() if t.is_floating_point() else t for name, t in network.weights.items()}
+    return Network(network.task, network.model, weights, network.code)
+
+
+def _loss(network: Network, rule: LocalRule, batch: Batch, seed: int) -> float:
+    module = network.module().train(rule.mode == "train")
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return float(network.loss()(module(network.task.normalise(batch.pictures)), batch.y))
+
+
+def _cosine(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    a = torch.cat([tensor.double().flatten() for tensor in left.values()])
+    b = torch.cat([right[name].double().flatten() for name in left])
+    product = float(a.norm() * b.norm())
+    return float(a @ b) / product if product else 0.0

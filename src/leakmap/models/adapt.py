@@ -1,0 +1,36 @@
+"""Layers without a second derivative, or that overwrite their input, replaced by equal ones that can be attacked."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Hardsigmoid(nn.Module):
+    """``relu6(x + 3) / 6``: the same values as ``nn.Hardsigmoid``, which has no double backward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, element by element."""
+        return F.relu6(x + 3) / 6
+
+
+def make_differentiable(module: nn.Module) -> nn.Module:
+    """Makes ``module`` twice differentiable, in place, with the same outputs; returns it.
+
+    In-place activations become out-of-place, and hard sigmoids (of torch and of timm) are written out. Attention needs
+    no change here: the client step runs under the math kernel, the only one with a double backward.
+    """
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__ in ("Hardsigmoid", "HardSigmoid"):
+                setattr(parent, name, Hardsigmoid())
+        if getattr(parent, "inplace", False) is True:
+            parent.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+    return module
+
+
+def freeze_running_statistics(module: nn.Module) -> nn.Module:
+    """Stops BatchNorm layers from moving their running statistics, in place; inference mode still uses them."""
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.track_running_stats = False
+    return module

@@ -1,0 +1,244 @@
+"""The network that every participant knows: task, architecture and the weights that the server sent."""
+
+import copy
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from leakmap.errors import LeakmapError, ModelError, NonFinite
+from leakmap.models import models
+from leakmap.models.adapt import make_differentiable
+from leakmap.registry import Spec, is_user_code, load_user_code
+from leakmap.seeds import derive
+from leakmap.task import Loss, Task, build_loss
+
+WEIGHTS_LIMIT = 16 * 2**30
+
+
+@dataclass(frozen=True)
+class Code:
+    """A user's own architecture and loss: Python objects that no file can hold.
+
+    Args:
+        model: The architecture; its weights do not matter, they travel as tensors.
+        loss: ``loss(outputs, y) -> scalar``.
+    """
+
+    model: nn.Module | None = None
+    loss: Loss | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """An architecture with its task and weights.
+
+    Args:
+        task: The public facts about the problem.
+        model: How the architecture is written down.
+        weights: Every parameter and buffer by name, as the server sent them.
+        code: The user's own architecture or loss, where the specifications point to such.
+    """
+
+    task: Task
+    model: Spec
+    weights: Mapping[str, Tensor]
+    code: Code = field(default_factory=Code)
+
+    def module(self) -> nn.Module:
+        """A fresh module of this architecture with these weights, ready for second derivatives.
+
+        Raises:
+            ModelError: the architecture is a user's own code that was not supplied, or the weights do not fit it.
+        """
+        module = make_differentiable(self._architecture())
+        fit_weights(module, self.weights, where=f"The weights of {self.model}")
+        return module.to(next(iter(self.weights.values())).device)
+
+    def loss(self) -> Loss:
+        """What the client minimises."""
+        if self.code.loss is not None:
+            return self.code.loss
+        if is_user_code(self.task.loss.name):
+            raise ModelError(
+                f"The loss {self.task.loss} is code of your own; leakmap does not run code that a file names: "
+                "pass the function as code=Code(loss=...)."
+            )
+        return build_loss(self.task.loss)
+
+    def to(self, device: torch.device | str) -> "Network":
+        """The same network with its weights on a device."""
+        return replace(self, weights={name: tensor.to(device) for name, tensor in self.weights.items()})
+
+    def _architecture(self) -> nn.Module:
+        if self.code.model is not None:
+            return copy.deepcopy(self.code.model)
+        if is_user_code(self.model.name) or self.model.name == IN_MEMORY:
+            raise ModelError(
+                f"The architecture {self.model} is code of your own; leakmap does not run code that a file names: "
+                "pass the module as code=Code(model=...)."
+            )
+        return models.build(self.model, self.task)
+
+
+IN_MEMORY = "(in memory)"
+"""The name of an architecture that was given as a module, not as a specification."""
+
+
+def build_network(
+    task: Task,
+    model: Spec | str | nn.Module,
+    *,
+    seed: int = 0,
+    weights: Path | str | None = None,
+    loss: Loss | None = None,
+) -> Network:
+    """A network with fresh weights drawn from ``seed``, or with weights from a file.
+
+    Args:
+        task: The public facts about the problem.
+        model: A specification, a user's ``file.py:function``, or a module (which keeps its own weights).
+        seed: For the initialisation.
+        weights: A safetensors file, or a checkpoint that ``torch.load(weights_only=True)`` can read.
+        loss: A loss function of the user's own, in place of ``task.loss``.
+
+    Raises:
+        ModelError: the model does not map the task's inputs to its classes, or the weights do not fit.
+    """
+    if isinstance(model, nn.Module):
+        spec, architecture = Spec(IN_MEMORY), copy.deepcopy(model)
+    else:
+        spec = Spec.parse(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "weights"))
+            architecture = user_code(spec, task.loss).model or models.build(spec, task)
+    if weights is not None:
+        fit_weights(architecture, read_weights(Path(weights)), where=str(weights))
+    own = isinstance(model, nn.Module) or is_user_code(spec.name)
+    if loss is None and is_user_code(task.loss.name):
+        loss = build_loss(task.loss)
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in architecture.state_dict().items()}
+    network = Network(task, spec, state, Code(architecture if own else None, loss))
+    check_network(network)
+    return network
+
+
+def user_code(model: Spec, loss: Spec) -> Code:
+    """Runs the files that specifications name, if they name any. Only for specifications that the user typed."""
+    return Code(
+        _call_user_code(model) if is_user_code(model.name) else None,
+        build_loss(loss) if is_user_code(loss.name) else None,
+    )
+
+
+def _call_user_code(spec: Spec) -> nn.Module:
+    try:
+        module = load_user_code(spec.name)(**spec.params)
+    except LeakmapError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{spec} raised {type(error).__name__}: {error}.") from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"{spec} returned {type(module).__name__}; it must return a torch.nn.Module.")
+    return module
+
+
+def fit_weights(module: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
+    """Loads ``weights`` into ``module``; one sentence says what does not fit.
+
+    Raises:
+        ModelError: names are missing or unknown, or shapes differ.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in weights]
+    unknown = [name for name in weights if name not in own]
+    if missing or unknown:
+        parts = [f"{len(missing)} missing (first {missing[0]!r})"] if missing else []
+        parts += [f"{len(unknown)} unknown (first {unknown[0]!r})"] if unknown else []
+        raise ModelError(f"{where} do not fit the architecture: {' and '.join(parts)} of {len(own)} names.")
+    for name, tensor in own.items():
+        if weights[name].shape != tensor.shape:
+            got, expected = tuple(weights[name].shape), tuple(tensor.shape)
+            raise ModelError(f"{where} do not fit the architecture: {name!r} has shape {got}, not {expected}.")
+    module.load_state_dict(dict(weights))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads a state dict from safetensors or from a checkpoint, never running code from it.
+
+    A checkpoint may hold the state dict itself or hold it under ``state_dict`` or ``model``; a leading ``module.``
+    of every name (DataParallel) is removed.
+
+    Raises:
+        ModelError: the file is absent, too large, damaged, or holds anything else than tensors by name.
+    """
+    if not path.is_file():
+        raise ModelError(f"There is no weights file {path}.")
+    if (size := path.stat().st_size) > WEIGHTS_LIMIT:
+        raise ModelError(f"{path} has {size} bytes; weights files of at most {WEIGHTS_LIMIT} bytes are read.")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ModelError(f"{path} cannot be read as weights ({reason}); expected tensors by name.") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
+        raise ModelError(f"{path} does not hold tensors by name; save model.state_dict().")
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{path} has values in {name!r} that are not finite.")
+    return state
+
+
+def check_network(network: Network) -> None:
+    """Tries one forward pass and one second derivative, so that a model that cannot be attacked is refused at once.
+
+    Raises:
+        ModelError: the outputs have the wrong shape, or an operation has no double backward.
+    """
+    task, spec = network.task, network.model
+    module = network.module().eval()
+    device = next(iter(network.weights.values())).device
+    x = torch.zeros(2, *task.shape, device=device, requires_grad=True)
+    y = torch.arange(2, device=device) % task.classes
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            outputs = module(x)
+    except Exception as error:
+        raise ModelError(
+            f"{spec} does not take inputs of shape (N, {', '.join(map(str, task.shape))}): {error}."
+        ) from error
+    if network.code.loss is None and (not isinstance(outputs, Tensor) or outputs.shape != (2, task.classes)):
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ModelError(f"{spec} gives {got} for 2 inputs; expected class scores of shape (2, {task.classes}).")
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise ModelError(f"{spec} has no trainable parameter, so a client has nothing to share.")
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            loss = network.loss()(outputs, y)
+        signal = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+        total = torch.stack([g.square().sum() for g in signal]).sum()
+        if total.requires_grad:
+            torch.autograd.grad(total, x, allow_unused=True)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ModelError(
+            f"{spec} cannot be attacked by gradient matching: {str(error).splitlines()[0].rstrip('.')}. "
+            "Every operation needs a second derivative; replace that layer by a differentiable one."
+        ) from error
+    if not torch.isfinite(total):
+        raise NonFinite(f"{spec} gives a gradient that is not finite for black pictures.")

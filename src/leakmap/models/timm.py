@@ -1,0 +1,38 @@
+"""Models of timm (optional: ``pip install leakmap[models]``)."""
+
+import importlib
+from typing import Any
+
+from torch import nn
+
+from leakmap.errors import ModelError, UnknownName
+from leakmap.models import models
+from leakmap.registry import near_misses
+from leakmap.task import Task
+
+
+@models.add("timm/")
+def timm_model(task: Task, name: str, *, drop_path_rate: float = 0.0) -> nn.Module:
+    """A timm classifier by its name there, untrained; ``--weights FILE`` loads weights.
+
+    Args:
+        task: Gives channels, classes and, where the model takes it, the image size.
+        name: Its name in timm.
+        drop_path_rate: Rate of stochastic depth.
+    """
+    try:
+        timm: Any = importlib.import_module("timm")
+    except ImportError:
+        raise ModelError(f"timm/{name} needs timm; install it with: pip install 'leakmap[models]'.") from None
+    if name not in (known := timm.list_models()):
+        raise UnknownName(f"timm has no model {name!r}; {near_misses(name, known)}")
+    channels, height, width = task.shape
+    settings: dict[str, Any] = {"in_chans": channels, "num_classes": task.classes}
+    if drop_path_rate:
+        settings["drop_path_rate"] = drop_path_rate
+    try:
+        return timm.create_model(name, img_size=(height, width), **settings)
+    except TypeError:
+        return timm.create_model(name, **settings)
+    except AssertionError as error:
+        raise ModelError(f"timm/{name} cannot be built for inputs of shape {task.shape}: {error}.") from error

@@ -1,0 +1,28 @@
+"""Classification models of torchvision."""
+
+import torchvision
+from torch import nn
+
+from leakmap.errors import ModelError, UnknownName
+from leakmap.models import models
+from leakmap.registry import near_misses
+from leakmap.task import Task
+
+
+@models.add("torchvision/")
+def torchvision_model(task: Task, name: str) -> nn.Module:
+    """A torchvision classifier by its name there, untrained; ``--weights FILE`` loads weights. Takes RGB pictures."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise UnknownName(f"torchvision has no classification model {name!r}; {near_misses(name, known)}")
+    if task.shape[0] != 3:
+        raise ModelError(
+            f"torchvision/{name} takes 3 channels, the pictures have {task.shape[0]}: add channels=3 to --data."
+        )
+    extra = {"image_size": task.shape[1]} if name.startswith("vit_") else {}
+    if name in ("googlenet", "inception_v3"):
+        extra |= {"aux_logits": False, "init_weights": True}
+    try:
+        return torchvision.models.get_model(name, weights=None, num_classes=task.classes, **extra)
+    except ValueError as error:
+        raise ModelError(f"torchvision/{name} cannot be built for inputs of shape {task.shape}: {error}.") from error

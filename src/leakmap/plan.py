@@ -1,0 +1,230 @@
+"""The plan of an audit: which client, which pictures, which runs."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from torch import nn
+
+from leakmap.attacker.attacks import attacks
+from leakmap.client.data import Pictures, load_pictures
+from leakmap.client.groups import Groups, divide
+from leakmap.client.training import accuracy, train
+from leakmap.errors import BadSetting
+from leakmap.local import LocalRule
+from leakmap.models.network import IN_MEMORY, build_network
+from leakmap.registry import Spec
+from leakmap.scoring.lineup import GALLERY
+from leakmap.scoring.metrics import ALWAYS, metrics
+from leakmap.task import Loss, Task
+from leakmap.threat import ThreatModel
+from leakmap.trial import Stage, Trial
+
+NORMALISATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+}
+Progress = Callable[[str, float], None]
+"""``(what is being done, finished fraction)``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that an audit is, as names and numbers.
+
+    Args:
+        model: Specification of the architecture.
+        data: Specification of the source.
+        rule: What the clients do.
+        threat: What the server is granted.
+        attack: The attack.
+        weights: File with weights; None draws them from the seed.
+        train_epochs: Epochs of brief training on pictures that no client holds.
+        image_size: Height and width; None keeps the data's.
+        victims: Number of clients.
+        batch_size: Pictures of each client.
+        normalise: ``data`` (mean and deviation of the public pictures), ``imagenet``, ``cifar10`` or ``M/M/M:S/S/S``.
+        loss: ``cross_entropy[,label_smoothing=E]`` or a user's ``file.py:function``.
+        control: ``swapped`` turns the whole audit into a null audit: every update comes from other pictures.
+        metrics: Besides PSNR and SSIM.
+        gallery: Candidates in a line-up.
+        seed: Everything random derives from it.
+    """
+
+    model: str
+    data: str
+    rule: LocalRule = field(default_factory=LocalRule)
+    threat: ThreatModel = field(default_factory=ThreatModel)
+    attack: Spec = field(default_factory=lambda: Spec("inverting_gradients"))
+    weights: str | None = None
+    train_epochs: int = 0
+    image_size: int | None = None
+    victims: int = 12
+    batch_size: int = 1
+    normalise: str = "data"
+    loss: str = "cross_entropy"
+    control: Literal["none", "swapped"] = "none"
+    metrics: tuple[str, ...] = ()
+    gallery: int = GALLERY
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("victims", 1), ("batch_size", 1), ("train_epochs", 0), ("gallery", 20)):
+            if getattr(self, name) < least:
+                raise BadSetting(f"{name} must be at least {least}; got {getattr(self, name)}.")
+        if self.control not in ("none", "swapped"):
+            raise BadSetting(f"control must be 'none' or 'swapped'; got {self.control!r}.")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The stages of an audit.
+
+    Args:
+        main: The audited network and all pictures.
+        control: The planted control's network and the same pictures.
+        accuracy: Of the audited network on the public pictures.
+    """
+
+    main: Stage
+    control: Stage
+    accuracy: float
+
+
+def prepare(
+    plan: Plan,
+    pictures: Pictures | None = None,
+    module: nn.Module | None = None,
+    loss: Loss | None = None,
+    progress: Progress = lambda what, fraction: None,
+) -> Prepared:
+    """Loads the pictures, divides them, builds and trains the networks.
+
+    Args:
+        plan: The audit.
+        pictures: In place of ``plan.data``.
+        module: In place of ``plan.model``.
+        loss: In place of ``plan.loss``.
+        progress: Called with what is being done and the finished fraction.
+
+    Raises:
+        UsageError: something does not fit; nothing was computed yet.
+    """
+    attack = attacks.build(plan.attack)
+    for name in plan.metrics:
+        metrics.build(name)
+    progress("loading pictures", 0.0)
+    groups = divide(
+        pictures or load_pictures(plan.data, plan.image_size),
+        victims=plan.victims,
+        batch_size=plan.batch_size,
+        public=plan.threat.public,
+        training=plan.train_epochs > 0,
+        seed=plan.seed,
+    )
+    progress("building the model", 0.0)
+    channels, height, width = groups.images.shape[1:]
+    mean, std = _normalisation(plan.normalise, groups)
+    task = Task((channels, height, width), len(groups.classes), mean, std, Spec.parse(plan.loss))
+    network = build_network(
+        task, module if module is not None else plan.model, seed=plan.seed, weights=plan.weights, loss=loss
+    )
+    if plan.train_epochs:
+        pool = groups.training
+        network = train(
+            network, groups.images[pool], groups.labels[pool], plan.train_epochs, plan.seed,
+            lambda fraction: progress("training briefly", fraction),
+        )  # fmt: skip
+    control = build_network(task, attack.leaky_model, seed=plan.seed, loss=loss)
+    public = groups.public
+    own_loss = network.code.loss is not None
+    right = math.nan if own_loss else accuracy(network, groups.images[public], groups.labels[public])
+    return Prepared(Stage(network, groups), Stage(control, groups), right)
+
+
+def _normalisation(text: str, groups: Groups) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    channels = groups.images.shape[1]
+    if text == "data":
+        public = groups.pictures(groups.public).transpose(0, 1).flatten(1)
+        mean, std = public.mean(1), public.std(1).clamp(min=0.05)
+        return tuple(round(v, 3) for v in mean.tolist()), tuple(round(v, 3) for v in std.tolist())
+    if text in NORMALISATIONS:
+        mean, std = NORMALISATIONS[text]
+    else:
+        try:
+            left, right = text.split(":")
+            mean, std = tuple(map(float, left.split("/"))), tuple(map(float, right.split("/")))
+        except ValueError:
+            known = ", ".join(["data", *NORMALISATIONS])
+            raise BadSetting(f"normalise is one of {known}, or MEAN/…:STD/…; got {text!r}.") from None
+    if len(mean) != channels:
+        raise BadSetting(f"normalise={text} has {len(mean)} channels, the pictures have {channels}.")
+    return mean, std
+
+
+ROLES = ("attack", "swapped", "prior_only", "control")
+
+
+def trials(plan: Plan, prepared: Prepared) -> dict[str, list[Trial]]:
+    """Every run of an audit, by role.
+
+    ``attack`` is what is judged; ``swapped`` and ``prior_only`` are its floors; ``control`` is the planted client that
+    is known to leak: an architecture that leaks to this attack, in inference mode, one picture.
+    """
+    own = 1 if plan.control == "swapped" else 0
+    base = Trial(
+        prepared.main.digest,
+        plan.rule,
+        plan.threat,
+        plan.attack,
+        seed=plan.seed,
+        gallery=plan.gallery,
+        metrics=(*ALWAYS, *plan.metrics),
+    )
+    prior = plan.attack
+    if prior.name != "prior_only":
+        prior = Spec("prior_only", {"of": plan.attack.name, **plan.attack.params})
+    victims = range(plan.victims)
+    planted = replace(base, stage=prepared.control.digest, rule=LocalRule(mode="eval"), group="controls", metrics=ALWAYS)
+    return {
+        "attack": [replace(base, client=v, swap=own) for v in victims],
+        "swapped": [replace(base, client=v, swap=own + 1) for v in victims],
+        "prior_only": [replace(base, client=v, swap=own, attack=prior) for v in victims],
+        "control": [replace(planted, client=k) for k in range(len(prepared.control.groups.controls))],
+    }
+
+
+
+
+def command(plan: Plan) -> str:
+    """The command line that repeats an audit."""
+    rule, threat, default = plan.rule, plan.threat, LocalRule()
+    parts = [f"--model {plan.model}", f"--data {plan.data}", f"--mode {rule.mode}"]
+    steps = None if rule.batch_size is None else -(-plan.batch_size // rule.batch_size)
+    options = {
+        "weights": (plan.weights, None),
+        "train-epochs": (plan.train_epochs, 0),
+        "image-size": (plan.image_size, None),
+        "normalise": (plan.normalise, "data"),
+        "loss": (plan.loss, "cross_entropy"),
+        "victims": (plan.victims, 12),
+        "batch-size": (plan.batch_size, 1),
+        "share": (rule.share, default.share),
+        "local-steps": (steps, None),
+        "epochs": (rule.epochs, default.epochs),
+        "lr": (rule.lr, default.lr),
+        "momentum": (rule.momentum, default.momentum),
+        "weight-decay": (rule.weight_decay, default.weight_decay),
+        "optimizer": (rule.optimizer, default.optimizer),
+        "dropout": (rule.dropout, None),
+        "labels": (threat.labels, "unknown"),
+        "public": (threat.public, 0),
+        "attack": (str(plan.attack), "inverting_gradients"),
+        "control": (plan.control, "none"),
+        "seed": (plan.seed, 0),
+    }
+    parts += [f"--{name} {value}" for name, (value, usual) in options.items() if value != usual]
+    parts += [f"--metric {name}" for name in plan.metrics]
+    parts += [] if threat.buffers else ["--no-buffers"]
+    return "leakmap audit " + " ".join(parts)

@@ -1,0 +1,81 @@
+"""The figures of a report, as SVG text."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+INK, GREY, BLUE, ORANGE = "#1f2933", "#9aa5b1", "#1f6feb", "#c2571a"
+STYLE = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "leakmap",
+}
+
+
+def line_up(result: Mapping[str, Any]) -> str:
+    """Ranks of the true pictures: the attack, the same attack on swapped updates, and what chance would give."""
+    clients = [client for client in result["clients"] if "ranks" in client]
+    if not clients:
+        return ""
+    size = result["line_up"]["gallery"][1]
+    galleries = [client["gallery"] for client in clients]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 2.3), layout="constrained")
+        axes = figure.subplots()
+        for key, colour, label in (
+            ("ranks", BLUE, "this update"),
+            ("swapped_ranks", ORANGE, "swapped update (must be at chance)"),
+        ):
+            ranks = sorted(rank for client in clients for rank in client[key])
+            xs = [1, *ranks, size]
+            ys = [0.0, *[(i + 1) / len(ranks) for i in range(len(ranks))], 1.0]
+            axes.step(xs, ys, where="post", color=colour, linewidth=1.8, label=label)
+            axes.plot(ranks, [(i + 1) / len(ranks) for i in range(len(ranks))], "o", color=colour, markersize=3.5)
+        every = range(1, size + 1)
+        chance = [sum(min(1, rank / g) for g in galleries) / len(galleries) for rank in every]
+        axes.plot(every, chance, color=GREY, linestyle="--", linewidth=1.2, label="chance")
+        axes.set_xscale("log")
+        axes.set_xlim(0.93, size * 1.05)
+        ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500) if t <= size]
+        axes.set_xticks(ticks, [str(t) for t in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel(f"rank of the true picture among up to {size} candidates (1 = picked out)")
+        axes.set_ylabel("share of pictures")
+        axes.legend(frameon=False, loc="lower right", fontsize=8)
+        return _svg(figure)
+
+
+def curves(result: Mapping[str, Any]) -> str:
+    """The matching term along each run."""
+    found = [client["curve"] for client in result["clients"] if client.get("curve")]
+    if not found:
+        return ""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 2.1), layout="constrained")
+        axes = figure.subplots()
+        for curve in found:
+            axes.plot([(i + 0.5) / len(curve) for i in range(len(curve))], curve, color=BLUE, alpha=0.55, linewidth=1)
+        axes.set_yscale("log")
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("share of the iterations")
+        axes.set_ylabel("matching term")
+        return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

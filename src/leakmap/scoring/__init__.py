@@ -1,0 +1,1 @@
+"""How much leaked: metrics, the line-up, floors, intervals and the verdict."""

@@ -1,0 +1,212 @@
+"""When may we say that an update leaks?
+
+False alarms are shared out so that a null audit reaches ``statistical`` or more in at most 5 % of runs: the rank-sum
+test may err in 3 %, the count of first ranks in 1 %, and the gains over the floors in 1 % together.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from leakmap.scoring.statistics import Interval, mean_interval, rank_one_p, rank_sum_p, share_interval
+
+Level = Literal["inconclusive", "none_found", "statistical", "partial", "visual", "exact"]
+LEVELS: tuple[Level, ...] = ("inconclusive", "none_found", "statistical", "partial", "visual", "exact")
+
+RANK_SUM_ALPHA = 0.03
+RANK_ONE_ALPHA = 0.01
+GAIN_CONFIDENCE = 0.99
+TIMES_CHANCE = 10
+VISIBLE_SSIM = 0.5
+EXACT_PSNR = 30.0
+SHARE = 0.1
+"""Share of the pictures that must be recovered visibly, or exactly, for that level; at least one picture."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """How one client fared.
+
+    Args:
+        ranks: In the line-up, of each of its pictures.
+        gallery: Candidates in each of its line-ups.
+        scores: Metric -> value of each picture.
+        floors: Metric -> floor -> value of each picture.
+    """
+
+    ranks: tuple[float, ...]
+    gallery: int
+    scores: Mapping[str, tuple[float, ...]]
+    floors: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LineUp:
+    """The line-up over all clients.
+
+    Args:
+        hits: Pictures ranked first.
+        n: Pictures.
+        rank_one: Their share with its 95 % interval.
+        chance: Share expected without leakage.
+        median_rank: Over all pictures.
+        p: One-sided rank-sum test.
+        p_rank_one: One-sided test of the number of first ranks.
+    """
+
+    hits: int
+    n: int
+    rank_one: Interval
+    chance: float
+    median_rank: float
+    p: float
+    p_rank_one: float
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether the ranks tell the truth from the distractors."""
+        return self.p < RANK_SUM_ALPHA or self.p_rank_one < RANK_ONE_ALPHA
+
+
+def line_up(clients: Sequence[Client]) -> LineUp:
+    """Sums up the line-ups of several clients."""
+    ranks = sorted(rank for client in clients for rank in client.ranks)
+    hits, n = sum(rank == 1 for rank in ranks), len(ranks)
+    galleries = [client.gallery for client in clients]
+    return LineUp(
+        hits,
+        n,
+        share_interval(hits, n, len(clients)),
+        sum(1 / g for g in galleries) / len(galleries),
+        (ranks[(n - 1) // 2] + ranks[n // 2]) / 2,
+        rank_sum_p([client.ranks for client in clients], galleries),
+        rank_one_p(hits, n, galleries),
+    )
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A metric beside its floors.
+
+    Args:
+        value: Mean over clients, with its 95 % interval.
+        floors: Mean of each floor.
+        best_floor: Name of the floor with the highest mean.
+        gain: Mean paired difference to that floor, 95 % interval.
+        above_every_floor: Whether the paired difference to every floor is positive at 99 % confidence.
+    """
+
+    value: Interval
+    floors: Mapping[str, float]
+    best_floor: str
+    gain: Interval
+    above_every_floor: bool
+
+
+def gain_over_floors(clients: Sequence[Client], metric: str) -> Gain:
+    """The paired difference of a metric to its floors."""
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    own = [mean(client.scores[metric]) for client in clients]
+    names = list(clients[0].floors[metric])
+    of_floor = {name: [mean(client.floors[metric][name]) for client in clients] for name in names}
+    best = max(names, key=lambda name: mean(of_floor[name]))
+    differences = {n: [a - b for a, b in zip(own, of_floor[n], strict=True)] for n in names}
+    return Gain(
+        mean_interval(own),
+        {name: mean(values) for name, values in of_floor.items()},
+        best,
+        mean_interval(differences[best]),
+        all(mean_interval(d, GAIN_CONFIDENCE).low > 0 for d in differences.values()),
+    )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a verdict rests on.
+
+    Args:
+        clients: The audited clients that finished.
+        swapped: The same attack on swapped updates.
+        control: The planted positive control.
+        blocking: Flags that make an unsuccessful attack no evidence of anything.
+        failed: Runs that failed.
+    """
+
+    clients: Sequence[Client]
+    swapped: Sequence[Client]
+    control: Sequence[Client]
+    blocking: Mapping[str, str] = field(default_factory=dict)
+    failed: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The level and why."""
+
+    level: Level
+    reasons: tuple[str, ...]
+
+
+def recovered(clients: Sequence[Client], metric: str, threshold: float) -> int:
+    """Pictures ranked first in their line-up, above every floor of theirs, and above the threshold."""
+    return sum(
+        rank == 1 and value > threshold and all(value > floor[i] for floor in client.floors[metric].values())
+        for client in clients
+        for i, (rank, value) in enumerate(zip(client.ranks, client.scores[metric], strict=True))
+    )
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """The verdict, by the rules of this module's docstring; never "safe"."""
+    if not evidence.clients:
+        return Verdict("inconclusive", ("No run of the attack finished.",))
+    if not evidence.swapped:
+        return Verdict("inconclusive", ("No run on a swapped update finished, so there is no floor to compare with.",))
+    found = line_up(evidence.clients)
+    swapped = line_up(evidence.swapped)
+    gains = {metric: gain_over_floors(evidence.clients, metric) for metric in ("psnr", "ssim")}
+    needed = max(1, math.ceil(SHARE * found.n))
+    exact = recovered(evidence.clients, "psnr", EXACT_PSNR)
+    visible = recovered(evidence.clients, "ssim", VISIBLE_SSIM)
+    ranks = (
+        f"The line-up ranks the true picture first in {found.hits} of {found.n} cases (chance {found.chance:.1%}, "
+        f"rank-sum p = {found.p:.2g}); on swapped updates in {swapped.hits} of {swapped.n} (p = {swapped.p:.2g})."
+    )
+    if swapped.above_chance and found.p >= swapped.p:
+        return Verdict("inconclusive", (ranks, "Swapped updates rank as well: the line-up does not measure leakage here."))
+    if exact >= needed:
+        return Verdict("exact", (f"{exact} of {found.n} pictures are recovered above {EXACT_PSNR:.0f} dB PSNR.", ranks))
+    if visible >= needed:
+        return Verdict("visual", (f"{visible} of {found.n} pictures are recovered above {VISIBLE_SSIM} SSIM.", ranks))
+    beats_swapped = found.rank_one.value > swapped.rank_one.value
+    if found.rank_one.value >= TIMES_CHANCE * found.chance and found.rank_one.low > found.chance and beats_swapped:
+        return Verdict("partial", (ranks,))
+    if found.above_chance and found.p < swapped.p:
+        return Verdict("statistical", (ranks,))
+    above = [metric for metric, gain in gains.items() if gain.above_every_floor]
+    if above:
+        return Verdict("statistical", (f"{' and '.join(above).upper()} lie above every floor.", ranks))
+    return _nothing_found(evidence, ranks)
+
+
+def _nothing_found(evidence: Evidence, ranks: str) -> Verdict:
+    """Nothing was found: is that evidence, or did the measurement fail?"""
+    if evidence.blocking:
+        return Verdict("inconclusive", (ranks, *evidence.blocking.values()))
+    if evidence.failed:
+        return Verdict("inconclusive", (ranks, f"{evidence.failed} runs failed, so their leakage is unknown."))
+    if not evidence.control:
+        return Verdict("inconclusive", (ranks, "The planted positive control did not finish."))
+    control = line_up(evidence.control)
+    if not control.above_chance:
+        return Verdict(
+            "inconclusive",
+            (ranks, f"The planted control, known to leak, was not found either (p = {control.p:.2g}): attack too weak."),
+        )
+    return Verdict(
+        "none_found", (ranks, f"The planted control was found: first in {control.hits} of {control.n} line-ups.")
+    )

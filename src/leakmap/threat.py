@@ -1,0 +1,85 @@
+"""The threat model, and the only door between the two sides."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from leakmap.client.federation import Round
+from leakmap.errors import BadSetting
+from leakmap.observation import Observation, Public
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """Which facts an honest-but-curious server is granted besides the update itself: independent of each other.
+
+    Args:
+        labels: ``unknown``; ``counts`` of each class; or ``known``, the class of each example.
+        count: Whether it knows the number of examples.
+        rule: Whether it knows the local rule (mode, steps, learning rate).
+        buffers: Whether the client returns its BatchNorm buffers.
+        public: How many public pictures from the same source it holds.
+    """
+
+    labels: Literal["unknown", "counts", "known"] = "unknown"
+    count: bool = True
+    rule: bool = True
+    buffers: bool = True
+    public: int = 0
+
+    def __post_init__(self) -> None:
+        if self.labels not in ("unknown", "counts", "known"):
+            raise BadSetting(f"A threat model's labels must be 'unknown', 'counts' or 'known'; got {self.labels!r}.")
+        if self.labels != "unknown" and not self.count:
+            raise BadSetting("Whoever knows the labels knows how many examples there are: grant count too.")
+        if self.public < 0:
+            raise BadSetting(f"A threat model's public must be at least 0 pictures; got {self.public}.")
+
+    @property
+    def letter(self) -> str:
+        """The nearest attacker of Carletti et al. (USENIX Security 2025), A weakest; active ones (F to H) never.
+
+        B knows picture statistics such as smoothness and range, which every attack here uses; C adds the local rule;
+        D public pictures; E statistics of the client's own data, which returned buffers are. ``+`` marks granted
+        labels or counts, which their ladder leaves open.
+        """
+        letter = "E" if self.buffers else "D" if self.public else "C" if self.rule else "B"
+        return letter if self.labels == "unknown" else f"{letter}+"
+
+
+def observe(round: Round, threat: ThreatModel, public: Public | None = None) -> Observation:
+    """What a server sees of a round. The result has been through its file form: no graph or storage is shared.
+
+    Args:
+        round: What really happened.
+        threat: What is granted.
+        public: Public pictures to draw ``threat.public`` from, the first ones.
+
+    Raises:
+        BadSetting: fewer public pictures are there than granted.
+    """
+    y, classes = round.batch.y, round.network.task.classes
+    if threat.public and (public is None or len(public.pictures) < threat.public):
+        have = 0 if public is None else len(public.pictures)
+        raise BadSetting(f"The threat model grants {threat.public} public pictures; only {have} were given.")
+    granted = Observation(
+        network=round.network,
+        update=round.update,
+        count=len(y) if threat.count else None,
+        labels=y if threat.labels == "known" else None,
+        label_counts=torch.bincount(y, minlength=classes) if threat.labels != "unknown" else None,
+        buffers=round.buffers if threat.buffers else None,
+        rule=round.rule if threat.rule else None,
+        public=Public(public.pictures[: threat.public], public.labels[: threat.public])
+        if public is not None and threat.public
+        else None,
+    )
+    return passed_through_bytes(granted)
+
+
+def passed_through_bytes(observation: Observation) -> Observation:
+    """The same Observation, written to its file form and read back, on the device it was on."""
+    device = next(iter(observation.network.weights.values())).device
+    copy = Observation.from_bytes(observation.to_bytes(), code=observation.network.code)
+    return copy.to(device)

@@ -1,0 +1,221 @@
+"""One run: a client, its update, an attack, a score. The only room where both sides meet.
+
+A :class:`Trial` is all names and numbers. What these point to, the network and the pictures, is a :class:`Stage`,
+named in the trial by its digest: so a trial's key depends on contents, not on paths.
+"""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from leakmap.version import __version__
+from leakmap.attacker.attacks import attack
+from leakmap.client.federation import Batch, simulate
+from leakmap.client.groups import Groups
+from leakmap.errors import BadSetting, StoreError
+from leakmap.local import LocalRule
+from leakmap.models.network import Code, Network
+from leakmap.observation import Public
+from leakmap.registry import Spec
+from leakmap.scoring.lineup import GALLERY, pick_distractors
+from leakmap.scoring.metrics import ALWAYS
+from leakmap.scoring.score import Score, score
+from leakmap.seeds import derive
+from leakmap.task import Task
+from leakmap.threat import ThreatModel, observe
+
+SCHEMA = 1
+_GROUPS = ("images", "labels", "victims", "swaps", "controls", "public", "training", "distractors")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What trials are played on: a network and pictures in disjoint groups."""
+
+    network: Network
+    groups: Groups
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights, the pictures and the public facts."""
+        digest = hashlib.sha256(json.dumps(self._facts(), sort_keys=True).encode())
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(f"\x1f{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Writes network and pictures as safetensors; a user's own code is left out."""
+        temporary = path.with_name(f".{path.name}.part")
+        tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in self._tensors().items()}
+        save_file(tensors, temporary, metadata={"stage": json.dumps(self._facts()), "order": json.dumps(list(tensors))})
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, code: Code | None = None) -> "Stage":
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            StoreError: the file is not a stage.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata()
+                facts, order = json.loads(metadata["stage"]), json.loads(metadata["order"])
+                tensors = {name: file.get_tensor(name) for name in order}
+            t = facts["task"]
+            task = Task(tuple(t["shape"]), t["classes"], tuple(t["mean"]), tuple(t["std"]), Spec(**t["loss"]))
+            groups = Groups(classes=tuple(facts["classes"]), **{name: tensors[f"groups/{name}"] for name in _GROUPS})
+        except Exception as error:
+            raise StoreError(f"{path} is not a stage of leakmap ({error}); remove it and run again.") from None
+        weights = {n.removeprefix("weights/"): tensor for n, tensor in tensors.items() if n.startswith("weights/")}
+        return cls(Network(task, Spec(**facts["model"]), weights, code or Code()), groups)
+
+    def to(self, device: torch.device | str) -> "Stage":
+        """The same stage with its weights on a device."""
+        return replace(self, network=self.network.to(device))
+
+    def _facts(self) -> dict[str, Any]:
+        task = self.network.task
+        return {"task": asdict(task), "model": asdict(self.network.model), "classes": list(self.groups.classes)}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        weights = {f"weights/{name}": tensor for name, tensor in self.network.weights.items()}
+        return weights | {f"groups/{name}": getattr(self.groups, name) for name in _GROUPS}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run, as names and numbers.
+
+    Args:
+        stage: Digest of the stage.
+        rule: The client's local rule.
+        threat: What the server is granted.
+        attack: The attack.
+        group: Whether the client is a victim or one of the planted control.
+        client: Index of the client in its group.
+        swap: 0 for the client's own pictures; k for the k-th set of swapped ones, scored against the client's own.
+        seed: Every random stream derives from it.
+        gallery: Candidates wanted in a line-up.
+        metrics: What to compute.
+    """
+
+    stage: str
+    rule: LocalRule
+    threat: ThreatModel
+    attack: Spec
+    group: Literal["victims", "controls"] = "victims"
+    client: int = 0
+    swap: int = 0
+    seed: int = 0
+    gallery: int = GALLERY
+    metrics: tuple[str, ...] = ALWAYS
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of everything that decides the result, with the schema version."""
+        text = json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial: a score or a failure, never both.
+
+    Args:
+        trial: As it was asked for.
+        score: How the reconstruction fared.
+        objective: Its matching term.
+        curve: The matching term along the run.
+        notes: What the attack recorded.
+        failure: ``(kind, message)`` if it failed.
+        seconds: Wall time.
+        versions: Of leakmap, Python and torch, and the device.
+    """
+
+    trial: Trial
+    score: Score | None = None
+    objective: float = float("nan")
+    curve: tuple[float, ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
+    failure: tuple[str, str] | None = None
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def run(trial: Trial, stage: Stage, progress: Callable[[float], None] = lambda fraction: None) -> Outcome:
+    """Plays one trial. An error becomes a recorded failure; only an interruption gets through.
+
+    Args:
+        trial: What to run.
+        stage: What it points to, on the device to use.
+        progress: Called with the finished fraction; may raise KeyboardInterrupt to stop.
+
+    Raises:
+        ValueError: the stage is not the trial's.
+    """
+    if trial.stage != stage.digest:
+        raise ValueError("the trial belongs to another stage")
+    started = time.perf_counter()
+    versions = versions_of(next(iter(stage.network.weights.values())).device)
+    try:
+        truth = held_by(trial, stage)
+        network, groups = stage.network, stage.groups
+        if trial.swap and trial.group != "victims":
+            raise BadSetting("Only victims have swapped pictures.")
+        source = groups.swaps[trial.swap - 1, trial.client] if trial.swap else groups.victims[trial.client]
+        shared = truth if trial.group == "controls" else Batch(groups.pictures(source).to(truth.pictures), truth.y)
+        round = simulate(network, trial.rule, shared, derive(trial.seed, "client", trial.client))
+        public = Public(groups.pictures(groups.public), groups.labels[groups.public])
+        observation = observe(round, trial.threat, public)
+        found = attack(observation, trial.attack, derive(trial.seed, "attack", trial.client), progress)
+        scored = score(found, truth, distractors_for(trial, stage), trial.metrics)
+    except Exception as error:
+        failure = (type(error).__name__, " ".join(str(error).split()) or "no message")
+        return Outcome(trial, failure=failure, seconds=time.perf_counter() - started, versions=versions)
+    seconds = time.perf_counter() - started
+    return Outcome(trial, scored, found.objective, found.curve, found.notes or {}, None, seconds, versions)
+
+
+def held_by(trial: Trial, stage: Stage) -> Batch:
+    """The true batch of a trial's client."""
+    index = getattr(stage.groups, trial.group)[trial.client]
+    device = next(iter(stage.network.weights.values())).device
+    return Batch(stage.groups.pictures(index).to(device), stage.groups.labels[index].to(device))
+
+
+def distractors_for(trial: Trial, stage: Stage) -> list[Tensor]:
+    """For each true picture, the other candidates of its line-up, ``(G - 1, C, H, W)`` in [0, 1]."""
+    groups = stage.groups
+    return [
+        groups.pictures(
+            pick_distractors(
+                groups.labels,
+                int(groups.labels[index]),
+                groups.distractors,
+                trial.gallery - 1,
+                trial.seed,
+                trial.client,
+                place,
+            )
+        )
+        for place, index in enumerate(getattr(groups, trial.group)[trial.client].tolist())
+    ]
+
+
+def versions_of(device: torch.device) -> dict[str, str]:
+    """What a result depends on besides its trial."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+    return {"leakmap": __version__, "python": platform.python_version(), "torch": torch.__version__, "device": name}
