@@ -10,8 +10,6 @@ Four verbs move five values::
 :func:`audit` does all of it for several clients, with floors, controls and a verdict.
 """
 
-from leakmap.version import __version__
-
 from leakmap.attacker.attacks import attack, attacks
 from leakmap.attacker.labels import label_rules
 from leakmap.attacker.reconstruction import Reconstruction
@@ -27,6 +25,7 @@ from leakmap.scoring.metrics import metrics
 from leakmap.scoring.score import Score, score
 from leakmap.task import Task
 from leakmap.threat import ThreatModel, observe
+from leakmap.version import __version__
 
 __all__ = [
     "Audit",
@@ -44,6 +43,7 @@ __all__ = [
     "Task",
     "ThreatModel",
     "Update",
+    "__version__",
     "attack",
     "attacks",
     "audit",

@@ -91,11 +91,14 @@ def audit(
 
 
 def _from_memory(images: Any, labels: Any, classes: int | None) -> Pictures:
-    images, labels = torch.as_tensor(images).detach().cpu(), torch.as_tensor(labels).detach().cpu().long().reshape(-1)
+    images, labels = (
+        torch.as_tensor(images).detach().cpu(),
+        torch.as_tensor(labels).detach().cpu().long().reshape(-1),
+    )
     if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(labels):
         raise DataError(
-            f"images have shape {tuple(images.shape)} and labels {tuple(labels.shape)}; expected (N, C, H, W) with 1 or "
-            "3 channels, and (N,)."
+            f"images have shape {tuple(images.shape)} and labels {tuple(labels.shape)}; "
+            "expected (N, C, H, W) with 1 or 3 channels, and (N,)."
         )
     if images.dtype != torch.uint8:
         if not images.is_floating_point() or not 0 <= float(images.min()) <= float(images.max()) <= 1:

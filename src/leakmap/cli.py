@@ -6,13 +6,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from leakmap.auditing import default_workers, perform
 from leakmap.conclusion import Audit
@@ -37,7 +43,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-Gate = StrEnum("Gate", [(level, level) for level in LEVELS[1:]])
 
 
 def _version(wanted: bool) -> None:
@@ -48,7 +53,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and stop.")
+    ] = False,
 ) -> None:
     """Can the updates that federated clients send be turned back into their pictures?"""
 
@@ -71,7 +78,8 @@ def audit(
     ] = None,
     train_epochs: Annotated[int, typer.Option(help="Train briefly first.", rich_help_panel=MODEL)] = 0,
     loss: Annotated[
-        str, typer.Option(help="cross_entropy[,label_smoothing=E] or file.py:function.", rich_help_panel=MODEL)
+        str,
+        typer.Option(help="cross_entropy[,label_smoothing=E] or file.py:function.", rich_help_panel=MODEL),
     ] = "cross_entropy",
     image_size: Annotated[int | None, typer.Option(help="Crop and resize.", rich_help_panel=DATA)] = None,
     victims: Annotated[int, typer.Option(help="Clients to audit.", rich_help_panel=DATA)] = 12,
@@ -79,7 +87,9 @@ def audit(
     normalise: Annotated[
         str, typer.Option(help="data, imagenet, cifar10 or MEAN/…:STD/….", rich_help_panel=DATA)
     ] = "data",
-    mode: Annotated[Literal["train", "eval"], typer.Option(help="Of the client's network.", rich_help_panel=CLIENT)] = "train",
+    mode: Annotated[
+        Literal["train", "eval"], typer.Option(help="Of the client's network.", rich_help_panel=CLIENT)
+    ] = "train",
     share: Annotated[
         Literal["gradient", "delta"], typer.Option(help="What it sends.", rich_help_panel=CLIENT)
     ] = "gradient",
@@ -93,13 +103,12 @@ def audit(
     ] = "sgd",
     dropout: Annotated[float | None, typer.Option(help="Replaces every rate.", rich_help_panel=CLIENT)] = None,
     labels: Annotated[
-        Literal["unknown", "counts", "known"], typer.Option(help="Of the client's pictures.", rich_help_panel=SERVER)
+        Literal["unknown", "counts", "known"],
+        typer.Option(help="Of the client's pictures.", rich_help_panel=SERVER),
     ] = "unknown",
     buffers: Annotated[bool, typer.Option(help="Returned BatchNorm buffers.", rich_help_panel=SERVER)] = True,
     public: Annotated[int, typer.Option(help="Public pictures it holds.", rich_help_panel=SERVER)] = 0,
-    attack: Annotated[
-        str, typer.Option(help="NAME[,key=value…].", rich_help_panel=ATTACK)
-    ] = "inverting_gradients",
+    attack: Annotated[str, typer.Option(help="NAME[,key=value…].", rich_help_panel=ATTACK)] = "inverting_gradients",
     steps: Annotated[int | None, typer.Option(help="Iterations.", rich_help_panel=ATTACK)] = None,
     restarts: Annotated[int | None, typer.Option(help="Independent starts.", rich_help_panel=ATTACK)] = None,
     control: Annotated[
@@ -113,7 +122,7 @@ def audit(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=RUN)] = "cpu",
     workers: Annotated[int | None, typer.Option(help="Processes; one per core.", rich_help_panel=RUN)] = None,
     gate: Annotated[
-        Gate | None, typer.Option(help="Exit 1 if this level is reached.", rich_help_panel=RUN)
+        str | None, typer.Option(metavar="LEVEL", help="Exit 1 if this level is reached.", rich_help_panel=RUN)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json.", rich_help_panel=RUN)] = False,
 ) -> None:
@@ -129,6 +138,8 @@ def audit(
 
     Exit codes: 0 done; with --gate 1 level reached, 2 inconclusive; 3 wrong input; 130 interrupted.
     """
+    if gate is not None and gate not in LEVELS[1:]:
+        raise BadSetting(f"--gate takes one of {', '.join(LEVELS[1:])}; got {gate!r}.")
     spec = Spec.parse(attack)
     chosen = {"steps": steps, "restarts": restarts}
     spec = Spec(spec.name, spec.params | {key: value for key, value in chosen.items() if value is not None})
@@ -136,7 +147,15 @@ def audit(
         model=model,
         data=data,
         rule=LocalRule(
-            share, mode, epochs, _part(batch_size, local_steps), lr, momentum, weight_decay, optimizer, dropout
+            share,
+            mode,
+            epochs,
+            _part(batch_size, local_steps),
+            lr,
+            momentum,
+            weight_decay,
+            optimizer,
+            dropout,
         ),
         threat=ThreatModel(labels, buffers=buffers, public=public),
         attack=spec,
@@ -155,7 +174,12 @@ def audit(
     with _progress() as progress:
         prepared = prepare(plan, progress=progress)
         found = perform(
-            plan, prepared, Store(folder), workers=workers or default_workers(), device=device, progress=progress
+            plan,
+            prepared,
+            Store(folder),
+            workers=workers or default_workers(),
+            device=device,
+            progress=progress,
         )
     _tell(found, folder, as_json)
     raise typer.Exit(_exit_code(found, gate))
@@ -202,12 +226,13 @@ def _tell(found: Audit, folder: Path, as_json: bool) -> None:
     console.print(f"\nReport: {folder / 'report.html'}", soft_wrap=True)
 
 
-def _exit_code(found: Audit, gate: Any) -> int:
+def _exit_code(found: Audit, gate: str | None) -> int:
     if gate is None:
         return 0
     if found.level == "inconclusive":
         return INCONCLUSIVE
-    return REACHED if LEVELS.index(found.level) >= LEVELS.index(gate.value) else 0
+    order = list[str](LEVELS)
+    return REACHED if order.index(found.level) >= order.index(gate) else 0
 
 
 @contextmanager

@@ -134,7 +134,11 @@ def conclude(
     flags = blocking | _flags(plan, verdict, attacked)
     result = {
         "schema": RESULT_SCHEMA,
-        "verdict": {"level": verdict.level, "reasons": verdict.reasons, "statement": _statement(plan, verdict, clients)},
+        "verdict": {
+            "level": verdict.level,
+            "reasons": verdict.reasons,
+            "statement": _statement(plan, verdict, clients),
+        },
         "line_up": {
             "gallery": [min(sizes), max(sizes)] if (sizes := [c.gallery for c in clients]) else None,
             "attack": _line_up(clients),
@@ -198,7 +202,9 @@ def _flags(plan: Plan, verdict: Verdict, attacked: Sequence[Outcome]) -> dict[st
             )
     modes = {o.notes.get("mode simulated", plan.rule.mode) for o in attacked}
     if modes - {plan.rule.mode}:
-        flags["mode_differs"] = f"The attack simulates {' and '.join(sorted(modes))} mode, the client ran in {plan.rule.mode}."
+        flags["mode_differs"] = (
+            f"The attack simulates {' and '.join(sorted(modes))} mode, the client ran in {plan.rule.mode}."
+        )
     right = [o.score.labels_right for o in attacked if o.score]
     if right and statistics.mean(right) < 1:
         flags["labels_wrong"] = f"Inferred classes were right in {statistics.mean(right):.0%} of the cases."
@@ -238,5 +244,3 @@ def _statement(plan: Plan, verdict: Verdict, clients: Sequence[Client]) -> str:
     }[verdict.level]
     null = "Null audit: every update came from other pictures. " if plan.control == "swapped" else ""
     return null + what
-
-

@@ -13,8 +13,8 @@ CLIENTS = {
     "A client that resists: post-activation ResNet, training mode": "resnet,blocks=1-1-1,width=24,preact=false",
 }
 INTRODUCTION = (
-    "Two federated clients each send one gradient of one picture, in training mode. Their networks differ only in where "
-    "the normalisation stands. leakmap attacks both in the same way and says what it found."
+    "Two federated clients each send one gradient of one picture, in training mode. Their networks differ only in "
+    "where the normalisation stands. leakmap attacks both in the same way and says what it found."
 )
 
 

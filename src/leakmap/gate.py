@@ -58,8 +58,8 @@ class Gate:
             found["degenerate_update"] = "The update is exactly zero."
         elif self.head_share > HEAD_SHARE and self.zero_tensors > ZERO_SHARE * self.tensors:
             found["degenerate_update"] = (
-                f"{self.zero_tensors:.0f} of {self.tensors} tensors of the update are exactly zero and the head carries "
-                f"{self.head_share:.1%} of it: the head's weights are zero, so nothing below it gets a gradient."
+                f"{self.zero_tensors:.0f} of {self.tensors} tensors of the update are exactly zero and the head "
+                f"carries {self.head_share:.1%} of it: its weights are zero, so nothing below it gets a gradient."
             )
         elif self.zero_tensors > ZERO_SHARE * self.tensors:
             found["degenerate_update"] = (
@@ -119,7 +119,8 @@ def inspect_update(
             }
         )
     medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-    return Gate(tensors=len(own), **medians)
+    tensors = sum(p.requires_grad for p in network.module().parameters())
+    return Gate(tensors=tensors, **medians)
 
 
 def _update(network: Network, rule: LocalRule, batch: Batch) -> dict[str, Tensor]:

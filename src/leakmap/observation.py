@@ -124,9 +124,7 @@ class Observation:
             "count": self.count,
             "rule": None if self.rule is None else asdict(self.rule),
             "granted": [fact for fact, given in self.granted().items() if given],
-            "tensors": [
-                {"name": name, "shape": list(t.shape), "dtype": str(t.dtype)} for name, t in tensors.items()
-            ],
+            "tensors": [{"name": name, "shape": list(t.shape), "dtype": str(t.dtype)} for name, t in tensors.items()],
         }
         return save(tensors, metadata={"leakmap": json.dumps(manifest)})
 
@@ -297,7 +295,7 @@ class _Manifest(_Strict):
 
 
 def _header(data: bytes, where: str) -> dict[str, Any]:
-    if data[:2] == b"PK" or data[:1] == b"\x80":
+    if data[8:9] != b"{" and (data[:2] == b"PK" or data[:1] == b"\x80"):
         raise ObservationError(f"{where}: this is a pickle or zip archive, which is never read; expected safetensors.")
     if len(data) < 8 or (size := int.from_bytes(data[:8], "little")) > len(data) - 8:
         raise ObservationError(f"{where}: the header is cut off or absent; expected a safetensors file.")

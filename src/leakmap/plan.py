@@ -13,7 +13,7 @@ from leakmap.client.groups import Groups, divide
 from leakmap.client.training import accuracy, train
 from leakmap.errors import BadSetting
 from leakmap.local import LocalRule
-from leakmap.models.network import IN_MEMORY, build_network
+from leakmap.models.network import build_network
 from leakmap.registry import Spec
 from leakmap.scoring.lineup import GALLERY
 from leakmap.scoring.metrics import ALWAYS, metrics
@@ -186,15 +186,15 @@ def trials(plan: Plan, prepared: Prepared) -> dict[str, list[Trial]]:
     if prior.name != "prior_only":
         prior = Spec("prior_only", {"of": plan.attack.name, **plan.attack.params})
     victims = range(plan.victims)
-    planted = replace(base, stage=prepared.control.digest, rule=LocalRule(mode="eval"), group="controls", metrics=ALWAYS)
+    planted = replace(
+        base, stage=prepared.control.digest, rule=LocalRule(mode="eval"), group="controls", metrics=ALWAYS
+    )
     return {
         "attack": [replace(base, client=v, swap=own) for v in victims],
         "swapped": [replace(base, client=v, swap=own + 1) for v in victims],
         "prior_only": [replace(base, client=v, swap=own, attack=prior) for v in victims],
         "control": [replace(planted, client=k) for k in range(len(prepared.control.groups.controls))],
     }
-
-
 
 
 def command(plan: Plan) -> str:

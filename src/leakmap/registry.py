@@ -176,9 +176,7 @@ def checked_settings(constructor: Callable[..., Any], spec: Spec, kind: str) -> 
     fields: dict[str, Any] = {
         name: (hints.get(name, Any), ... if p.default is p.empty else p.default) for name, p in takes.items()
     }
-    model = create_model(
-        "Settings", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields
-    )
+    model = create_model("Settings", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
     try:
         read = model.model_validate(spec.params)
     except ValidationError as error:

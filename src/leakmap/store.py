@@ -55,7 +55,7 @@ class Store:
         try:
             with safe_open(path, "pt") as file:
                 record: dict[str, Any] = json.loads(file.metadata()["outcome"])
-                pictures = file.get_tensor("pictures") if record["score"] is not None else None
+                pictures: Any = file.get_tensor("pictures") if record["score"] is not None else None
             stored = record.pop("trial")
             stored |= {
                 "rule": LocalRule(**stored["rule"]),

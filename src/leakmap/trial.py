@@ -19,11 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from leakmap.version import __version__
 from leakmap.attacker.attacks import attack
 from leakmap.client.federation import Batch, simulate
 from leakmap.client.groups import Groups
-from leakmap.errors import BadSetting, StoreError
+from leakmap.errors import StoreError
 from leakmap.local import LocalRule
 from leakmap.models.network import Code, Network
 from leakmap.observation import Public
@@ -34,6 +33,7 @@ from leakmap.scoring.score import Score, score
 from leakmap.seeds import derive
 from leakmap.task import Task
 from leakmap.threat import ThreatModel, observe
+from leakmap.version import __version__
 
 SCHEMA = 1
 _GROUPS = ("images", "labels", "victims", "swaps", "controls", "public", "training", "distractors")
@@ -59,7 +59,11 @@ class Stage:
         """Writes network and pictures as safetensors; a user's own code is left out."""
         temporary = path.with_name(f".{path.name}.part")
         tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in self._tensors().items()}
-        save_file(tensors, temporary, metadata={"stage": json.dumps(self._facts()), "order": json.dumps(list(tensors))})
+        save_file(
+            tensors,
+            temporary,
+            metadata={"stage": json.dumps(self._facts()), "order": json.dumps(list(tensors))},
+        )
         temporary.replace(path)
 
     @classmethod
@@ -88,7 +92,11 @@ class Stage:
 
     def _facts(self) -> dict[str, Any]:
         task = self.network.task
-        return {"task": asdict(task), "model": asdict(self.network.model), "classes": list(self.groups.classes)}
+        return {
+            "task": asdict(task),
+            "model": asdict(self.network.model),
+            "classes": list(self.groups.classes),
+        }
 
     def _tensors(self) -> dict[str, Tensor]:
         weights = {f"weights/{name}": tensor for name, tensor in self.network.weights.items()}
@@ -106,7 +114,7 @@ class Trial:
         attack: The attack.
         group: Whether the client is a victim or one of the planted control.
         client: Index of the client in its group.
-        swap: 0 for the client's own pictures; k for the k-th set of swapped ones, scored against the client's own.
+        swap: 0 for the client's own pictures; k for a victim's k-th set of swapped ones, scored against its own.
         seed: Every random stream derives from it.
         gallery: Candidates wanted in a line-up.
         metrics: What to compute.
@@ -173,10 +181,10 @@ def run(trial: Trial, stage: Stage, progress: Callable[[float], None] = lambda f
     try:
         truth = held_by(trial, stage)
         network, groups = stage.network, stage.groups
-        if trial.swap and trial.group != "victims":
-            raise BadSetting("Only victims have swapped pictures.")
-        source = groups.swaps[trial.swap - 1, trial.client] if trial.swap else groups.victims[trial.client]
-        shared = truth if trial.group == "controls" else Batch(groups.pictures(source).to(truth.pictures), truth.y)
+        shared = truth
+        if trial.swap:
+            other = groups.pictures(groups.swaps[trial.swap - 1, trial.client])
+            shared = Batch(other.to(truth.pictures), truth.y)
         round = simulate(network, trial.rule, shared, derive(trial.seed, "client", trial.client))
         public = Public(groups.pictures(groups.public), groups.labels[groups.public])
         observation = observe(round, trial.threat, public)
@@ -218,4 +226,9 @@ def distractors_for(trial: Trial, stage: Stage) -> list[Tensor]:
 def versions_of(device: torch.device) -> dict[str, str]:
     """What a result depends on besides its trial."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
-    return {"leakmap": __version__, "python": platform.python_version(), "torch": torch.__version__, "device": name}
+    return {
+        "leakmap": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": name,
+    }

@@ -53,7 +53,13 @@ class Groups:
 
 
 def divide(
-    pictures: Pictures, *, victims: int, batch_size: int, public: int = 0, training: bool = False, seed: int = 0
+    pictures: Pictures,
+    *,
+    victims: int,
+    batch_size: int,
+    public: int = 0,
+    training: bool = False,
+    seed: int = 0,
 ) -> Groups:
     """Divides a source into groups that share no picture.
 
@@ -75,7 +81,11 @@ def divide(
     images = pictures.images if spare is None else torch.cat([pictures.images, spare.images])
     labels = pictures.labels if spare is None else torch.cat([pictures.labels, spare.labels])
     own = torch.randperm(len(pictures), generator=generator(seed, "groups")).tolist()
-    other = [len(pictures) + i for i in torch.randperm(len(spare), generator=generator(seed, "spare")).tolist()] if spare else own
+    other = (
+        [len(pictures) + i for i in torch.randperm(len(spare), generator=generator(seed, "spare")).tolist()]
+        if spare
+        else own
+    )
 
     held = victims * batch_size
     reference = max(public, min(REFERENCE, len(images) // 8))

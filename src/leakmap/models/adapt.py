@@ -24,7 +24,7 @@ def make_differentiable(module: nn.Module) -> nn.Module:
             if type(child).__name__ in ("Hardsigmoid", "HardSigmoid"):
                 setattr(parent, name, Hardsigmoid())
         if getattr(parent, "inplace", False) is True:
-            parent.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+            parent.__dict__["inplace"] = False
     return module
 
 

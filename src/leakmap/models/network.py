@@ -1,14 +1,13 @@
 """The network that every participant knows: task, architecture and the weights that the server sent."""
 
 import copy
-import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -85,7 +84,8 @@ class Network:
                 f"The architecture {self.model} is code of your own; leakmap does not run code that a file names: "
                 "pass the module as code=Code(model=...)."
             )
-        return models.build(self.model, self.task)
+        with torch.random.fork_rng(devices=[]):
+            return models.build(self.model, self.task)
 
 
 IN_MEMORY = "(in memory)"
@@ -153,10 +153,13 @@ def _call_user_code(spec: Spec) -> nn.Module:
 def fit_weights(module: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
     """Loads ``weights`` into ``module``; one sentence says what does not fit.
 
+    BatchNorm's ``num_batches_tracked``, which old checkpoints lack, may be missing.
+
     Raises:
         ModelError: names are missing or unknown, or shapes differ.
     """
     own = module.state_dict()
+    weights = {name: t for name, t in own.items() if name.endswith("num_batches_tracked")} | dict(weights)
     missing = [name for name in own if name not in weights]
     unknown = [name for name in weights if name not in own]
     if missing or unknown:
@@ -167,7 +170,7 @@ def fit_weights(module: nn.Module, weights: Mapping[str, Tensor], *, where: str)
         if weights[name].shape != tensor.shape:
             got, expected = tuple(weights[name].shape), tuple(tensor.shape)
             raise ModelError(f"{where} do not fit the architecture: {name!r} has shape {got}, not {expected}.")
-    module.load_state_dict(dict(weights))
+    module.load_state_dict(weights)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -187,9 +190,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ModelError(f"{path} cannot be read as weights ({reason}); expected tensors by name.") from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

@@ -60,7 +60,12 @@ def _view(section: Section) -> dict[str, Any]:
     rule = result["plan"]["rule"]
     mode = "training" if rule["mode"] == "train" else "inference"
     pictures = [
-        {"client": client, "names": list(row), "uris": [_uri(row[name][place]) for name in row], "caption": caption}
+        {
+            "client": client,
+            "names": list(row),
+            "uris": [_uri(row[name][place]) for name in row],
+            "caption": caption,
+        }
         for client, row, place, caption in _chosen(result, section.rows)
     ]
     return {
@@ -112,7 +117,9 @@ def _interval(value: Mapping[str, float | None] | None, digits: int = 3) -> str:
         return "–"
     low, high = value["low"], value["high"]
     middle = _number(value["value"], digits)
-    return f"{middle} [{_number(low, digits)}, {_number(high, digits)}]" if low is not None else f"{middle} (one client)"
+    return (
+        f"{middle} [{_number(low, digits)}, {_number(high, digits)}]" if low is not None else f"{middle} (one client)"
+    )
 
 
 def _share(value: float | None) -> str:

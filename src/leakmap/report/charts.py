@@ -9,7 +9,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 INK, GREY, BLUE, ORANGE = "#1f2933", "#9aa5b1", "#1f6feb", "#c2571a"
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.edgecolor": GREY,
@@ -66,7 +66,13 @@ def curves(result: Mapping[str, Any]) -> str:
         figure = Figure(figsize=(6.4, 2.1), layout="constrained")
         axes = figure.subplots()
         for curve in found:
-            axes.plot([(i + 0.5) / len(curve) for i in range(len(curve))], curve, color=BLUE, alpha=0.55, linewidth=1)
+            axes.plot(
+                [(i + 0.5) / len(curve) for i in range(len(curve))],
+                curve,
+                color=BLUE,
+                alpha=0.55,
+                linewidth=1,
+            )
         axes.set_yscale("log")
         axes.set_xlim(0, 1)
         axes.set_xlabel("share of the iterations")
@@ -76,6 +82,6 @@ def curves(result: Mapping[str, Any]) -> str:
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = buffer.getvalue()
     return text[text.index("<svg") :]

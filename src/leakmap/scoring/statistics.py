@@ -30,7 +30,12 @@ def mean_interval(per_client: Sequence[float], confidence: float = 0.95) -> Inte
         return Interval(mean, mean, mean)
     for method in ("BCa", "percentile"):
         found = stats.bootstrap(
-            (values,), np.mean, confidence_level=confidence, method=method, n_resamples=4999, rng=np.random.default_rng(0)
+            (values,),
+            np.mean,
+            confidence_level=confidence,
+            method=method,
+            n_resamples=4999,
+            rng=np.random.default_rng(0),
         ).confidence_interval
         if math.isfinite(found.low) and math.isfinite(found.high):
             return Interval(mean, float(found.low), float(found.high))
@@ -57,7 +62,7 @@ def rank_sum_p(ranks: Sequence[Sequence[float]], galleries: Sequence[int]) -> fl
     distribution = np.ones(1)
     for size in galleries:
         distribution = np.convolve(distribution, np.full(size, 1 / size))
-    reached = int(math.floor(observed + 1e-9)) - len(galleries)
+    reached = math.floor(observed + 1e-9) - len(galleries)
     return float(min(1.0, distribution[: reached + 1].sum())) if reached >= 0 else 0.0
 
 

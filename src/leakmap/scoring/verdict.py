@@ -163,7 +163,7 @@ def recovered(clients: Sequence[Client], metric: str, threshold: float) -> int:
 def judge(evidence: Evidence) -> Verdict:
     """The verdict, by the rules of this module's docstring; never "safe"."""
     if not evidence.clients:
-        return Verdict("inconclusive", ("No run of the attack finished.",))
+        return Verdict("inconclusive", ("No run of the attack finished.", *evidence.blocking.values()))
     if not evidence.swapped:
         return Verdict("inconclusive", ("No run on a swapped update finished, so there is no floor to compare with.",))
     found = line_up(evidence.clients)
@@ -177,7 +177,10 @@ def judge(evidence: Evidence) -> Verdict:
         f"rank-sum p = {found.p:.2g}); on swapped updates in {swapped.hits} of {swapped.n} (p = {swapped.p:.2g})."
     )
     if swapped.above_chance and found.p >= swapped.p:
-        return Verdict("inconclusive", (ranks, "Swapped updates rank as well: the line-up does not measure leakage here."))
+        return Verdict(
+            "inconclusive",
+            (ranks, "Swapped updates rank as well: the line-up does not measure leakage here."),
+        )
     if exact >= needed:
         return Verdict("exact", (f"{exact} of {found.n} pictures are recovered above {EXACT_PSNR:.0f} dB PSNR.", ranks))
     if visible >= needed:
@@ -205,8 +208,12 @@ def _nothing_found(evidence: Evidence, ranks: str) -> Verdict:
     if not control.above_chance:
         return Verdict(
             "inconclusive",
-            (ranks, f"The planted control, known to leak, was not found either (p = {control.p:.2g}): attack too weak."),
+            (
+                ranks,
+                f"The planted control, known to leak, was not found either (p = {control.p:.2g}): attack too weak.",
+            ),
         )
     return Verdict(
-        "none_found", (ranks, f"The planted control was found: first in {control.hits} of {control.n} line-ups.")
+        "none_found",
+        (ranks, f"The planted control was found: first in {control.hits} of {control.n} line-ups."),
     )

@@ -13,7 +13,10 @@ attacks: Registry[Attack] = Registry("attack", __name__)
 
 
 def attack(
-    observation: Observation, how: Attack | Spec | str = "inverting_gradients", seed: int = 0, progress: Any = None
+    observation: Observation,
+    how: Attack | Spec | str = "inverting_gradients",
+    seed: int = 0,
+    progress: Any = None,
 ) -> Reconstruction:
     """Attacks an Observation.
 

@@ -48,7 +48,16 @@ class Linear:
         pictures = task.denormalise(rows.view(-1, *task.shape))
         pictures = pictures.repeat(math.ceil(len(y) / len(pictures)), 1, 1, 1)[: len(y)]
         progress(1.0)
-        return Reconstruction(pictures, y, math.nan, notes={"rows found": len(rows), "labels": labels.rule, "used": ", ".join(["count", *labels.used])})
+        return Reconstruction(
+            pictures,
+            y,
+            math.nan,
+            notes={
+                "rows found": len(rows),
+                "labels": labels.rule,
+                "used": ", ".join(["count", *labels.used]),
+            },
+        )
 
 
 def first_linear(observation: Observation) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,12 @@ def recover(observation: Observation, rule: str, seed: int) -> Labels:
         return Labels(observation.labels.clone(), "granted", 1.0, ("labels",))
     if rule == "auto" and observation.label_counts is not None:
         counts = observation.label_counts
-        return Labels(torch.arange(len(counts), device=counts.device).repeat_interleave(counts), "granted counts", 1.0, ("labels",))
+        return Labels(
+            torch.arange(len(counts), device=counts.device).repeat_interleave(counts),
+            "granted counts",
+            1.0,
+            ("labels",),
+        )
     if rule == "auto":
         rule = "idlg" if observation.count == 1 else "counts"
     return label_rules.build(rule)(observation, seed)

@@ -16,7 +16,9 @@ def idlg() -> LabelRule:
 
     def rule(observation: Observation, seed: int) -> Labels:
         if observation.count != 1:
-            raise NotApplicable(f"idlg reads the label of one example; this client has {observation.count}: use counts.")
+            raise NotApplicable(
+                f"idlg reads the label of one example; this client has {observation.count}: use counts."
+            )
         head = head_gradient(observation)
         signal = head.weight.sum(1) if head.bias is None else head.bias
         lowest = signal.topk(2, largest=False).values

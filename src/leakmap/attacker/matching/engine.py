@@ -43,14 +43,21 @@ class Exact:
         simulated = [signal[name] for name in self._names]
         plain = [tensor.detach() for tensor in simulated]
         value, a, b = self._distance(_dot(plain, self._target), _dot(plain, plain).sqrt(), self._target_norm)
-        cotangent = torch._foreach_mul(self._target, a.to(plain[0].dtype))
-        torch._foreach_add_(cotangent, torch._foreach_mul(plain, b.to(plain[0].dtype)))
+        cotangent = _combined(a, self._target, b, plain)
         reached = [(s, v) for s, v in zip(simulated, cotangent, strict=True) if s.requires_grad]
         if not reached:
             return value, torch.zeros_like(x)
         outputs, along = zip(*reached, strict=True)
         (gradient,) = torch.autograd.grad(outputs, x, along, allow_unused=True, materialize_grads=True)
         return value, gradient
+
+
+def _combined(a: Tensor, left: list[Tensor], b: Tensor, right: list[Tensor]) -> list[Tensor]:
+    """``a * left + b * right``, tensor by tensor in a few fused calls; ``a`` and ``b`` stay on their device."""
+    scale = a.to(left[0].dtype), b.to(left[0].dtype)
+    result = torch._foreach_mul(left, scale[0])  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_add_(result, torch._foreach_mul(right, scale[1]))  # pyright: ignore[reportPrivateImportUsage]
+    return list(result)
 
 
 def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

@@ -69,11 +69,16 @@ class GradientMatching:
         engine = Exact(observation, rule, labels.y, DISTANCES[self.distance]) if self.match else None
         runs: list[_Run] = []
         for restart in range(self.restarts):
-            start = torch.randn(len(labels.y), *observation.network.task.shape, generator=generator(seed, "start", restart))
+            start = torch.randn(
+                len(labels.y), *observation.network.task.shape, generator=generator(seed, "start", restart)
+            )
             start = start.to(next(iter(observation.network.weights.values())))
             runs.append(
                 self._descend(
-                    start, engine, observation.network.task, lambda f, r=restart: progress((r + f) / self.restarts)
+                    start,
+                    engine,
+                    observation.network.task,
+                    lambda f, r=restart: progress((r + f) / self.restarts),
                 )
             )
         best = choose(runs)

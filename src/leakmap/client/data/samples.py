@@ -45,7 +45,9 @@ def photograph(name: str) -> Tensor:
     """One photograph as ``(3, H, W)`` uint8."""
     loaded = skimage.data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(skimage.data, name)()
     pixels = torch.from_numpy(np.ascontiguousarray(loaded))
-    return pixels.expand(3, *pixels.shape).contiguous() if pixels.ndim == 2 else pixels.permute(2, 0, 1)[:3].contiguous()
+    return (
+        pixels.expand(3, *pixels.shape).contiguous() if pixels.ndim == 2 else pixels.permute(2, 0, 1)[:3].contiguous()
+    )
 
 
 def tiles(picture: Tensor) -> list[Tensor]:

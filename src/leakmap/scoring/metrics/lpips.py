@@ -1,6 +1,7 @@
 """Learned perceptual distance (optional: ``pip install leakmap[lpips]``, and a weights file of your own)."""
 
 import importlib
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,9 @@ def lpips(*, weights: str, net: Literal["alex", "vgg", "squeeze"] = "alex") -> M
         package: Any = importlib.import_module("lpips")
     except ImportError:
         raise BadSetting("lpips needs the package lpips; install it with: pip install 'leakmap[lpips]'.") from None
-    model = package.LPIPS(net=net, pnet_rand=True, verbose=False).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the package builds its trunk by torchvision's old arguments
+        model = package.LPIPS(net=net, pnet_rand=True, verbose=False).eval()
     trunk = model.net.state_dict()
     state = {name: tensor.float() for name, tensor in read_weights(Path(weights)).items()}
     for name in trunk:

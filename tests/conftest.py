@@ -1,0 +1,48 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from leakmap import Batch, LocalRule, Task, ThreatModel, build_network, observe, simulate
+from leakmap.observation import Public
+from leakmap.seeds import generator
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real pictures and weights, where they are laid beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder ../shared/data with real pictures and weights is absent")
+    return SHARED
+
+
+@pytest.fixture
+def task() -> Task:
+    return Task((3, 16, 16), 4, (0.5, 0.45, 0.4), (0.25, 0.25, 0.3))
+
+
+def pictures(count: int, task: Task, seed: int = 0) -> torch.Tensor:
+    """Smooth random pictures in [0, 1]."""
+    coarse = torch.rand(count, task.shape[0], 4, 4, generator=generator(seed, "pictures"))
+    return torch.nn.functional.interpolate(coarse, size=task.shape[1:], mode="bilinear")
+
+
+def batch_of(count: int, task: Task, seed: int = 0) -> Batch:
+    return Batch(pictures(count, task, seed), (torch.arange(count) + seed) % task.classes)
+
+
+def observed(model: str, task: Task, *, rule=None, threat=None, count=2, seed=0):
+    """A network, its client's round and what the server sees of it."""
+    network = build_network(task, model, seed=seed)
+    round = simulate(network, rule or LocalRule(), batch_of(count, task, seed), seed)
+    public = Public(pictures(8, task, 99), torch.arange(8) % task.classes)
+    return round, observe(round, threat or ThreatModel(), public)

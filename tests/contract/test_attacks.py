@@ -1,0 +1,74 @@
+"""Every registered attack keeps the same contract; adding one needs no line here."""
+
+import inspect
+from dataclasses import replace
+
+import pytest
+import torch
+
+from leakmap import Spec, ThreatModel, attack, attacks
+from leakmap.errors import NotGranted
+from tests.conftest import observed
+
+FACTS = ("count", "labels", "label_counts", "buffers", "rule", "public")
+
+
+def quick(name: str) -> Spec:
+    takes = attacks.settings(name)
+    has_steps = "steps" in takes or any(
+        p.kind is p.VAR_KEYWORD for p in inspect.signature(attacks.constructor(name)).parameters.values()
+    )
+    return Spec(name, {"steps": 3} if has_steps else {})
+
+
+@pytest.fixture(params=attacks.names())
+def name(request) -> str:
+    return request.param
+
+
+def everything_granted(name, task, count=2):
+    model = attacks.build(quick(name)).leaky_model
+    return observed(model, task, threat=ThreatModel("known", public=4), count=count)[1]
+
+
+def test_shapes_range_and_finiteness(name, task):
+    observation = everything_granted(name, task)
+    found = attack(observation, quick(name), seed=1)
+    assert found.pictures.shape == (2, *task.shape)
+    assert found.y.shape == (2,)
+    assert torch.isfinite(found.pictures).all()
+    assert 0 <= found.pictures.min() <= found.pictures.max() <= 1
+
+
+def test_same_seed_same_result_and_the_observation_stays_as_it_was(name, task):
+    observation = everything_granted(name, task)
+    before = observation.digest()
+    first, second = (attack(observation, quick(name), seed=5) for _ in range(2))
+    assert torch.equal(first.pictures, second.pictures)
+    assert observation.digest() == before
+
+
+def test_an_attack_object_and_its_specification_are_the_same(name, task):
+    observation = everything_granted(name, task)
+    by_name = attack(observation, str(quick(name)), seed=5)
+    by_object = attack(observation, attacks.build(quick(name)), seed=5)
+    assert torch.equal(by_name.pictures, by_object.pictures)
+
+
+def test_works_with_everything_outside_its_needs_withheld(name, task):
+    needs = attacks.build(quick(name)).needs
+    withheld = {fact: None for fact in FACTS if fact not in needs}
+    observation = replace(everything_granted(name, task, count=1), **withheld)
+    assert attack(observation, quick(name), seed=1).pictures.shape == (1, *task.shape)
+
+
+def test_raises_not_granted_without_a_need(name, task):
+    observation = everything_granted(name, task)
+    for need in attacks.build(quick(name)).needs:
+        dependent = {"labels": None, "label_counts": None} if need == "count" else {}
+        with pytest.raises(NotGranted, match=need):
+            attack(replace(observation, **{need: None}, **dependent), quick(name))
+
+
+def test_the_docstring_names_its_source(name):
+    assert "Source:" in (attacks.constructor(name).__doc__ or "")

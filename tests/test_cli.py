@@ -1,0 +1,117 @@
+"""The command line: words, exit codes, files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from leakmap.cli import main
+
+QUICK = ["audit", "--model", "mlp,hidden=16", "--image-size", "16", "--victims", "3", "--steps", "3", "--workers", "1"]
+EXACT = ["audit", "--model", "mlp,hidden=16", "--image-size", "16", "--victims", "3", "--attack", "linear"]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["leakmap", *words])
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as stop:
+            main()
+        shown = capsys.readouterr()
+        return int(stop.value.code or 0), shown.out, shown.err
+
+    return call
+
+
+def test_help_and_version(call):
+    code, out, _ = call("audit", "--help")
+    assert code == 0
+    for word in ("Model", "Data", "Client", "What the server sees", "Attack", "Run", "Examples", "--control"):
+        assert word in out
+    assert call("--version")[1].startswith("leakmap ")
+
+
+def test_an_audit_writes_its_files_and_the_same_command_does_not_run_it_again(call, tmp_path):
+    code, out, err = call(*QUICK, "--out", "here")
+    assert code == 0
+    assert "line-up" in out
+    assert "report.html" in out
+    assert "%" in err
+    assert {"plan.json", "result.json", "report.html"} <= {p.name for p in (tmp_path / "here").iterdir()}
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "here" / "trials").iterdir()}
+    assert call(*QUICK, "--out", "here")[0] == 0
+    assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "here" / "trials").iterdir()}
+    assert max(len(line) for line in out.splitlines() if "report.html" not in line) <= 80
+
+
+def test_json_is_all_that_stdout_holds(call):
+    code, out, _ = call(*EXACT, "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["verdict"]["level"] == "exact"
+    assert result["command"].startswith("leakmap audit --model mlp,hidden=16 --data samples")
+
+
+def test_the_gate_decides_the_exit_code(call):
+    assert call(*EXACT, "--gate", "partial", "--out", "a")[0] == 1
+    assert call(*EXACT, "--gate", "exact", "--out", "a")[0] == 1
+    null = [*EXACT, "--control", "swapped", "--out", "b", "--gate", "partial"]
+    assert call(*null)[0] == 0
+    fails = ["audit", "--model", "convnet,width=8", *EXACT[3:], "--gate", "partial"]
+    assert call(*fails)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--model", "resnett"], "did you mean resnet"),
+        (["--model", "resnet,widht=3"], "did you mean width"),
+        (["--model", "mlp", "--data", "folder:nowhere"], "no folder"),
+        (["--model", "mlp", "--attack", "linear", "--steps", "3"], "no setting 'steps'"),
+        (["--model", "mlp", "--batch-size", "5", "--local-steps", "4", "--share", "delta"], "--batch-size"),
+        (["--model", "mlp", "--epochs", "2"], "share='delta'"),
+        (["--model", "mlp", "--victims", "0"], "victims"),
+        (["--model", "mlp", "--victims", "400"], "too few"),
+        (["--model", "mlp", "--gate", "bad"], "--gate"),
+        (["--model", "mlp", "--mode", "test"], "mode"),
+        (["--model", "mlp", "--weights", "nothing.pt"], "no weights file"),
+        (["--model", "nets.py:build"], "no such file"),
+        (["--model", "mlp", "--nonsense"], "nonsense"),
+        ([], "--model"),
+    ],
+)
+def test_wrong_input_gives_one_sentence_and_exit_code_3(call, words, expected, tmp_path):
+    code, out, err = call("audit", *words)
+    assert code == 3
+    assert expected in err
+    assert "Traceback" not in err
+    assert not out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_continues(tmp_path):
+    words = [sys.executable, "-m", "leakmap", "audit", "--model", "resnet,blocks=1,width=8", "--image-size", "16",
+             "--victims", "4", "--steps", "150", "--workers", "2", "--out", str(tmp_path / "o")]  # fmt: skip
+    running = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    trials = tmp_path / "o" / "trials"
+    for _ in range(1200):
+        if trials.is_dir() and len([p for p in trials.iterdir() if not p.name.startswith(".")]) >= 2:
+            break
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "the same command continues" in err
+    assert "Traceback" not in err
+    assert json.loads((tmp_path / "o" / "result.json").read_text())["unfinished"] > 0
+    kept = len(list(trials.iterdir()))
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    result = json.loads((tmp_path / "o" / "result.json").read_text())
+    assert result["unfinished"] == 0
+    assert result["resumed_runs"] >= kept >= 2
+    assert "Report" in done.stdout

@@ -1,0 +1,146 @@
+"""Sources and the division into disjoint groups."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from leakmap.client.data import Pictures, distinct, load_pictures
+from leakmap.client.groups import divide
+from leakmap.errors import BadSetting, DataError, UnknownName
+
+
+def random_images(count, side=16, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def test_samples_are_real_and_repeatable():
+    first, second = load_pictures("samples"), load_pictures("samples")
+    assert torch.equal(first.images, second.images)
+    assert first.images.shape[1:] == (3, 32, 32)
+    assert len(first) >= 300
+    assert torch.bincount(first.labels).min() >= 15
+    assert load_pictures("samples", 48).images.shape[1:] == (3, 48, 48)
+
+
+def test_npz_with_a_spare_set_and_grey_conversion(tmp_path):
+    arrays = {"test_images": random_images(8), "test_labels": np.arange(8) % 2}
+    np.savez(tmp_path / "a.npz", train_images=random_images(5, seed=1), train_labels=np.zeros((5, 1), int), **arrays)
+    found = load_pictures(f"npz:{tmp_path / 'a.npz'}")
+    assert found.images.shape == (8, 3, 16, 16)
+    assert len(found.spare) == 5
+    assert np.array_equal(found.images[0].permute(1, 2, 0), arrays["test_images"][0])
+    assert load_pictures(f"npz:{tmp_path / 'a.npz'},channels=1", 20).images.shape == (8, 1, 20, 20)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "word"),
+    [
+        ({"pixels": random_images(3)}, "pixels"),
+        ({"images": random_images(3).astype(float), "labels": np.zeros(3, int)}, "float64"),
+        ({"images": random_images(3), "labels": np.zeros(2, int)}, "labels"),
+        ({"images": random_images(3), "labels": np.full(3, -1)}, "labels"),
+        ({"images": random_images(3), "labels": np.array([object()] * 3)}, "cannot be read"),
+        ({"images": random_images(3, side=8), "labels": np.zeros(3, int)}, "16x16"),
+    ],
+)
+def test_a_wrong_npz_gives_one_sentence(arrays, word, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=word) as error:
+        load_pictures(f"npz:{tmp_path / 'a.npz'}")
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_files_give_one_sentence(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 not an archive")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_pictures(f"npz:{tmp_path / 'a.npz'}")
+    with pytest.raises(DataError, match="no file"):
+        load_pictures("npz:nowhere.npz")
+    for name in ("a", "b"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+    (tmp_path / "d" / "a" / "x.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match="x.png"):
+        load_pictures(f"folder:{tmp_path / 'd'}")
+
+
+def test_folders_of_png_and_jpeg_grey_and_rgb(tmp_path):
+    for i, image in enumerate(random_images(6, side=24)):
+        directory = tmp_path / ("cat" if i % 2 else "dog")
+        directory.mkdir(exist_ok=True)
+        Image.fromarray(image).save(directory / f"{i}.{'png' if i < 4 else 'jpg'}")
+    found = load_pictures(f"folder:{tmp_path}", 16)
+    assert found.images.shape == (6, 3, 16, 16)
+    assert found.classes == ("cat", "dog")
+    assert found.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    for file in tmp_path.rglob("*.*"):
+        Image.open(file).convert("L").save(file)
+    assert load_pictures(f"folder:{tmp_path}").images.shape == (6, 1, 24, 24)
+    assert load_pictures(f"folder:{tmp_path},channels=3").images.shape[1] == 3
+    Image.fromarray(random_images(1, side=30)[0]).save(tmp_path / "cat" / "odd.png")
+    with pytest.raises(DataError, match="--image-size"):
+        load_pictures(f"folder:{tmp_path}")
+
+
+def test_cifar10_is_never_fetched_unasked(tmp_path):
+    with pytest.raises(DataError, match="download=true"):
+        load_pictures(f"cifar10:{tmp_path}")
+
+
+def test_unknown_sources_and_settings_have_near_misses():
+    with pytest.raises(UnknownName, match="samples"):
+        load_pictures("sample")
+    with pytest.raises(BadSetting, match="channels"):
+        load_pictures("folder:x,channel=3")
+
+
+def test_exact_duplicates_are_dropped_also_across_the_two_sets():
+    images = torch.from_numpy(random_images(4)).permute(0, 3, 1, 2)
+    spare = Pictures(images[[1, 3]], torch.zeros(2).long(), ("a",))
+    found = distinct(Pictures(images[[0, 1, 0]], torch.zeros(3).long(), ("a",), spare))
+    assert (len(found), len(found.spare)) == (2, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(30, 400),
+    spare=st.integers(0, 200),
+    victims=st.integers(1, 12),
+    batch=st.integers(1, 4),
+    public=st.integers(0, 40),
+    training=st.booleans(),
+    seed=st.integers(0, 5),
+)
+def test_no_picture_is_in_two_groups(count, spare, victims, batch, public, training, seed):
+    labels = torch.arange(count) % 5
+    images = torch.zeros(count, 1, 16, 16, dtype=torch.uint8)
+    extra = Pictures(torch.zeros(spare, 1, 16, 16, dtype=torch.uint8), torch.arange(spare) % 5, ()) if spare else None
+    pictures = Pictures(images, labels, tuple("abcde"), extra)
+    try:
+        groups = divide(pictures, victims=victims, batch_size=batch, public=public, training=training, seed=seed)
+    except DataError as error:
+        assert "few" in str(error) or "train" in str(error)
+        return
+    parts = [groups.victims, groups.swaps, groups.controls, groups.public, groups.training, groups.distractors]
+    everything = torch.cat([part.flatten() for part in parts])
+    assert len(everything.unique()) == len(everything)
+    assert groups.victims.shape == (victims, batch)
+    assert len(groups.public) >= public
+    assert len(groups.distractors) >= 19
+    if spare:
+        assert (groups.public >= count).all()
+        assert (groups.victims < count).all()
+
+
+def test_swapped_pictures_have_the_victims_labels_while_any_are_left():
+    pictures = load_pictures("samples")
+    groups = divide(pictures, victims=12, batch_size=2)
+    for swap in groups.swaps:
+        assert torch.equal(groups.labels[swap], groups.labels[groups.victims])
+
+
+def test_different_seeds_choose_different_victims():
+    pictures = load_pictures("samples")
+    assert not torch.equal(*(divide(pictures, victims=6, batch_size=1, seed=s).victims for s in (0, 1)))
