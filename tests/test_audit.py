@@ -167,7 +167,7 @@ def test_batches_shared_as_weight_deltas(tmp_path):
 
 def test_from_python_with_a_module_and_pictures_in_memory():
     pictures = load_pictures("samples", 16)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.ReLU(), nn.Linear(32, 10))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.ReLU(), nn.Linear(32, 8))
     before = [p.clone() for p in model.parameters()]
     found = leakmap.audit(model, pictures.images.float() / 255, pictures.labels, attack="linear", victims=4)
     assert found.level == "exact"
@@ -180,9 +180,9 @@ def test_from_python_with_a_module_and_pictures_in_memory():
 
 def test_too_few_pictures_are_refused_with_the_numbers():
     pictures = load_pictures("samples", 16)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 10))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 8))
     with pytest.raises(DataError, match="30 different pictures are too few"):
-        leakmap.audit(model, pictures.images[:30], pictures.labels[:30], classes=10)
+        leakmap.audit(model, pictures.images[:30], pictures.labels[:30], classes=8)
 
 
 def test_normalisation_is_read_and_refused():

@@ -11,8 +11,20 @@ import pytest
 
 from leakmap.cli import main
 
-QUICK = ["audit", "--model", "mlp,hidden=16", "--image-size", "16", "--victims", "3", "--steps", "3", "--workers", "1"]
-EXACT = ["audit", "--model", "mlp,hidden=16", "--image-size", "16", "--victims", "3", "--attack", "linear"]
+QUICK = ["audit", "--model", "mlp,hidden=16", "--image-size", "16", "--victims", "3", "--steps", "3", "--workers", "0"]
+EXACT = [
+    "audit",
+    "--model",
+    "mlp,hidden=16",
+    "--image-size",
+    "16",
+    "--victims",
+    "3",
+    "--attack",
+    "linear",
+    "--workers",
+    "0",
+]
 
 
 @pytest.fixture
@@ -62,7 +74,7 @@ def test_the_gate_decides_the_exit_code(call):
     assert call(*EXACT, "--gate", "exact", "--out", "a")[0] == 1
     null = [*EXACT, "--control", "swapped", "--out", "b", "--gate", "partial"]
     assert call(*null)[0] == 0
-    fails = ["audit", "--model", "convnet,width=8", *EXACT[3:], "--gate", "partial"]
+    fails = ["audit", "--model", "convnet,width=8", *SMALL, "--attack", "linear", "--gate", "partial"]
     assert call(*fails)[0] == 2
 
 

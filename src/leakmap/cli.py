@@ -120,7 +120,7 @@ def audit(
     ] = None,
     seed: Annotated[int, typer.Option(help="Everything random follows.", rich_help_panel=RUN)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=RUN)] = "cpu",
-    workers: Annotated[int | None, typer.Option(help="Processes; one per core.", rich_help_panel=RUN)] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; 0: this one.", rich_help_panel=RUN)] = None,
     gate: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="Exit 1 if this level is reached.", rich_help_panel=RUN)
     ] = None,
@@ -177,7 +177,7 @@ def audit(
             plan,
             prepared,
             Store(folder),
-            workers=workers or default_workers(),
+            workers=default_workers() if workers is None else workers,
             device=device,
             progress=progress,
         )
@@ -188,11 +188,11 @@ def audit(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results; the same one resumes.")] = Path("runs/demo"),
-    workers: Annotated[int | None, typer.Option(help="Processes; one per core.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; 0: this one.")] = None,
 ) -> None:
     """One client that leaks and one that resists, on built-in photographs, in a few minutes."""
     with _progress() as progress:
-        found, report = demonstrate(out, workers=workers or default_workers(), progress=progress)
+        found, report = demonstrate(out, workers=default_workers() if workers is None else workers, progress=progress)
     console = Console()
     for title, result in found.items():
         console.print(f"\n[bold]{title}[/bold]")
@@ -271,7 +271,6 @@ def main() -> NoReturn:
         _say(f"Error: {error}")
         code = BAD_INPUT
     except KeyboardInterrupt:
-        _say("Interrupted. What is finished is kept; the same command continues.")
         code = INTERRUPTED
     except Exception as error:
         show = getattr(error, "format_message", None)
@@ -279,6 +278,8 @@ def main() -> NoReturn:
             raise
         _say(f"Error: {show()} Try 'leakmap audit --help'.")
         code = BAD_INPUT
+    if code == INTERRUPTED:
+        _say("Interrupted. What is finished is kept; the same command continues.")
     sys.exit(code or 0)
 
 

@@ -49,6 +49,17 @@ class Audit:
         return report.write(folder / "report.html", [report.Section(self.result, self.rows)])
 
 
+@dataclass(frozen=True)
+class _Finished:
+    """A client all of whose runs finished: its numbers, pictures and row of the table."""
+
+    judged: Client
+    swapped: Client
+    pictures: dict[str, Tensor]
+    row: dict[str, Any]
+    attacked: Outcome
+
+
 def conclude(
     plan: Plan,
     prepared: Prepared,
@@ -58,80 +69,36 @@ def conclude(
     seconds: float,
     resumed: int = 0,
 ) -> Audit:
-    """Scores beside floors, the verdict, and everything that result.json and the report hold."""
-    names = [Spec.parse(name).name for name in (*ALWAYS, *plan.metrics)]
-    clients: list[Client] = []
-    swapped: list[Client] = []
-    rows: list[dict[str, Tensor]] = []
-    table: list[dict[str, Any]] = []
-    attacked: list[Outcome] = []
-    for v in range(plan.victims):
-        own, swap, prior = (outcomes.get(planned[role][v].key) for role in ("attack", "swapped", "prior_only"))
-        row: dict[str, Any] = {"client": v}
-        if own is not None and own.failure:
-            row["failure"] = ": ".join(own.failure)
-        if own is None or swap is None or prior is None or not (own.score and swap.score and prior.score):
-            row.setdefault("failure", "not finished" if own is None or own.score else "")
-            table.append(row)
-            continue
-        truth = held_by(planned["attack"][v], prepared.main).pictures
-        still = _stills(truth, prepared.main.groups)
-        floors = {
-            name: {
-                "prior_only": prior.score.values[name],
-                "swapped": swap.score.values[name],
-                **{floor: likenesses(pictures, truth, (spec,))[name] for floor, pictures in still.items()},
-            }
-            for name, spec in zip(names, (*ALWAYS, *plan.metrics), strict=True)
-        }
-        clients.append(Client(own.score.ranks, own.score.gallery, own.score.values, floors))
-        swapped.append(Client(swap.score.ranks, swap.score.gallery, swap.score.values))
-        attacked.append(own)
-        rows.append(
-            {
-                "original": truth,
-                "reconstruction": own.score.pictures,
-                "prior only": prior.score.pictures,
-                "swapped update": swap.score.pictures,
-                "mean picture": still["mean_picture"],
-                "nearest public": still["nearest_public"],
-            }
-        )
-        table.append(
-            row
-            | {
-                "classes": [prepared.main.groups.classes[c] for c in held_by(planned["attack"][v], prepared.main).y],
-                "ranks": own.score.ranks,
-                "gallery": own.score.gallery,
-                "scores": own.score.values,
-                "floors": floors,
-                "swapped_ranks": swap.score.ranks,
-                "labels_right": own.score.labels_right,
-                "objective": own.objective,
-                "curve": own.curve,
-                "seconds": own.seconds,
-                "notes": own.notes,
-            }
-        )
+    """Scores beside floors, the verdict, and everything that result.json and the report hold.
+
+    Args:
+        plan: The audit.
+        prepared: Its stages.
+        gate: What the update depends on.
+        planned: Every run, by role.
+        outcomes: Finished runs, by key.
+        seconds: Wall time of this call.
+        resumed: Runs that were found finished.
+    """
+    per_client = [_client(plan, prepared, planned, outcomes, v) for v in range(plan.victims)]
+    finished = [found for found in per_client if isinstance(found, _Finished)]
+    clients, swapped = [f.judged for f in finished], [f.swapped for f in finished]
+    attacked = [f.attacked for f in finished]
     control = [
         Client(o.score.ranks, o.score.gallery, o.score.values)
         for o in (outcomes.get(trial.key) for trial in planned["control"])
         if o is not None and o.score is not None
     ]
-    unfinished = sum(trial.key not in outcomes for trials in planned.values() for trial in trials)
+    unfinished = sum(trial.key not in outcomes for of_role in planned.values() for trial in of_role)
     failures = [
         {"role": role, "client": trial.client, "kind": o.failure[0], "message": o.failure[1]}
         for role in ROLES
         for trial in planned[role]
         if (o := outcomes.get(trial.key)) is not None and o.failure
     ]
-    blocking = gate.flags()
-    if unfinished:
-        blocking["unfinished"] = f"{unfinished} runs are not finished; the same command continues."
-    for failure in failures[:1]:
-        blocking["failed_runs"] = f"{len(failures)} runs failed, the first with {failure['kind']}: {failure['message']}"
+    blocking = gate.flags() | _missing(unfinished, failures)
     verdict = judge(Evidence(clients, swapped, control, blocking, len(failures)))
-    flags = blocking | _flags(plan, verdict, attacked)
+    sizes = [c.gallery for c in clients]
     result = {
         "schema": RESULT_SCHEMA,
         "verdict": {
@@ -140,16 +107,16 @@ def conclude(
             "statement": _statement(plan, verdict, clients),
         },
         "line_up": {
-            "gallery": [min(sizes), max(sizes)] if (sizes := [c.gallery for c in clients]) else None,
+            "gallery": [min(sizes), max(sizes)] if sizes else None,
             "attack": _line_up(clients),
             "swapped": _line_up(swapped),
             "control": _line_up(control),
         },
-        "metrics": {name: _gain(clients, name) for name in names} if clients else {},
-        "flags": flags,
+        "metrics": {name: asdict(gain_over_floors(clients, name)) for name in _names(plan)} if clients else {},
+        "flags": blocking | _flags(plan, verdict, attacked),
         "gate": gate.as_dict(),
         "knowledge": _ledger(plan, attacked),
-        "clients": table,
+        "clients": [found.row if isinstance(found, _Finished) else found for found in per_client],
         "failures": failures,
         "unfinished": unfinished,
         "pictures": prepared.main.groups.counts(),
@@ -162,7 +129,74 @@ def conclude(
         "resumed_runs": resumed,
         "versions": next((o.versions for o in outcomes.values()), {}),
     }
-    return Audit(finite(result), rows)
+    return Audit(finite(result), [found.pictures for found in finished])
+
+
+def _names(plan: Plan) -> list[str]:
+    return [Spec.parse(name).name for name in (*ALWAYS, *plan.metrics)]
+
+
+def _client(
+    plan: Plan, prepared: Prepared, planned: Mapping[str, list[Trial]], outcomes: Mapping[str, Outcome], v: int
+) -> _Finished | dict[str, Any]:
+    """One client; no score without its floors, so a row with its failure where a run of it is missing or failed."""
+    runs = [outcomes.get(planned[role][v].key) for role in ("attack", "swapped", "prior_only")]
+    scored = [o for o in runs if o is not None and o.score is not None]
+    if len(scored) < len(runs):
+        failed = [": ".join(o.failure) for o in runs if o is not None and o.failure]
+        return {"client": v, "failure": failed[0] if failed else "not finished"}
+    own = scored[0]
+    own_score, swap_score, prior_score = (o.score for o in scored if o.score is not None)
+    truth = held_by(planned["attack"][v], prepared.main)
+    still = _stills(truth.pictures, prepared.main.groups)
+    of_still = {floor: likenesses(p, truth.pictures, (*ALWAYS, *plan.metrics)) for floor, p in still.items()}
+    floors = {
+        name: {
+            "prior_only": prior_score.values[name],
+            "swapped": swap_score.values[name],
+            **{floor: values[name] for floor, values in of_still.items()},
+        }
+        for name in _names(plan)
+    }
+    row = {
+        "client": v,
+        "classes": [prepared.main.groups.classes[c] for c in truth.y],
+        "ranks": own_score.ranks,
+        "gallery": own_score.gallery,
+        "scores": own_score.values,
+        "floors": floors,
+        "swapped_ranks": swap_score.ranks,
+        "labels_right": own_score.labels_right,
+        "objective": own.objective,
+        "curve": own.curve,
+        "seconds": own.seconds,
+        "notes": own.notes,
+    }
+    pictures = {
+        "original": truth.pictures,
+        "reconstruction": own_score.pictures,
+        "prior only": prior_score.pictures,
+        "swapped update": swap_score.pictures,
+        "mean picture": still["mean_picture"],
+        "nearest public": still["nearest_public"],
+    }
+    return _Finished(
+        Client(own_score.ranks, own_score.gallery, own_score.values, floors),
+        Client(swap_score.ranks, swap_score.gallery, swap_score.values),
+        pictures,
+        row,
+        own,
+    )
+
+
+def _missing(unfinished: int, failures: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if unfinished:
+        found["unfinished"] = f"{unfinished} runs are not finished; the same command continues."
+    if failures:
+        first = failures[0]
+        found["failed_runs"] = f"{len(failures)} runs failed, the first with {first['kind']}: {first['message']}"
+    return found
 
 
 def _stills(truth: Tensor, groups: Groups) -> dict[str, Tensor]:
@@ -177,11 +211,6 @@ def _line_up(clients: Sequence[Client]) -> dict[str, Any] | None:
         return None
     found = line_up(clients)
     return {**asdict(found), "above_chance": found.above_chance}
-
-
-def _gain(clients: Sequence[Client], metric: str) -> dict[str, Any]:
-    found = gain_over_floors(clients, metric)
-    return {**asdict(found), "floors": dict(found.floors)}
 
 
 def _flags(plan: Plan, verdict: Verdict, attacked: Sequence[Outcome]) -> dict[str, str]:

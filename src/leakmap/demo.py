@@ -1,4 +1,4 @@
-"""The demonstration: two clients that differ in one trait, on photographs inside scikit-image."""
+"""The demonstration: two clients on photographs inside scikit-image, one that leaks and one that resists."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from leakmap.plan import Plan, Progress, prepare
 from leakmap.store import Store
 
 CLIENTS = {
-    "A client that leaks: pre-activation ResNet, training mode": "resnet,blocks=1-1-1,width=24,preact=true",
-    "A client that resists: post-activation ResNet, training mode": "resnet,blocks=1-1-1,width=24,preact=false",
+    "A client that leaks: shallow, wide, with shortcuts, pre-activation": "resnet,blocks=1-1-1,width=24,preact=true",
+    "A client that resists: deeper, narrow, no shortcuts, post-activation": "resnet,blocks=2-2-2,width=8,skip=false",
 }
 INTRODUCTION = (
-    "Two federated clients each send one gradient of one picture, in training mode. Their networks differ only in "
-    "where the normalisation stands. leakmap attacks both in the same way and says what it found."
+    "Two federated clients each send one gradient of one picture, in training mode. Their networks "
+    "differ in depth, width, shortcuts and where the normalisation stands. leakmap attacks both in the same way."
 )
 
 
@@ -39,4 +39,4 @@ def demonstrate(out: Path, *, workers: int, progress: Progress) -> tuple[dict[st
         store = Store(out / ("leaks", "resists")[i])
         found[title] = perform(plan, prepare(plan, progress=told), store, workers=workers, progress=told)
     sections = [report.Section(audit.result, audit.rows, title) for title, audit in found.items()]
-    return found, report.write(out / "report.html", sections, "leakmap: one trait, two clients", INTRODUCTION)
+    return found, report.write(out / "report.html", sections, "leakmap: two clients, one attack", INTRODUCTION)

@@ -1,6 +1,8 @@
 """Classification models of torchvision."""
 
-import torchvision
+import importlib
+from typing import Any
+
 from torch import nn
 
 from leakmap.errors import ModelError, UnknownName
@@ -12,7 +14,8 @@ from leakmap.task import Task
 @models.add("torchvision/")
 def torchvision_model(task: Task, name: str) -> nn.Module:
     """A torchvision classifier by its name there, untrained; ``--weights FILE`` loads weights. Takes RGB pictures."""
-    known = torchvision.models.list_models(module=torchvision.models)
+    library: Any = importlib.import_module("torchvision.models")
+    known = library.list_models(module=library)
     if name not in known:
         raise UnknownName(f"torchvision has no classification model {name!r}; {near_misses(name, known)}")
     if task.shape[0] != 3:
@@ -23,6 +26,6 @@ def torchvision_model(task: Task, name: str) -> nn.Module:
     if name in ("googlenet", "inception_v3"):
         extra |= {"aux_logits": False, "init_weights": True}
     try:
-        return torchvision.models.get_model(name, weights=None, num_classes=task.classes, **extra)
+        return library.get_model(name, weights=None, num_classes=task.classes, **extra)
     except ValueError as error:
         raise ModelError(f"torchvision/{name} cannot be built for inputs of shape {task.shape}: {error}.") from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as T
+from torch.nn import functional as F
 
 from leakmap.errors import DataError
 from leakmap.registry import Registry, Spec
@@ -80,8 +80,13 @@ def square(images: Tensor, size: int | None) -> Tensor:
     """Centre crop of ``(…, H, W)`` uint8 to a square and antialiased resize to ``size``; unchanged for None."""
     if size is None or tuple(images.shape[-2:]) == (size, size):
         return images
-    side = min(images.shape[-2:])
-    return T.resize(T.center_crop(images, [side, side]), [size, size], antialias=True)
+    height, width = images.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    cropped = images[..., top : top + side, left : left + side]
+    flat = cropped.reshape(-1, 1, side, side).float()
+    resized = F.interpolate(flat, size=(size, size), mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8).reshape(*images.shape[:-2], size, size)
 
 
 def to_channels(images: Tensor, channels: int | None) -> Tensor:
@@ -92,7 +97,8 @@ def to_channels(images: Tensor, channels: int | None) -> Tensor:
     if channels == 3 and have == 1:
         return images.repeat(1, 3, 1, 1)
     if channels == 1 and have == 3:
-        return T.rgb_to_grayscale(images)
+        luminance = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+        return (images * luminance).sum(1, keepdim=True).round().to(torch.uint8)
     raise DataError(f"Pictures with {have} channels cannot be brought to {channels}; channels is 1 or 3.")
 
 
