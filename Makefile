@@ -18,6 +18,9 @@ check: $(READY)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+docs: $(READY)
+	$(BIN)/leakmap list --markdown > docs/catalogue.md
+
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=1800
 

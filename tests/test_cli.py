@@ -11,20 +11,9 @@ import pytest
 
 from leakmap.cli import main
 
-QUICK = ["audit", "--model", "mlp,hidden=16", "--image-size", "16", "--victims", "3", "--steps", "3", "--workers", "0"]
-EXACT = [
-    "audit",
-    "--model",
-    "mlp,hidden=16",
-    "--image-size",
-    "16",
-    "--victims",
-    "3",
-    "--attack",
-    "linear",
-    "--workers",
-    "0",
-]
+SMALL = ["--image-size", "16", "--victims", "3", "--workers", "0"]
+QUICK = ["audit", "--model", "mlp,hidden=16", *SMALL, "--steps", "3"]
+EXACT = ["audit", "--model", "mlp,hidden=16", *SMALL, "--attack", "linear"]
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     Progress,
@@ -20,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from leakmap import catalogue
 from leakmap.auditing import default_workers, perform
 from leakmap.conclusion import Audit
 from leakmap.demo import demonstrate
@@ -198,6 +201,21 @@ def demo(
         console.print(f"\n[bold]{title}[/bold]")
         describe(result.result, console)
     console.print(f"\nReport: {report}", soft_wrap=True)
+
+
+@app.command("list")
+def list_(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a page of documentation.")] = False,
+) -> None:
+    """Every model, data source, attack, label rule and metric, with its settings."""
+    if markdown:
+        typer.echo(catalogue.markdown(), nl=False)
+        return
+    console = Console(highlight=False)
+    for entry in catalogue.catalogue():
+        console.print(f"[dim]{entry.kind}[/] [bold]{entry.name}[/]  {escape(entry.summary)}")
+        if entry.settings:
+            console.print(Padding(escape(", ".join(entry.settings)), (0, 0, 0, 4)))
 
 
 def _part(batch_size: int, local_steps: int) -> int | None:
