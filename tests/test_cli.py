@@ -82,6 +82,8 @@ def test_the_gate_decides_the_exit_code(call):
         (["--model", "mlp", "--mode", "test"], "mode"),
         (["--model", "mlp", "--weights", "nothing.pt"], "no weights file"),
         (["--model", "nets.py:build"], "no such file"),
+        (["--model", "mlp", "--device", "tpu9"], "cannot be used here"),
+        (["--model", "resnet,stem=patch,blocks=1-1-1", "--image-size", "16"], "more than 1 value per channel"),
         (["--model", "mlp", "--nonsense"], "nonsense"),
         ([], "--model"),
     ],

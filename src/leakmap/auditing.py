@@ -139,9 +139,9 @@ def perform(
     """
     progress = progress or (lambda what, fraction: None)
     started = time.time()
+    gate = _gate(plan, prepared, device, progress)
     if store is not None:
         claim(store, plan, prepared)
-    gate = _gate(plan, prepared, device, progress)
     planned = trials(plan, prepared)
     outcomes: dict[str, Outcome] = {}
     everything = [trial for role in ROLES for trial in planned[role]]
@@ -203,11 +203,12 @@ def _run_all(
 
 
 def claim(store: Store, plan: Plan, prepared: Prepared) -> None:
-    """Marks a folder as belonging to this audit.
+    """Makes a folder and marks it as belonging to this audit.
 
     Raises:
         StoreError: it belongs to another one; the message names what differs.
     """
+    store.make()
     own = finite({**asdict(plan), "contents": prepared.main.digest})
     path = store.folder / "plan.json"
     if path.exists():

@@ -175,7 +175,7 @@ def audit(
     )
     folder = out or Path("runs") / f"audit-{_digest(plan)}"
     with _progress() as progress:
-        prepared = prepare(plan, progress=progress)
+        prepared = prepare(plan, device=device, progress=progress)
         found = perform(
             plan,
             prepared,

@@ -10,10 +10,11 @@
     ├── ObservationError      a file that is not a sound Observation
     ├── NotGranted            an attack asked for a fact that the threat model withholds
     ├── NotApplicable         the precondition of a closed form or a label rule does not hold
-    └── NonFinite             a computation left the finite numbers
+    ├── NonFinite             a computation left the finite numbers
+    └── WorkerDied            a process ended in the middle of a run, as when memory runs out
 
 Each message is a sentence: what was got, what was expected, what to do. ``UsageError`` and ``ObservationError``
-end the command line with exit code 3; the last three, raised inside a run, are recorded as that run's failure.
+end the command line with exit code 3; what is raised inside a run is recorded as that run's failure.
 """
 
 
@@ -59,3 +60,7 @@ class NotApplicable(LeakmapError):
 
 class NonFinite(LeakmapError):
     """A computation left the finite numbers."""
+
+
+class WorkerDied(LeakmapError):
+    """A process ended in the middle of a run; what was finished before is kept."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from torch import nn
 
 from leakmap.attacker.attacks import attacks
@@ -97,6 +98,7 @@ def prepare(
     pictures: Pictures | None = None,
     module: nn.Module | None = None,
     loss: Loss | None = None,
+    device: str = "cpu",
     progress: Progress = lambda what, fraction: None,
 ) -> Prepared:
     """Loads the pictures, divides them, builds and trains the networks.
@@ -106,11 +108,13 @@ def prepare(
         pictures: In place of ``plan.data``.
         module: In place of ``plan.model``.
         loss: In place of ``plan.loss``.
+        device: Where to train.
         progress: Called with what is being done and the finished fraction.
 
     Raises:
         UsageError: something does not fit; nothing was computed yet.
     """
+    check_device(device)
     attack = attacks.build(plan.attack)
     for name in plan.metrics:
         metrics.build(name)
@@ -133,9 +137,13 @@ def prepare(
     if plan.train_epochs:
         pool = groups.training
         network = train(
-            network, groups.images[pool], groups.labels[pool], plan.train_epochs, plan.seed,
+            network.to(device),
+            groups.images[pool],
+            groups.labels[pool],
+            plan.train_epochs,
+            plan.seed,
             lambda fraction: progress("training briefly", fraction),
-        )  # fmt: skip
+        ).to("cpu")
     control = build_network(task, attack.leaky_model, seed=plan.seed, loss=loss)
     public = groups.public
     own_loss = network.code.loss is not None
@@ -161,6 +169,19 @@ def _normalisation(text: str, groups: Groups) -> tuple[tuple[float, ...], tuple[
     if len(mean) != channels:
         raise BadSetting(f"normalise={text} has {len(mean)} channels, the pictures have {channels}.")
     return mean, std
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that does not exist here.
+
+    Raises:
+        BadSetting: torch does not know it, or has no such device.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise BadSetting(f"The device {device!r} cannot be used here: {reason}.") from None
 
 
 ROLES = ("attack", "swapped", "prior_only", "control")

@@ -6,12 +6,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from leakmap.errors import WorkerDied
 from leakmap.models.network import user_code
 from leakmap.registry import Spec
 from leakmap.trial import Outcome, Stage, Trial, run
@@ -63,6 +65,9 @@ def run_in_pool(
         report: Called here with the progress of running trials.
         workers: Processes; each computes in one thread, so that results do not depend on their number.
         device: Where to compute.
+
+    Raises:
+        WorkerDied: a process ended in the middle of a run.
     """
     context = multiprocessing.get_context("spawn")
     queue, stop = context.Queue(), context.Event()
@@ -80,9 +85,14 @@ def run_in_pool(
                     report(*queue.get())
                 for future in finished:
                     done(future.result())
-        except BaseException:
+        except BaseException as error:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise WorkerDied(
+                    "A worker process died, most likely for lack of memory. What was finished is kept; the same "
+                    "command continues, with fewer --workers if it happens again."
+                ) from None
             raise
 
 

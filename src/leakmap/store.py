@@ -21,15 +21,22 @@ class Store:
     """A folder of outcomes. Resuming is running the keys that are missing.
 
     Args:
-        folder: Made if it does not exist.
+        folder: Made by :meth:`make`.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
+
+    def make(self) -> None:
+        """Makes the folder if it does not exist.
+
+        Raises:
+            StoreError: it cannot be made.
+        """
         try:
-            (folder / "trials").mkdir(parents=True, exist_ok=True)
+            (self.folder / "trials").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"{folder} cannot be used for results: {error}.") from None
+            raise StoreError(f"{self.folder} cannot be used for results: {error}.") from None
 
     def path(self, key: str) -> Path:
         """Where the outcome of a trial lies."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from leakmap.errors import ModelError
 from leakmap.local import LocalRule, arrange, local_signal
 from leakmap.models.network import Network
 from leakmap.observation import Update
@@ -51,10 +52,19 @@ def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> 
         rule: The local rule.
         batch: The client's examples.
         seed: For dropout masks; nothing else is random.
+
+    Raises:
+        ModelError: the step fails, as BatchNorm does on a single value per channel in training mode.
     """
     module = arrange(network.module(), rule)
     x = network.task.normalise(batch.pictures)
-    signal = local_signal(
-        module, network.weights, x, batch.y, rule, network.loss(), dropout_seed=derive(seed, "client")
-    )
+    masks = derive(seed, "client")
+    try:
+        signal = local_signal(module, network.weights, x, batch.y, rule, network.loss(), dropout_seed=masks)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ModelError(
+            f"A client with {len(x)} pictures of shape {network.task.shape} cannot take its step with {network.model} "
+            f"in {rule.mode} mode: {reason}."
+        ) from error
     return Round(network, rule, batch, Update(rule.share, signal.tensors), signal.buffers)

@@ -1,5 +1,6 @@
 """Who is who among the pictures: groups that share no picture, by construction."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ CONTROLS = 6
 REFERENCE = 32
 """Public pictures that an auditor keeps for the floors, unless the threat model grants more."""
 FEWEST_DISTRACTORS = 19
+MOST_OF_A_CLASS = 150
+"""Distractors kept of each class: more than any line-up needs."""
 
 
 @dataclass(frozen=True)
@@ -106,18 +109,37 @@ def divide(
         trained = [other.pop() for _ in range(room)]
         if not trained:
             raise DataError(f"{len(pictures)} different pictures leave none to train on; lower --victims.")
-    distractors = own if spare is None else own + other
+    distractors = _enough(own if spare is None else own + other, labels)
+    parts = (victim, *swaps, controls, public_index, trained, distractors)
+    used = torch.tensor(sorted(i for part in parts for i in part))
+    place = {int(index): position for position, index in enumerate(used)}
+
+    def at(indices: list[int]) -> Tensor:
+        return torch.tensor([place[i] for i in indices], dtype=torch.int64)
+
     return Groups(
-        images,
-        labels,
+        images[used],
+        labels[used],
         pictures.classes,
-        torch.tensor(victim).view(victims, batch_size),
-        torch.tensor(swaps).view(2, victims, batch_size),
-        torch.tensor(controls).view(-1, 1),
-        torch.tensor(public_index),
-        torch.tensor(trained, dtype=torch.int64),
-        torch.tensor(distractors),
+        at(victim).view(victims, batch_size),
+        torch.stack([at(swap) for swap in swaps]).view(2, victims, batch_size),
+        at(controls).view(-1, 1),
+        at(public_index),
+        at(trained),
+        at(distractors),
     )
+
+
+def _enough(indices: list[int], labels: Tensor) -> list[int]:
+    """The first ones of each class, in order."""
+    kept: list[int] = []
+    seen: Counter[int] = Counter()
+    for index in indices:
+        label = int(labels[index])
+        seen[label] += 1
+        if seen[label] <= MOST_OF_A_CLASS:
+            kept.append(index)
+    return kept
 
 
 def _same_label(pool: list[int], labels: Tensor, label: int) -> int:
