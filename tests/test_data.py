@@ -77,8 +77,8 @@ def test_folders_of_png_and_jpeg_grey_and_rgb(tmp_path):
     assert found.labels.tolist() == [0, 0, 0, 1, 1, 1]
     for file in tmp_path.rglob("*.*"):
         Image.open(file).convert("L").save(file)
-    assert load_pictures(f"folder:{tmp_path}").images.shape == (6, 1, 24, 24)
-    assert load_pictures(f"folder:{tmp_path},channels=3").images.shape[1] == 3
+    assert load_pictures(f"folder:{tmp_path}").images.shape == (6, 3, 24, 24)
+    assert load_pictures(f"folder:{tmp_path},channels=1").images.shape[1] == 1
     Image.fromarray(random_images(1, side=30)[0]).save(tmp_path / "cat" / "odd.png")
     with pytest.raises(DataError, match="--image-size"):
         load_pictures(f"folder:{tmp_path}")

@@ -45,8 +45,8 @@ def test_a_shallow_wide_network_in_inference_mode_is_recovered(shared, tmp_path)
 def test_a_zeroed_head_is_inconclusive(shared, tmp_path):
     from safetensors.torch import save_file
 
-    weights = dict(prepare(Plan(model=LEAKS, data="samples")).main.network.weights)
-    save_file({k: t * 0 if k.startswith("head") else t for k, t in weights.items()}, tmp_path / "w.safetensors")
+    state = dict(prepare(Plan(model=LEAKS, data="samples")).main.network.weights)
+    save_file({k: t * 0 if k.startswith("head") else t for k, t in state.items()}, tmp_path / "w.safetensors")
     data = {
         "data": "samples",
         "weights": str(tmp_path / "w.safetensors"),

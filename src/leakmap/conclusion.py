@@ -1,5 +1,6 @@
 """From outcomes to the result: scores beside floors, flags, the ledger, the verdict."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -216,12 +217,12 @@ def _line_up(clients: Sequence[Client]) -> dict[str, Any] | None:
 def _flags(plan: Plan, verdict: Verdict, attacked: Sequence[Outcome]) -> dict[str, str]:
     """Warnings that do not decide the verdict."""
     flags: dict[str, str] = {}
-    curves = [o.curve for o in attacked if len(o.curve) >= 20]
+    curves = [o.curve for o in attacked if len(o.curve) >= 2]
     if curves:
         left = statistics.median(min(curve) / max(curve[0], 1e-30) for curve in curves)
         if left > 0.9:
             flags["matching_not_reduced"] = f"The matching term only fell to {left:.0%} of its start (median)."
-        tail = statistics.median(1 - min(c) / max(min(c[: -len(c) // 10]), 1e-30) for c in curves)
+        tail = statistics.median(1 - min(c) / max(min(c[: -math.ceil(len(c) / 10)]), 1e-30) for c in curves)
         if tail > 0.05:
             flags["still_falling"] = f"The matching term fell by another {tail:.0%} in the last tenth: raise --steps."
         final = statistics.median(min(curve) for curve in curves)

@@ -100,9 +100,3 @@ def to_channels(images: Tensor, channels: int | None) -> Tensor:
         luminance = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
         return (images * luminance).sum(1, keepdim=True).round().to(torch.uint8)
     raise DataError(f"Pictures with {have} channels cannot be brought to {channels}; channels is 1 or 3.")
-
-
-def grey_if_all_grey(images: Tensor) -> Tensor:
-    """RGB pictures whose three channels are equal everywhere, as one channel."""
-    same = bool(torch.equal(images[:, 0], images[:, 1]) and torch.equal(images[:, 1], images[:, 2]))
-    return images[:, :1] if same else images

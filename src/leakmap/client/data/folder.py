@@ -8,22 +8,22 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from leakmap.client.data import Pictures, grey_if_all_grey, sources, square, to_channels
+from leakmap.client.data import Pictures, sources, square, to_channels
 from leakmap.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 
 
 @sources.add("folder:")
-def folder(size: int | None, path: str, *, channels: Literal[1, 3] | None = None, most: int = 5000) -> Pictures:
+def folder(size: int | None, path: str, *, channels: Literal[1, 3] = 3, most: int = 5000) -> Pictures:
     """PNG and JPEG files in class folders, ``DIR/cat/1.png``; classes are numbered in the order of their names.
 
-    All-grey data stay grey (one channel); ``channels=3`` makes them RGB.
+    Grey files become RGB, as in torchvision's ImageFolder; ``channels=1`` keeps one channel.
 
     Args:
         size: Image size; None only where all files have the same size.
         path: The folder.
-        channels: 1 or 3 to convert.
+        channels: 3 for RGB, 1 for grey.
         most: At most this many files are read, spread evenly over the sorted list.
     """
     root = Path(path).expanduser()
@@ -48,7 +48,7 @@ def folder(size: int | None, path: str, *, channels: Literal[1, 3] | None = None
     if len(shapes) > 1:
         sizes = sorted(f"{h}x{w}" for _, h, w in shapes)
         raise DataError(f"{root} has pictures of different sizes ({', '.join(sizes[:3])}…): give --image-size.")
-    stacked = to_channels(grey_if_all_grey(torch.stack(images)), channels)
+    stacked = to_channels(torch.stack(images), channels)
     return Pictures(stacked, torch.tensor([label for _, label in files]), tuple(classes))
 
 
