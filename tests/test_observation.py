@@ -99,6 +99,7 @@ HOSTILE = {
     "count that differs": (_set(["count"], 7), "labels"),
     "rate out of range": (_set(["rule", "momentum"], 3.0), "momentum"),
     "rule of another kind": (_set(["rule", "share"], "gradient"), "share|local steps"),
+    "mean that is not finite": (_set(["task", "mean"], [float("nan"), 0.0, 0.0]), "mean"),
     "zero deviation": (_set(["task", "std"], [0.0, 1.0, 1.0]), "std"),
     "channels that differ": (_set(["task", "mean"], [0.5]), "mean"),
     "grant that is not there": (_set(["granted"], ["labels"]), "granted"),
@@ -199,6 +200,15 @@ def test_user_code_named_by_a_file_is_not_run(task, tmp_path):
         attack(trusted, "inverting_gradients,steps=2"),
     )
     assert torch.equal(mine.pictures, theirs.pictures)
+
+
+def test_an_architecture_larger_than_the_weights_takes_no_memory(observation):
+    def change(manifest, tensors):
+        manifest["model"] = {"name": "resnet", "params": {"width": 65536, "blocks": "9-9-9-9-9-9"}}
+
+    hostile = Observation.from_bytes(edited(observation.to_bytes(), change))
+    with pytest.raises(ModelError, match="do not fit"):
+        attack(hostile, "inverting_gradients,steps=1")
 
 
 def test_an_attack_from_the_file_in_another_process_is_bit_identical(task, tmp_path):

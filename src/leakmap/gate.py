@@ -7,7 +7,7 @@ what the update depends on. Runs on the truth's side; nothing here reaches an at
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ def inspect_update(
         others: Batches with the same labels.
         seed: For the noise.
     """
-    calm = LocalRule(**{**rule.__dict__, "dropout": 0.0})
+    calm = replace(rule, dropout=0.0)
     rows: list[dict[str, float]] = []
     for i, (batch, other) in enumerate(zip(batches, others, strict=True)):
         noise = torch.rand(batch.pictures.shape, generator=generator(seed, "gate", i)).to(batch.pictures)
@@ -129,7 +129,7 @@ def _update(network: Network, rule: LocalRule, batch: Batch) -> dict[str, Tensor
 
 def _doubled(network: Network) -> Network:
     weights = {name: t.double() if t.is_floating_point() else t for name, t in network.weights.items()}
-    return Network(network.task, network.model, weights, network.code)
+    return replace(network, weights=weights)
 
 
 def _loss(network: Network, rule: LocalRule, batch: Batch, seed: int) -> float:

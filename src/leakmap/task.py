@@ -1,5 +1,6 @@
 """The public facts about the learning problem, which every participant knows."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,8 +44,8 @@ class Task:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.shape[0]:
                 raise BadSetting(f"A task with {self.shape[0]} channels needs as many values of {name}; got {values}.")
-        if min(self.std) <= 0:
-            raise BadSetting(f"Every std must be positive; got {self.std}.")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise BadSetting(f"mean must be finite and every std positive; got {self.mean} and {self.std}.")
 
     def normalise(self, pictures: Tensor) -> Tensor:
         """Pictures ``(N, C, H, W)`` in [0, 1] -> model inputs."""

@@ -84,8 +84,18 @@ class Network:
                 f"The architecture {self.model} is code of your own; leakmap does not run code that a file names: "
                 "pass the module as code=Code(model=...)."
             )
+        self._check_size()
         with torch.random.fork_rng(devices=[]):
             return models.build(self.model, self.task)
+
+    def _check_size(self) -> None:
+        """Compares architecture and weights before memory is taken: the specification may be hostile."""
+        try:
+            with torch.device("meta"):
+                outline = models.build(self.model, self.task)
+        except (RuntimeError, NotImplementedError):
+            return  # a library's constructor that computes; its sizes are bounded by the library
+        compare_weights(outline, self.weights, where=f"The weights of {self.model}")
 
 
 IN_MEMORY = "(in memory)"
@@ -158,19 +168,28 @@ def fit_weights(module: nn.Module, weights: Mapping[str, Tensor], *, where: str)
     Raises:
         ModelError: names are missing or unknown, or shapes differ.
     """
+    compare_weights(module, weights, where=where)
     own = module.state_dict()
-    weights = {name: t for name, t in own.items() if name.endswith("num_batches_tracked")} | dict(weights)
-    missing = [name for name in own if name not in weights]
+    module.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()})
+
+
+def compare_weights(module: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
+    """Checks names and shapes against a module, which may be on the meta device.
+
+    Raises:
+        ModelError: names are missing or unknown, or shapes differ.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     unknown = [name for name in weights if name not in own]
     if missing or unknown:
         parts = [f"{len(missing)} missing (first {missing[0]!r})"] if missing else []
         parts += [f"{len(unknown)} unknown (first {unknown[0]!r})"] if unknown else []
         raise ModelError(f"{where} do not fit the architecture: {' and '.join(parts)} of {len(own)} names.")
     for name, tensor in own.items():
-        if weights[name].shape != tensor.shape:
+        if name in weights and weights[name].shape != tensor.shape:
             got, expected = tuple(weights[name].shape), tuple(tensor.shape)
             raise ModelError(f"{where} do not fit the architecture: {name!r} has shape {got}, not {expected}.")
-    module.load_state_dict(weights)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

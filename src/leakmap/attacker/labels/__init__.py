@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from leakmap.errors import NotApplicable
-from leakmap.local import LocalRule
 from leakmap.observation import Observation
 from leakmap.registry import Registry
 
@@ -75,7 +74,6 @@ class Head:
     Args:
         bias: ``(classes,)`` gradient of the bias, or None where the layer has none.
         weight: ``(classes, features)`` gradient of the weight.
-        bias_name: Its name among the weights.
     """
 
     bias: Tensor | None
@@ -106,7 +104,12 @@ def head_gradient(observation: Observation) -> Head:
 
 
 def _path_length(observation: Observation) -> float:
-    """Sum of the coefficients with which the step gradients enter a delta, for SGD; for Adam only the scale."""
-    rule = observation.rule or LocalRule(share="delta")
+    """Sum of the coefficients with which the step gradients enter a delta, for SGD; for Adam only the scale.
+
+    Without the rule, 1: then only signs and ratios can be used.
+    """
+    if observation.rule is None:
+        return 1.0
+    rule = observation.rule
     steps = rule.steps(observation.count or 1)
     return rule.lr * sum(sum(rule.momentum**j for j in range(steps - i)) for i in range(steps))

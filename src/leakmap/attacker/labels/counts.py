@@ -15,7 +15,7 @@ def counts(*, dummies: int = 64) -> LabelRule:
 
     The stand-ins are the granted public pictures, else noise in the client's mode. Without a bias, the row sums of the
     weight gradient stand for ``db`` up to a scale that makes the counts sum to B. Exact where ``p`` is; for several
-    local steps it reads their mean gradient.
+    local steps it reads their mean gradient, for which it needs the local rule.
 
     Args:
         dummies: Number of noise pictures where no public ones are granted.
@@ -24,7 +24,7 @@ def counts(*, dummies: int = 64) -> LabelRule:
     """
 
     def rule(observation: Observation, seed: int) -> Labels:
-        observation.need("count")
+        observation.need("count", *(["rule"] if observation.update.kind == "delta" else []))
         total = observation.count or 0
         head = head_gradient(observation)
         predicted = mean_prediction(observation, seed, dummies)

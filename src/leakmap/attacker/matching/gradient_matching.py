@@ -1,7 +1,7 @@
 """The composable core of every attack by optimisation."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -99,7 +99,7 @@ class GradientMatching:
     def _rule(self, observation: Observation) -> LocalRule:
         rule = observation.rule or LocalRule(share=observation.update.kind)
         if self.mode == "eval" and rule.mode != "eval":
-            return LocalRule(**{**rule.__dict__, "mode": "eval"})
+            return replace(rule, mode="eval")
         return rule
 
     def _descend(self, x: Tensor, engine: Exact | None, task: Task, progress: Progress) -> "_Run":
