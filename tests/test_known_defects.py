@@ -1,7 +1,7 @@
 """Defects found in other audit tools that have no better home among the tests here.
 
-Those that have: scores against the wrong originals in a 3-cycle, PSNR summed over a batch or on normalised tensors, and
-SSIM below 1 for a perfect batch (test_scoring.py, contract/test_metrics.py); the iterate after the best one returned, and
+Those that have: scores against the wrong originals in a 3-cycle, PSNR summed over a batch or on normalised tensors,
+SSIM below 1 for a perfect batch (test_scoring.py, contract/test_metrics.py); the iterate after the best one returned,
 a crash returned as a result (test_attacks.py, test_audit.py); documented calls that crash (test_docs.py).
 """
 

@@ -73,9 +73,6 @@ def audit(
     data: Annotated[
         str, typer.Option(help="samples, npz:FILE, folder:DIR or cifar10:DIR.", rich_help_panel=DATA)
     ] = "samples",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for results; the same one resumes.", rich_help_panel=RUN)
-    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="safetensors, or a torch checkpoint.", rich_help_panel=MODEL)
     ] = None,
@@ -118,6 +115,9 @@ def audit(
         Literal["none", "swapped"],
         typer.Option(help="swapped: a null audit, updates of other pictures.", rich_help_panel=ATTACK),
     ] = "none",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results; the same one resumes.", rich_help_panel=RUN)
+    ] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help="Besides PSNR and SSIM; repeatable.", rich_help_panel=RUN)
     ] = None,
@@ -137,7 +137,7 @@ def audit(
 
       leakmap audit --model torchvision/resnet18 --data folder:DIR --image-size 64
 
-      leakmap audit --model nets.py:build --data npz:FILE --mode eval --gate partial
+      leakmap audit --model nets.py:build --data npz:FILE --gate partial
 
     Exit codes: 0 done; with --gate 1 level reached, 2 inconclusive; 3 wrong input; 130 interrupted.
     """
