@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from leakmap import Batch, Reconstruction, metrics, score
-from leakmap.scoring.lineup import SMALLEST_GALLERY, cross_correlation, pick_distractors, rank
+from leakmap.scoring.lineup import MIXED, cross_correlation, pick_distractors, rank
 from leakmap.scoring.match import matched
-from leakmap.scoring.statistics import mean_interval, rank_sum_p, share_interval
+from leakmap.scoring.statistics import mean_interval, paired_p, rank_sum_p, share_interval
 from leakmap.scoring.verdict import LEVELS, Client, Evidence, judge, line_up
 from tests.conftest import pictures
 
@@ -16,7 +16,7 @@ G = 100
 
 def client(rank: float, psnr: float = 10.0, ssim: float = 0.1, floor: float = 12.0) -> Client:
     floors = {"psnr": {"prior_only": (floor,), "swapped": (9.0,)}, "ssim": {"prior_only": (0.2,), "swapped": (0.1,)}}
-    return Client((rank,), G, {"psnr": (psnr,), "ssim": (ssim,)}, floors)
+    return Client((rank,), (G,), {"psnr": (psnr,), "ssim": (ssim,)}, floors)
 
 
 def clients(ranks, **scores):
@@ -86,14 +86,20 @@ def test_the_line_up_is_at_chance_without_leakage_for_every_batch_size(size, tas
     assert abs(np.mean([r == 1 for r in ranks]) - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 300)
 
 
-def test_distractors_are_of_the_same_class_and_mixed_only_below_the_smallest_gallery():
-    labels = torch.tensor([0] * 60 + [1] * 10)
-    pool = torch.arange(70)
+def test_distractors_are_of_the_same_class_and_mixed_only_where_it_has_hardly_any():
+    labels = torch.tensor([0] * 60 + [1] * 10 + [2] * 3)
+    pool = torch.arange(73)
     assert set(labels[pick_distractors(labels, 0, pool, 99, 0)].tolist()) == {0}
     assert len(pick_distractors(labels, 0, pool, 30, 0)) == 30
-    mixed = pick_distractors(labels, 1, pool, 99, 0)
-    assert len(mixed) == SMALLEST_GALLERY - 1
-    assert int((labels[mixed] == 1).sum()) == 10
+    assert labels[pick_distractors(labels, 1, pool, 99, 0)].tolist() == [1] * 10
+    assert len(pick_distractors(labels, 2, pool, 99, 0)) == MIXED
+
+
+def test_line_ups_of_a_class_share_no_distractor_while_there_are_enough():
+    labels, pool = torch.zeros(60, dtype=torch.int64), torch.arange(60)
+    turns = [set(pick_distractors(labels, 0, pool, 20, 0, turn=t).tolist()) for t in range(3)]
+    assert not turns[0] & turns[1]
+    assert turns[0] | turns[1] | turns[2] == set(range(60))
 
 
 def test_the_exact_binomial_interval_is_the_textbook_one():
@@ -105,13 +111,32 @@ def test_the_exact_binomial_interval_is_the_textbook_one():
 
 def test_pictures_of_one_client_do_not_count_as_independent():
     assert share_interval(8, 16, 4).low < share_interval(8, 16, 16).low
-    assert rank_sum_p([(1, 1, 1, 1)], [20]) == pytest.approx(1 / 20)
+    assert rank_sum_p([(1, 1, 1, 1)], [(20, 20, 20, 20)]) == pytest.approx(1 / 20)
 
 
-def test_the_rank_sum_test_is_exact():
-    assert rank_sum_p([[1], [1]], [10, 10]) == pytest.approx(1 / 100)
-    assert rank_sum_p([[1], [2]], [10, 10]) == pytest.approx(3 / 100)
-    assert rank_sum_p([[10], [10]], [10, 10]) == 1
+def test_the_rank_sum_test_is_exact_and_takes_line_ups_of_several_sizes():
+    ten = [(10,), (10,)]
+    assert rank_sum_p([[1], [1]], ten) == pytest.approx(1 / 100)
+    assert rank_sum_p([[1], [2]], ten) == pytest.approx(3 / 100)
+    assert rank_sum_p([[10], [10]], ten) == pytest.approx(1)
+    assert rank_sum_p([[1], [1]], [(10,), (20,)]) == pytest.approx(1 / 200)
+    many = rank_sum_p([[45]] * 250, [(100,)] * 250)
+    assert many == pytest.approx(rank_sum_p([[45]] * 199, [(100,)] * 199), abs=0.02)
+
+
+def test_no_p_value_is_smaller_than_its_rate_on_null_ranks():
+    rng = np.random.default_rng(1)
+    for sizes in ([100] * 12, [20] * 5, [7, 50, 23, 100, 11]):
+        draws = [[[int(rng.integers(1, g + 1))] for g in sizes] for _ in range(1000)]
+        rate = np.mean([rank_sum_p(ranks, [(g,) for g in sizes]) < 0.05 for ranks in draws])
+        assert rate < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_the_sign_flip_test_cannot_be_small_with_few_clients():
+    assert paired_p([1.0] * 4) == pytest.approx(1 / 16)
+    assert paired_p([1.0] * 10) == pytest.approx(1 / 1024)
+    assert paired_p([-1.0] * 10) == pytest.approx(1)
+    assert paired_p([]) == paired_p([0.0, 0.0]) == 1
 
 
 def test_one_client_gives_no_interval():
@@ -136,7 +161,18 @@ VERDICTS = {
     ),
     "nothing, and a run failed": (Evidence(NULL, NULL, LEAKY_CONTROL, {}, 1), "inconclusive"),
     "no run finished": (Evidence([], [], LEAKY_CONTROL), "inconclusive"),
-    "no floor": (Evidence(clients([1] * 8), [], LEAKY_CONTROL), "inconclusive"),
+    "one lucky first rank of a smooth picture": (
+        Evidence(clients([1, *[60] * 9], ssim=0.6), clients([50] * 10), LEAKY_CONTROL),
+        "statistical",
+    ),
+    "the class alone is recognised": (
+        Evidence(clients([1] * 6 + [20] * 6), clients([1] * 5 + [20] * 7), LEAKY_CONTROL),
+        "inconclusive",
+    ),
+    "a leak on top of a recognised class": (
+        Evidence(clients([1] * 12), clients([15] * 12), LEAKY_CONTROL),
+        "partial",
+    ),
     "ranks low, none first": (Evidence(clients([5, 9, 3, 20, 7, 11, 2, 30]), NULL, LEAKY_CONTROL), "statistical"),
     "two first of eight": (Evidence(clients([1, 1, 60, 70, 40, 90, 30, 55]), NULL, LEAKY_CONTROL), "partial"),
     "leak without a leaking control": (Evidence(clients([1] * 8), NULL, NULL[:6]), "partial"),

@@ -45,7 +45,9 @@ def audit(
     classes: int | None = None,
     normalise: str = "data",
     control: Literal["none", "swapped"] = "none",
+    metrics: Sequence[str] = (),
     seed: int = 0,
+    device: str = "cpu",
     out: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Audit:
@@ -61,10 +63,12 @@ def audit(
         loss: ``loss(outputs, y) -> scalar``; cross entropy by default.
         victims: Number of clients.
         batch_size: Pictures of each client.
-        classes: Number of classes; by default the highest label plus one.
+        classes: Outputs of the model; by default the highest label plus one.
         normalise: See :class:`Plan`.
         control: ``swapped`` for a null audit.
+        metrics: Besides PSNR and SSIM.
         seed: Everything random derives from it.
+        device: Where to compute.
         out: Folder for results; given one, finished runs are kept and an interrupted audit continues.
         progress: Called with what is being done and the finished fraction.
 
@@ -83,19 +87,22 @@ def audit(
         batch_size=batch_size,
         normalise=normalise,
         control=control,
+        classes=classes,
+        metrics=tuple(metrics),
         seed=seed,
     )
-    pictures = _from_memory(images, labels, classes)
-    prepared = prepare(plan, pictures, model if isinstance(model, nn.Module) else None, loss)
-    return perform(plan, prepared, Store(Path(out)) if out is not None else None, progress=progress)
+    pictures = _from_memory(images, labels)
+    prepared = prepare(plan, pictures, model if isinstance(model, nn.Module) else None, loss, device)
+    store = Store(Path(out)) if out is not None else None
+    return perform(plan, prepared, store, device=device, progress=progress)
 
 
-def _from_memory(images: Any, labels: Any, classes: int | None) -> Pictures:
+def _from_memory(images: Any, labels: Any) -> Pictures:
     images, labels = (
         torch.as_tensor(images).detach().cpu(),
         torch.as_tensor(labels).detach().cpu().long().reshape(-1),
     )
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(labels):
+    if not images.numel() or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(labels):
         raise DataError(
             f"images have shape {tuple(images.shape)} and labels {tuple(labels.shape)}; "
             "expected (N, C, H, W) with 1 or 3 channels, and (N,)."
@@ -106,8 +113,7 @@ def _from_memory(images: Any, labels: Any, classes: int | None) -> Pictures:
         images = (images * 255).round().to(torch.uint8)
     if int(labels.min()) < 0:
         raise DataError(f"labels must be classes from 0 on; got {int(labels.min())}.")
-    count = classes or int(labels.max()) + 1
-    return distinct(Pictures(images, labels, tuple(str(c) for c in range(count))))
+    return distinct(Pictures(images, labels, tuple(str(c) for c in range(int(labels.max()) + 1))))
 
 
 COST = {"attack": 1.0, "swapped": 1.0, "prior_only": 0.03, "control": 0.5}
@@ -129,7 +135,7 @@ def perform(
         plan: The audit.
         prepared: Its stages.
         store: Where finished runs are kept; None keeps nothing.
-        workers: Processes; 0 computes in this one.
+        workers: Processes; 0 computes in this one. Failed runs of an earlier call are tried again.
         device: Where to compute.
         progress: Called with what is being done and the finished fraction.
 
@@ -144,10 +150,11 @@ def perform(
         claim(store, plan, prepared)
     planned = trials(plan, prepared)
     outcomes: dict[str, Outcome] = {}
-    everything = [trial for role in ROLES for trial in planned[role]]
+    everything = [trial for v in range(plan.victims) for role in ROLES[:3] for trial in planned[role][v : v + 1]]
+    everything += planned["control"]
     cost = {trial.key: COST[role] for role in ROLES for trial in planned[role]}
     for trial in everything:
-        if store is not None and (stored := store.get(trial)) is not None:
+        if store is not None and (stored := store.get(trial)) is not None and not stored.failure:
             outcomes[trial.key] = stored
     resumed = len(outcomes)
     missing = [trial for trial in everything if trial.key not in outcomes]
@@ -235,6 +242,8 @@ def _gate(plan: Plan, prepared: Prepared, device: str, progress: Progress) -> Ga
     return inspect_update(stage.network, plan.rule, batches, others, plan.seed)
 
 
-def default_workers() -> int:
-    """One process for each core that this process may use, at most 16."""
+def default_workers(device: str = "cpu") -> int:
+    """One process for each core that this process may use, at most 16; one where they would share an accelerator."""
+    if device != "cpu":
+        return 1
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -84,6 +84,9 @@ def audit(
     image_size: Annotated[int | None, typer.Option(help="Crop and resize.", rich_help_panel=DATA)] = None,
     victims: Annotated[int, typer.Option(help="Clients to audit.", rich_help_panel=DATA)] = 12,
     batch_size: Annotated[int, typer.Option(help="Pictures of each client.", rich_help_panel=DATA)] = 1,
+    classes: Annotated[
+        int | None, typer.Option(help="Outputs of the model, if not those of the data.", rich_help_panel=DATA)
+    ] = None,
     normalise: Annotated[
         str, typer.Option(help="data, imagenet, cifar10 or MEAN/…:STD/….", rich_help_panel=DATA)
     ] = "data",
@@ -123,7 +126,7 @@ def audit(
     ] = None,
     seed: Annotated[int, typer.Option(help="Everything random follows.", rich_help_panel=RUN)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=RUN)] = "cpu",
-    workers: Annotated[int | None, typer.Option(help="Processes; 0: this one.", rich_help_panel=RUN)] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.", rich_help_panel=RUN)] = None,
     gate: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="Exit 1 if this level is reached.", rich_help_panel=RUN)
     ] = None,
@@ -167,6 +170,7 @@ def audit(
         image_size=image_size,
         victims=victims,
         batch_size=batch_size,
+        classes=classes,
         normalise=normalise,
         loss=loss,
         control=control,
@@ -180,7 +184,7 @@ def audit(
             plan,
             prepared,
             Store(folder),
-            workers=default_workers() if workers is None else workers,
+            workers=default_workers(device) if workers is None else workers,
             device=device,
             progress=progress,
         )
@@ -191,7 +195,7 @@ def audit(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results; the same one resumes.")] = Path("runs/demo"),
-    workers: Annotated[int | None, typer.Option(help="Processes; 0: this one.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.")] = None,
 ) -> None:
     """One client that leaks and one that resists, on built-in photographs, in a few minutes."""
     with _progress() as progress:
@@ -285,7 +289,7 @@ def main() -> NoReturn:
     """The entry point: turns every error of ours into one sentence and exit code 3."""
     try:
         code = app(standalone_mode=False)
-    except LeakmapError as error:
+    except (LeakmapError, OSError) as error:
         _say(f"Error: {error}")
         code = BAD_INPUT
     except KeyboardInterrupt:

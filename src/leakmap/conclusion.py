@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from leakmap import report
+from leakmap.attacker.attacks import attacks
 from leakmap.client.groups import Groups
 from leakmap.gate import Gate
 from leakmap.plan import ROLES, Plan, Prepared, command
 from leakmap.registry import Spec
+from leakmap.scoring.lineup import FEWEST_OF_A_CLASS
 from leakmap.scoring.metrics import ALWAYS
 from leakmap.scoring.score import likenesses
 from leakmap.scoring.verdict import Client, Evidence, Level, Verdict, gain_over_floors, judge, line_up
 from leakmap.store import finite, write_json
+from leakmap.threat import letter_of
 from leakmap.trial import Outcome, Trial, held_by
 
 RESULT_SCHEMA = 1
@@ -86,7 +89,7 @@ def conclude(
     clients, swapped = [f.judged for f in finished], [f.swapped for f in finished]
     attacked = [f.attacked for f in finished]
     control = [
-        Client(o.score.ranks, o.score.gallery, o.score.values)
+        Client(o.score.ranks, o.score.galleries, o.score.values)
         for o in (outcomes.get(trial.key) for trial in planned["control"])
         if o is not None and o.score is not None
     ]
@@ -99,13 +102,13 @@ def conclude(
     ]
     blocking = gate.flags() | _missing(unfinished, failures)
     verdict = judge(Evidence(clients, swapped, control, blocking, len(failures)))
-    sizes = [c.gallery for c in clients]
+    sizes = [size for client in clients for size in client.galleries]
     result = {
         "schema": RESULT_SCHEMA,
         "verdict": {
             "level": verdict.level,
             "reasons": verdict.reasons,
-            "statement": _statement(plan, verdict, clients),
+            "statement": _statement(plan, verdict, clients, attacked),
         },
         "line_up": {
             "gallery": [min(sizes), max(sizes)] if sizes else None,
@@ -114,7 +117,7 @@ def conclude(
             "control": _line_up(control),
         },
         "metrics": {name: asdict(gain_over_floors(clients, name)) for name in _names(plan)} if clients else {},
-        "flags": blocking | _flags(plan, verdict, attacked),
+        "flags": blocking | _flags(plan, prepared.main.groups, verdict, attacked),
         "gate": gate.as_dict(),
         "knowledge": _ledger(plan, attacked),
         "clients": [found.row if isinstance(found, _Finished) else found for found in per_client],
@@ -163,7 +166,7 @@ def _client(
         "client": v,
         "classes": [prepared.main.groups.classes[c] for c in truth.y],
         "ranks": own_score.ranks,
-        "gallery": own_score.gallery,
+        "galleries": own_score.galleries,
         "scores": own_score.values,
         "floors": floors,
         "swapped_ranks": swap_score.ranks,
@@ -182,8 +185,8 @@ def _client(
         "nearest public": still["nearest_public"],
     }
     return _Finished(
-        Client(own_score.ranks, own_score.gallery, own_score.values, floors),
-        Client(swap_score.ranks, swap_score.gallery, swap_score.values),
+        Client(own_score.ranks, own_score.galleries, own_score.values, floors),
+        Client(swap_score.ranks, swap_score.galleries, swap_score.values),
         pictures,
         row,
         own,
@@ -214,7 +217,7 @@ def _line_up(clients: Sequence[Client]) -> dict[str, Any] | None:
     return {**asdict(found), "above_chance": found.above_chance}
 
 
-def _flags(plan: Plan, verdict: Verdict, attacked: Sequence[Outcome]) -> dict[str, str]:
+def _flags(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Outcome]) -> dict[str, str]:
     """Warnings that do not decide the verdict."""
     flags: dict[str, str] = {}
     curves = [o.curve for o in attacked if len(o.curve) >= 2]
@@ -235,42 +238,62 @@ def _flags(plan: Plan, verdict: Verdict, attacked: Sequence[Outcome]) -> dict[st
         flags["mode_differs"] = (
             f"The attack simulates {' and '.join(sorted(modes))} mode, the client ran in {plan.rule.mode}."
         )
+    if any("label order" in o.notes for o in attacked):
+        flags["label_order_unknown"] = (
+            "The order of the classes in the client's mini-batches is unknown; the attack simulates a sorted one."
+        )
+    of_class = torch.bincount(groups.labels[groups.distractors], minlength=len(groups.classes))
+    mixed = int((of_class[groups.labels[groups.victims]] < FEWEST_OF_A_CLASS).sum())
+    if mixed:
+        flags["mixed_line_up"] = (
+            f"{mixed} of {groups.victims.numel()} line-ups mix classes, as their class has too few pictures: knowing "
+            "the class alone lifts the truth there. The swapped updates show by how much."
+        )
     right = [o.score.labels_right for o in attacked if o.score]
     if right and statistics.mean(right) < 1:
         flags["labels_wrong"] = f"Inferred classes were right in {statistics.mean(right):.0%} of the cases."
     return flags
 
 
+def _used(attacked: Sequence[Outcome]) -> list[str]:
+    return sorted({fact for o in attacked for fact in str(o.notes.get("used", "")).split(", ") if fact})
+
+
 def _ledger(plan: Plan, attacked: Sequence[Outcome]) -> dict[str, Any]:
     """What was granted, what the attack used, and what it inferred, how well."""
-    threat, notes = plan.threat, [o.notes for o in attacked]
-    used = {fact for note in notes for fact in str(note.get("used", "")).split(", ") if fact}
-    right = [o.score.labels_right for o in attacked if o.score]
-    facts: dict[str, Any] = {
-        "labels": threat.labels,
-        "count": threat.count,
-        "rule": threat.rule,
-        "buffers": threat.buffers,
-        "public": threat.public,
-    }
+    threat, used = plan.threat, _used(attacked)
     inferred = {}
-    if threat.labels != "known" and right:
-        rules = sorted({str(note.get("labels", "")) for note in notes})
+    if right := [o.score.labels_right for o in attacked if o.score and threat.labels != "known"]:
+        rules = sorted({str(o.notes.get("labels", "")) for o in attacked})
         inferred["labels"] = {"rule": ", ".join(rules), "right": statistics.mean(right)}
-    return {"attacker": threat.letter, "granted": facts, "used": sorted(used), "inferred": inferred}
+    return {
+        "attacker": threat.letter,
+        "attacker_used": letter_of(used),
+        "granted": {fact: getattr(threat, fact) for fact in ("labels", "count", "rule", "buffers", "public")},
+        "used": used,
+        "inferred": inferred,
+    }
 
 
-def _statement(plan: Plan, verdict: Verdict, clients: Sequence[Client]) -> str:
+def _statement(plan: Plan, verdict: Verdict, clients: Sequence[Client], attacked: Sequence[Outcome]) -> str:
     """The verdict in plain words; "safe", "anonymous" and "private" are never among them."""
-    n = sum(len(client.ranks) for client in clients)
-    knowledge = f"an attacker of kind {plan.threat.letter} (labels {plan.threat.labels}) with {plan.attack}"
     what = {
-        "inconclusive": "This audit does not show whether the update leaks.",
-        "none_found": f"No reconstruction above the floor was found by {knowledge}, n = {n}.",
-        "statistical": f"The update tells pictures apart better than chance, by {knowledge}, n = {n}.",
-        "partial": f"Pictures can be picked out of a line-up from the update alone, by {knowledge}, n = {n}.",
-        "visual": f"Pictures can be recognised in what is recovered from the update, by {knowledge}, n = {n}.",
-        "exact": f"Pictures are recovered almost pixel by pixel from the update, by {knowledge}, n = {n}.",
+        "inconclusive": "This audit does not show whether the update leaks",
+        "none_found": "No reconstruction above the floors was found",
+        "statistical": "The update tells pictures apart better than chance",
+        "partial": "Pictures can be picked out of a line-up from the update alone",
+        "visual": "Pictures can be recognised in what is recovered from the update",
+        "exact": "Pictures are recovered almost pixel by pixel from the update",
     }[verdict.level]
     null = "Null audit: every update came from other pictures. " if plan.control == "swapped" else ""
-    return null + what
+    if not clients:
+        return f"{null}{what}."
+    rate = line_up(clients).rank_one
+    runner = attacks.build(plan.attack)
+    steps, restarts = getattr(runner, "steps", None), getattr(runner, "restarts", 1)
+    budget = f" ({steps} iterations, {restarts} start{'s' if restarts > 1 else ''})" if steps else ""
+    return (
+        f"{null}{what}: {plan.attack.name}{budget}, an attacker of kind {letter_of(_used(attacked))}, "
+        f"n = {sum(len(client.ranks) for client in clients)}, first rank {rate.value:.0%} "
+        f"(95 % interval {rate.low:.0%} to {rate.high:.0%})."
+    )

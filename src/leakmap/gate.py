@@ -5,14 +5,17 @@ zero-initialised head leaves every gradient below it at exactly 0. So before any
 what the update depends on. Runs on the truth's side; nothing here reaches an attack.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from leakmap.client.federation import Batch, simulate
+from leakmap.errors import ModelError
 from leakmap.local import LocalRule
 from leakmap.models.network import Network
 from leakmap.seeds import derive, generator
@@ -31,7 +34,8 @@ class Gate:
 
     Args:
         norm: Norm of the update.
-        head_share: Share of its squared norm in the last two tensors (head weight and bias).
+        head_share: Share of its squared norm in the last layer.
+        zero_below: Whether every tensor below the last layer is exactly zero.
         zero_tensors: Tensors that are exactly zero.
         tiny_tensors: Tensors below 1e-5 of the total norm.
         tensors: Tensors in the update.
@@ -43,6 +47,7 @@ class Gate:
 
     norm: float
     head_share: float
+    zero_below: bool
     zero_tensors: float
     tiny_tensors: float
     tensors: int
@@ -56,14 +61,11 @@ class Gate:
         found: dict[str, str] = {}
         if self.norm == 0:
             found["degenerate_update"] = "The update is exactly zero."
-        elif self.head_share > HEAD_SHARE and self.zero_tensors > ZERO_SHARE * self.tensors:
+        elif self.zero_tensors > ZERO_SHARE * self.tensors or (self.head_share > HEAD_SHARE and self.zero_below):
+            why = f"; the head carries {self.head_share:.1%}: its weights are zero, so nothing below it gets a gradient"
             found["degenerate_update"] = (
-                f"{self.zero_tensors:.0f} of {self.tensors} tensors of the update are exactly zero and the head "
-                f"carries {self.head_share:.1%} of it: its weights are zero, so nothing below it gets a gradient."
-            )
-        elif self.zero_tensors > ZERO_SHARE * self.tensors:
-            found["degenerate_update"] = (
-                f"{self.zero_tensors:.0f} of {self.tensors} tensors of the update are exactly zero."
+                f"{self.zero_tensors:.0f} of {self.tensors} tensors of the update are exactly zero"
+                f"{why if self.head_share > HEAD_SHARE else ''}."
             )
         elif self.cos_other > SAME and self.cos_noise > SAME:
             found["degenerate_update"] = (
@@ -106,19 +108,23 @@ def inspect_update(
         flat = [tensor.double().flatten() for tensor in own.values()]
         norm = float(torch.cat(flat).norm())
         norms = [float(tensor.norm()) for tensor in flat]
+        last = list(own)[-1].rpartition(".")[0]
+        head = [name.rpartition(".")[0] == last for name in own]
         rows.append(
             {
                 "norm": norm,
-                "head_share": sum(n**2 for n in norms[-2:]) / norm**2 if norm else 0.0,
+                "head_share": sum(n**2 for n, top in zip(norms, head, strict=True) if top) / norm**2 if norm else 0.0,
+                "zero_below": not any(n for n, top in zip(norms, head, strict=True) if not top),
                 "zero_tensors": sum(n == 0 for n in norms),
                 "tiny_tensors": sum(n < TINY_SHARE * norm for n in norms),
                 "cos_other": _cosine(own, _update(network, calm, Batch(other.pictures, batch.y))),
                 "cos_noise": _cosine(own, _update(network, calm, Batch(noise, batch.y))),
-                "cos_precise": _cosine(own, _update(_doubled(network), calm, Batch(batch.pictures.double(), batch.y))),
+                "cos_precise": _precise(network, calm, batch, own),
                 "loss": _loss(network, calm, batch, derive(seed, "gate", i)),
             }
         )
-    medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    medians: dict[str, Any] = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    medians["zero_below"] = all(row["zero_below"] for row in rows)
     tensors = sum(p.requires_grad for p in network.module().parameters())
     return Gate(tensors=tensors, **medians)
 
@@ -130,6 +136,14 @@ def _update(network: Network, rule: LocalRule, batch: Batch) -> dict[str, Tensor
 def _doubled(network: Network) -> Network:
     weights = {name: t.double() if t.is_floating_point() else t for name, t in network.weights.items()}
     return replace(network, weights=weights)
+
+
+def _precise(network: Network, rule: LocalRule, batch: Batch, own: dict[str, Tensor]) -> float:
+    """Cosine to the update in float64; NaN where the model or the device cannot compute in it."""
+    try:
+        return _cosine(own, _update(_doubled(network), rule, Batch(batch.pictures.double(), batch.y)))
+    except (ModelError, TypeError, RuntimeError):
+        return math.nan
 
 
 def _loss(network: Network, rule: LocalRule, batch: Batch, seed: int) -> float:

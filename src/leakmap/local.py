@@ -64,12 +64,18 @@ class LocalRule:
                 raise BadSetting(f"A local rule's {name} must be {expected}; got {getattr(self, name)!r}.")
         if self.share == "gradient" and (self.epochs != 1 or self.batch_size is not None):
             raise BadSetting("A client that shares a gradient takes no local steps; use share='delta' for several.")
+        if self.share == "gradient" and (self.optimizer != "sgd" or self.momentum or self.weight_decay):
+            raise BadSetting("A shared gradient has not been through an optimiser; use share='delta' for one.")
         if self.momentum and self.optimizer != "sgd":
             raise BadSetting(f"momentum belongs to sgd; {self.optimizer} has moments of its own.")
 
     def steps(self, count: int) -> int:
         """Local steps that a client with ``count`` pictures takes."""
         return self.epochs * -(-count // (self.batch_size or count))
+
+
+_STOCHASTIC_DEPTH = {"StochasticDepth": "p", "DropPath": "drop_prob"}
+"""Layer -> attribute with its rate, in torchvision and timm."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,9 @@ class Signal:
 def arrange(module: nn.Module, rule: LocalRule, *, dropout: bool = True) -> nn.Module:
     """Puts a module into the mode that the rule asks for, in place; returns it.
 
+    Dropout is every layer of torch's, the dropout of attention, and stochastic depth (torchvision's and timm's). A rate
+    replaces that of dropout layers and attention; a rate of 0 turns stochastic depth off too.
+
     Args:
         module: Ready for second derivatives, see :meth:`leakmap.models.network.Network.module`.
         rule: Gives mode and dropout rate.
@@ -90,10 +99,15 @@ def arrange(module: nn.Module, rule: LocalRule, *, dropout: bool = True) -> nn.M
     """
     module.train(rule.mode == "train")
     rate = rule.dropout if dropout else 0.0
-    if rate is not None:
-        for layer in module.modules():
-            if isinstance(layer, _DropoutNd):
-                layer.p = rate
+    if rate is None:
+        return module
+    for layer in module.modules():
+        if isinstance(layer, _DropoutNd):
+            layer.p = rate
+        elif isinstance(layer, nn.MultiheadAttention):
+            layer.dropout = rate
+        elif rate == 0 and (name := _STOCHASTIC_DEPTH.get(type(layer).__name__)):
+            layer.__dict__[name] = 0.0
     return module
 
 

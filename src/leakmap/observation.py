@@ -28,7 +28,10 @@ from leakmap.task import Task
 SCHEMA = 1
 FILE_LIMIT = 32 * 2**30
 COUNT_LIMIT = 2**20
-_DTYPES = {str(d): d for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)}
+PIXEL_LIMIT = 2**31
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+_DTYPES = {str(dtype): dtype for dtype in (*_FLOATS, *_WHOLE)}
 _ADVICE = {
     "count": "grant the number of examples: ThreatModel(count=True)",
     "rule": "grant the local rule: ThreatModel(rule=True)",
@@ -210,11 +213,21 @@ def _check(o: Observation, where: str) -> None:
             if name not in o.network.weights:
                 fail(f"'{group}/{name}' is not a name among the weights")
             shaped(f"{group}/{name}", tensor, tuple(o.network.weights[name].shape))
+    for name, tensor in o.update.tensors.items():
+        if tensor.dtype != o.network.weights[name].dtype or not tensor.is_floating_point():
+            expected = o.network.weights[name].dtype
+            fail(
+                f"'update/{name}' has type {tensor.dtype}, the weights have {expected}; send and load one floating type"
+            )
+    if not any(t.is_floating_point() for t in o.network.weights.values()):
+        fail("'weights' hold no floating-point tensor")
     for name, tensor in _tensors(o):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not _sound(name, tensor, o):
             fail(f"{name!r} holds values that are not finite")
     if o.count is not None and not 1 <= o.count <= COUNT_LIMIT:
         fail(f"'count' is {o.count}, expected 1 to {COUNT_LIMIT}")
+    if o.count is not None and o.count * math.prod(o.network.task.shape) > PIXEL_LIMIT:
+        fail(f"'count' is {o.count}, which at {o.network.task.shape} is more than {PIXEL_LIMIT} values")
     if o.rule is not None and o.rule.share != o.update.kind:
         fail(f"'rule' shares a {o.rule.share}, the update is a {o.update.kind}")
     classes, shape = o.network.task.classes, o.network.task.shape
@@ -235,6 +248,14 @@ def _check(o: Observation, where: str) -> None:
         _classes("public/labels", o.public.labels, classes, fail)
         if len(o.public.pictures) and not 0 <= float(o.public.pictures.min()) <= float(o.public.pictures.max()) <= 1:
             fail("'public/pictures' must lie in [0, 1]")
+
+
+def _sound(name: str, tensor: Tensor, o: Observation) -> bool:
+    """Finite; buffers, such as attention masks, may hold infinities."""
+    group, _, own = name.partition("/")
+    if group == "buffers" or (group == "weights" and own not in o.update.tensors):
+        return not bool(torch.isnan(tensor).any())
+    return bool(torch.isfinite(tensor).all())
 
 
 def _classes(name: str, labels: Tensor, classes: int, fail: Any) -> None:
@@ -268,7 +289,7 @@ class _TaskManifest(_Strict):
 class _RuleManifest(_Strict):
     share: Literal["gradient", "delta"]
     mode: Literal["train", "eval"]
-    epochs: Annotated[int, Field(ge=1, le=10**6)]
+    epochs: Annotated[int, Field(ge=1, le=10**4)]
     batch_size: Annotated[int, Field(ge=1, le=COUNT_LIMIT)] | None
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     momentum: float

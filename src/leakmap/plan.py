@@ -1,6 +1,7 @@
 """The plan of an audit: which client, which pictures, which runs."""
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -9,12 +10,13 @@ import torch
 from torch import nn
 
 from leakmap.attacker.attacks import attacks
+from leakmap.attacker.reconstruction import Attack
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import Groups, divide
 from leakmap.client.training import accuracy, train
 from leakmap.errors import BadSetting
 from leakmap.local import LocalRule
-from leakmap.models.network import build_network
+from leakmap.models.network import IN_MEMORY, build_network
 from leakmap.registry import Spec
 from leakmap.scoring.lineup import GALLERY
 from leakmap.scoring.metrics import ALWAYS, metrics
@@ -45,6 +47,7 @@ class Plan:
         image_size: Height and width; None keeps the data's.
         victims: Number of clients.
         batch_size: Pictures of each client.
+        classes: Outputs of the model, if there are more than classes in the data.
         normalise: ``data`` (mean and deviation of the public pictures), ``imagenet``, ``cifar10`` or ``M/M/M:S/S/S``.
         loss: ``cross_entropy[,label_smoothing=E]`` or a user's ``file.py:function``.
         control: ``swapped`` turns the whole audit into a null audit: every update comes from other pictures.
@@ -63,6 +66,7 @@ class Plan:
     image_size: int | None = None
     victims: int = 12
     batch_size: int = 1
+    classes: int | None = None
     normalise: str = "data"
     loss: str = "cross_entropy"
     control: Literal["none", "swapped"] = "none"
@@ -116,6 +120,7 @@ def prepare(
     """
     check_device(device)
     attack = attacks.build(plan.attack)
+    check_needs(attack, plan.threat)
     for name in plan.metrics:
         metrics.build(name)
     progress("loading pictures", 0.0)
@@ -130,10 +135,12 @@ def prepare(
     progress("building the model", 0.0)
     channels, height, width = groups.images.shape[1:]
     mean, std = _normalisation(plan.normalise, groups)
-    task = Task((channels, height, width), len(groups.classes), mean, std, Spec.parse(plan.loss))
-    network = build_network(
-        task, module if module is not None else plan.model, seed=plan.seed, weights=plan.weights, loss=loss
-    )
+    classes = plan.classes or len(groups.classes)
+    if classes < len(groups.classes):
+        raise BadSetting(f"classes is {classes}, but the pictures have {len(groups.classes)} classes.")
+    task = Task((channels, height, width), classes, mean, std, Spec.parse(plan.loss))
+    chosen = module if module is not None else plan.model
+    network = build_network(task, chosen, seed=plan.seed, weights=plan.weights, loss=loss).to("cpu")
     if plan.train_epochs:
         pool = groups.training
         network = train(
@@ -169,6 +176,24 @@ def _normalisation(text: str, groups: Groups) -> tuple[tuple[float, ...], tuple[
     if len(mean) != channels:
         raise BadSetting(f"normalise={text} has {len(mean)} channels, the pictures have {channels}.")
     return mean, std
+
+
+def check_needs(attack: Attack, threat: ThreatModel) -> None:
+    """Refuses an attack whose needs are not granted, before any work.
+
+    Raises:
+        BadSetting: a needed fact is withheld.
+    """
+    granted = {
+        "count": threat.count,
+        "rule": threat.rule,
+        "buffers": threat.buffers,
+        "labels": threat.labels == "known",
+        "label_counts": threat.labels != "unknown",
+        "public": threat.public > 0,
+    }
+    if withheld := sorted(fact for fact in attack.needs if not granted[fact]):
+        raise BadSetting(f"This attack needs {', '.join(withheld)}, which the threat model withholds; grant it.")
 
 
 def check_device(device: str) -> None:
@@ -219,14 +244,20 @@ def trials(plan: Plan, prepared: Prepared) -> dict[str, list[Trial]]:
 
 
 def command(plan: Plan) -> str:
-    """The command line that repeats an audit."""
+    """The command line, or for things in memory the call, that repeats an audit."""
     rule, threat, default = plan.rule, plan.threat, LocalRule()
-    parts = [f"--model {plan.model}", f"--data {plan.data}", f"--mode {rule.mode}"]
+    if IN_MEMORY in (plan.model, plan.data):
+        return (
+            f"leakmap.audit(model, images, labels, client={rule}, threat={threat}, attack={str(plan.attack)!r}, "
+            f"victims={plan.victims}, batch_size={plan.batch_size}, control={plan.control!r}, seed={plan.seed})"
+        )
+    parts = ["--model", plan.model, "--data", plan.data, "--mode", rule.mode]
     steps = None if rule.batch_size is None else -(-plan.batch_size // rule.batch_size)
     options = {
         "weights": (plan.weights, None),
         "train-epochs": (plan.train_epochs, 0),
         "image-size": (plan.image_size, None),
+        "classes": (plan.classes, None),
         "normalise": (plan.normalise, "data"),
         "loss": (plan.loss, "cross_entropy"),
         "victims": (plan.victims, 12),
@@ -245,7 +276,9 @@ def command(plan: Plan) -> str:
         "control": (plan.control, "none"),
         "seed": (plan.seed, 0),
     }
-    parts += [f"--{name} {value}" for name, (value, usual) in options.items() if value != usual]
-    parts += [f"--metric {name}" for name in plan.metrics]
+    for name, (value, usual) in options.items():
+        parts += [f"--{name}", str(value)] if value != usual else []
+    for name in plan.metrics:
+        parts += ["--metric", name]
     parts += [] if threat.buffers else ["--no-buffers"]
-    return "leakmap audit " + " ".join(parts)
+    return shlex.join(["leakmap", "audit", *parts])

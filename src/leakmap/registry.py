@@ -68,6 +68,8 @@ def _literal(value: str) -> Any:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "-".join(map(str, value))
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -73,7 +73,7 @@ class Store:
             scored = record.pop("score")
             if scored is not None:
                 scored["values"] = {name: tuple(values) for name, values in scored["values"].items()}
-                scored["ranks"] = tuple(scored["ranks"])
+                scored |= {"ranks": tuple(scored["ranks"]), "galleries": tuple(scored["galleries"])}
                 scored = Score(pictures=pictures, **scored)
             record["curve"] = tuple(record["curve"])
             record["failure"] = tuple(record["failure"]) if record["failure"] else None

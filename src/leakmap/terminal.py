@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
@@ -21,14 +22,14 @@ def describe(result: Mapping[str, Any], console: Console) -> None:
     """Prints verdict, line-up, likeness beside its floors, and flags."""
     verdict = result["verdict"]
     colour = COLOURS[verdict["level"]]
-    console.print(f"[reverse {colour}] {verdict['level']} [/] {verdict['statement']}", highlight=False)
+    console.print(f"[reverse {colour}] {verdict['level']} [/] {escape(verdict['statement'])}", highlight=False)
     for reason in verdict["reasons"]:
-        console.print(Padding(reason, (0, 0, 0, 2)), highlight=False)
+        console.print(Padding(escape(reason), (0, 0, 0, 2)), highlight=False)
     if result["line_up"]["attack"]:
         console.print(_line_up(result))
         console.print(_metrics(result))
     for name, text in result["flags"].items():
-        console.print(Padding(f"[yellow]{name}[/] {text}", (0, 0, 0, 2)), highlight=False)
+        console.print(Padding(f"[yellow]{name}[/] {escape(text)}", (0, 0, 0, 2)), highlight=False)
 
 
 def _line_up(result: Mapping[str, Any]) -> Table:

@@ -1,5 +1,6 @@
 """The threat model, and the only door between the two sides."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,14 +39,26 @@ class ThreatModel:
 
     @property
     def letter(self) -> str:
-        """The nearest attacker of Carletti et al. (USENIX Security 2025), A weakest; active ones (F to H) never.
+        """The nearest attacker of Carletti et al., see :func:`letter_of`."""
+        granted = {
+            "rule": self.rule,
+            "buffers": self.buffers,
+            "public": self.public,
+            "labels": self.labels != "unknown",
+        }
+        return letter_of(fact for fact, given in granted.items() if given)
 
-        B knows picture statistics such as smoothness and range, which every attack here uses; C adds the local rule;
-        D public pictures; E statistics of the client's own data, which returned buffers are. ``+`` marks granted
-        labels or counts, which their ladder leaves open.
-        """
-        letter = "E" if self.buffers else "D" if self.public else "C" if self.rule else "B"
-        return letter if self.labels == "unknown" else f"{letter}+"
+
+def letter_of(facts: Iterable[str]) -> str:
+    """The nearest attacker of Carletti et al. (USENIX Security 2025) for a set of facts; active ones (F to H) never.
+
+    B knows picture statistics such as smoothness and range, which every attack here uses; C adds the local rule; D
+    public pictures; E statistics of the client's own data, which returned buffers are. ``+`` marks labels or counts,
+    which their ladder leaves open.
+    """
+    facts = set(facts)
+    letter = "E" if "buffers" in facts else "D" if "public" in facts else "C" if "rule" in facts else "B"
+    return f"{letter}+" if "labels" in facts else letter
 
 
 def observe(round: Round, threat: ThreatModel, public: Public | None = None) -> Observation:
@@ -80,6 +93,6 @@ def observe(round: Round, threat: ThreatModel, public: Public | None = None) -> 
 
 def passed_through_bytes(observation: Observation) -> Observation:
     """The same Observation, written to its file form and read back, on the device it was on."""
-    device = next(iter(observation.network.weights.values())).device
+    device = observation.network.device
     copy = Observation.from_bytes(observation.to_bytes(), code=observation.network.code)
     return copy.to(device)

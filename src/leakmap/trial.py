@@ -95,6 +95,7 @@ class Stage:
         return {
             "task": asdict(task),
             "model": asdict(self.network.model),
+            "code": self.network.code.fingerprint(),
             "classes": list(self.groups.classes),
         }
 
@@ -177,7 +178,7 @@ def run(trial: Trial, stage: Stage, progress: Callable[[float], None] = lambda f
     if trial.stage != stage.digest:
         raise ValueError("the trial belongs to another stage")
     started = time.perf_counter()
-    versions = versions_of(next(iter(stage.network.weights.values())).device)
+    versions = versions_of(stage.network.device)
     try:
         truth = held_by(trial, stage)
         network, groups = stage.network, stage.groups
@@ -200,27 +201,28 @@ def run(trial: Trial, stage: Stage, progress: Callable[[float], None] = lambda f
 def held_by(trial: Trial, stage: Stage) -> Batch:
     """The true batch of a trial's client."""
     index = getattr(stage.groups, trial.group)[trial.client]
-    device = next(iter(stage.network.weights.values())).device
+    device = stage.network.device
     return Batch(stage.groups.pictures(index).to(device), stage.groups.labels[index].to(device))
 
 
 def distractors_for(trial: Trial, stage: Stage) -> list[Tensor]:
-    """For each true picture, the other candidates of its line-up, ``(G - 1, C, H, W)`` in [0, 1]."""
+    """For each true picture, the other candidates of its line-up, ``(G - 1, C, H, W)`` in [0, 1].
+
+    Pictures of one class take turns through the distractors of that class, so that line-ups share none while there are
+    enough: shared ones would make ranks depend on each other.
+    """
     groups = stage.groups
-    return [
-        groups.pictures(
-            pick_distractors(
-                groups.labels,
-                int(groups.labels[index]),
-                groups.distractors,
-                trial.gallery - 1,
-                trial.seed,
-                trial.client,
-                place,
-            )
+    members = getattr(groups, trial.group)
+    before = groups.labels[members[: trial.client].flatten()].tolist()
+    found = []
+    for index in members[trial.client].tolist():
+        label = int(groups.labels[index])
+        chosen = pick_distractors(
+            groups.labels, label, groups.distractors, trial.gallery - 1, trial.seed, turn=before.count(label)
         )
-        for place, index in enumerate(getattr(groups, trial.group)[trial.client].tolist())
-    ]
+        before.append(label)
+        found.append(groups.pictures(chosen))
+    return found
 
 
 def versions_of(device: torch.device) -> dict[str, str]:

@@ -15,8 +15,8 @@ CONTROLS = 6
 REFERENCE = 32
 """Public pictures that an auditor keeps for the floors, unless the threat model grants more."""
 FEWEST_DISTRACTORS = 19
-MOST_OF_A_CLASS = 150
-"""Distractors kept of each class: more than any line-up needs."""
+MOST_OF_A_CLASS = 400
+"""Distractors kept of each class: enough for four line-ups of a class that share none."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def train(
         seed: For the order and for dropout.
         progress: Called with the finished fraction.
     """
-    device = next(iter(network.weights.values())).device
+    device = network.device
     module, loss = network.module().train(), network.loss()
     optimiser = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=LR)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -54,7 +54,7 @@ def train(
 def accuracy(network: Network, pictures: Tensor, y: Tensor) -> float:
     """Share of ``pictures`` (uint8) that the network classifies right, in inference mode."""
     module = network.module().eval()
-    device = next(iter(network.weights.values())).device
+    device = network.device
     right = 0
     for first in range(0, len(y), BATCH):
         x = network.task.normalise(pictures[first : first + BATCH].to(device).float() / 255)

@@ -16,6 +16,10 @@ def _dashes(value: Any) -> Any:
 Size = Annotated[int, Field(ge=1, le=65536)]
 Sizes = Annotated[tuple[Size, ...], Field(min_length=1, max_length=64), BeforeValidator(_dashes)]
 """Whole numbers, written with dashes: ``1-1-1``."""
+Blocks = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=256)], ...], Field(min_length=1, max_length=8), BeforeValidator(_dashes)
+]
+"""Residual blocks of each stage."""
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -1,6 +1,8 @@
 """The network that every participant knows: task, architecture and the weights that the server sent."""
 
 import copy
+import hashlib
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -34,6 +36,17 @@ class Code:
     model: nn.Module | None = None
     loss: Loss | None = None
 
+    def fingerprint(self) -> str:
+        """SHA-256 of what the code does, as far as its source or bytecode tells."""
+        parts: list[str] = []
+        if self.model is not None:
+            kinds = {type(layer) for layer in self.model.modules()}
+            own = sorted((k for k in kinds if not k.__module__.startswith("torch.")), key=lambda k: k.__qualname__)
+            parts += [repr(self.model), *(_source(kind) for kind in own)]
+        if self.loss is not None:
+            parts.append(_source(self.loss))
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Network:
@@ -51,6 +64,16 @@ class Network:
     weights: Mapping[str, Tensor]
     code: Code = field(default_factory=Code)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.weights.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type that the network computes in."""
+        return next(tensor.dtype for tensor in self.weights.values() if tensor.is_floating_point())
+
     def module(self) -> nn.Module:
         """A fresh module of this architecture with these weights, ready for second derivatives.
 
@@ -59,7 +82,7 @@ class Network:
         """
         module = make_differentiable(self._architecture())
         fit_weights(module, self.weights, where=f"The weights of {self.model}")
-        return module.to(next(iter(self.weights.values())).device)
+        return module.to(self.device)
 
     def loss(self) -> Loss:
         """What the client minimises."""
@@ -93,9 +116,19 @@ class Network:
         try:
             with torch.device("meta"):
                 outline = models.build(self.model, self.task)
-        except (RuntimeError, NotImplementedError):
-            return  # a library's constructor that computes; its sizes are bounded by the library
+        except (RuntimeError, NotImplementedError) as error:
+            if "/" in self.model.name:
+                return  # a library's constructor that computes on tensors; the library bounds its sizes
+            raise ModelError(f"{self.model} cannot be built: {error}.") from None
         compare_weights(outline, self.weights, where=f"The weights of {self.model}")
+
+
+def _source(code: Any) -> str:
+    try:
+        return inspect.getsource(code)
+    except (OSError, TypeError):
+        compiled = getattr(code, "__code__", None) or getattr(getattr(code, "forward", None), "__code__", None)
+        return f"{code!r}" if compiled is None else f"{compiled.co_code!r}{compiled.co_consts!r}{compiled.co_names!r}"
 
 
 IN_MEMORY = "(in memory)"
@@ -206,25 +239,30 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if (size := path.stat().st_size) > WEIGHTS_LIMIT:
         raise ModelError(f"{path} has {size} bytes; weights files of at most {WEIGHTS_LIMIT} bytes are read.")
     try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)
-                state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else _checkpoint(path)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ModelError(f"{path} cannot be read as weights ({reason}); expected tensors by name.") from None
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > 2 * size + 2**20:
+        raise ModelError(f"{path} has {size} bytes but describes tensors of many more; it is not a sound checkpoint.")
+    for name, tensor in state.items():
+        if torch.isnan(tensor).any():
+            raise ModelError(f"{path} has values in {name!r} that are not numbers.")
+    return state
+
+
+def _checkpoint(path: Path) -> dict[str, Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
-        raise ModelError(f"{path} does not hold tensors by name; save model.state_dict().")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise ModelError(f"{path} has values in {name!r} that are not finite.")
+    tensors = isinstance(state, dict) and state and all(isinstance(t, Tensor) for t in state.values())
+    if not tensors or not all(isinstance(name, str) for name in state):
+        raise ModelError("it does not hold tensors by name; save model.state_dict()")
     return state
 
 
@@ -236,7 +274,7 @@ def check_network(network: Network) -> None:
     """
     task, spec = network.task, network.model
     module = network.module().eval()
-    device = next(iter(network.weights.values())).device
+    device = network.device
     x = torch.zeros(2, *task.shape, device=device, requires_grad=True)
     y = torch.arange(2, device=device) % task.classes
     try:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from leakmap.models import models
-from leakmap.models.blocks import Activation, Norm, Rate, Size, Sizes, activation_layer, norm_layer
+from leakmap.models.blocks import Activation, Blocks, Norm, Rate, Size, activation_layer, norm_layer
 from leakmap.task import Task
 
 Stem = Literal["small", "imagenet", "patch"]
@@ -97,7 +97,7 @@ class ResNet(nn.Module):
 def resnet(
     task: Task,
     *,
-    blocks: Sizes = (2, 2, 2, 2),
+    blocks: Blocks = (2, 2, 2, 2),
     width: Size = 64,
     preact: bool = False,
     skip: bool = True,

@@ -27,5 +27,6 @@ def torchvision_model(task: Task, name: str) -> nn.Module:
         extra |= {"aux_logits": False, "init_weights": True}
     try:
         return library.get_model(name, weights=None, num_classes=task.classes, **extra)
-    except ValueError as error:
-        raise ModelError(f"torchvision/{name} cannot be built for inputs of shape {task.shape}: {error}.") from error
+    except (ValueError, AssertionError) as error:
+        reason = str(error) or "the size does not fit"
+        raise ModelError(f"torchvision/{name} cannot be built for inputs of shape {task.shape}: {reason}.") from error

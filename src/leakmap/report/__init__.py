@@ -88,7 +88,7 @@ def _others(result: Mapping[str, Any]) -> str:
 def _chosen(result: Mapping[str, Any], rows: Sequence[Mapping[str, Tensor]]) -> list[tuple[int, Any, int, str]]:
     finished = [client for client in result["clients"] if "scores" in client]
     everything = [
-        (client["client"], row, place, f"rank {client['ranks'][place]:g} of {client['gallery']}, "
+        (client["client"], row, place, f"rank {client['ranks'][place]:g} of {client['galleries'][place]}, "
          f"{client['scores']['psnr'][place]:.1f} dB, SSIM {client['scores']['ssim'][place]:.2f}")
         for client, row in zip(finished, rows, strict=True)
         for place in range(len(row["original"]))

@@ -29,7 +29,7 @@ def line_up(result: Mapping[str, Any]) -> str:
     if not clients:
         return ""
     size = result["line_up"]["gallery"][1]
-    galleries = [client["gallery"] for client in clients]
+    galleries = [size for client in clients for size in client["galleries"]]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 2.3), layout="constrained")
         axes = figure.subplots()

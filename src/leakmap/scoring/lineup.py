@@ -8,7 +8,9 @@ from torch import Tensor
 from leakmap.seeds import generator
 
 GALLERY = 100
-SMALLEST_GALLERY = 20
+FEWEST_OF_A_CLASS = 4
+MIXED = 19
+"""Distractors of a line-up that has to mix classes."""
 
 Likeness = Callable[[Tensor, Tensor], Tensor]
 """``(N, C, H, W), (G, C, H, W) -> (N, G)``; higher is more alike."""
@@ -42,22 +44,22 @@ def rank(pictures: Tensor, truth: Tensor, distractors: Tensor, likeness: Likenes
     return 1 + float((others > scores[0]).sum()) + 0.5 * float((others == scores[0]).sum())
 
 
-def pick_distractors(labels: Tensor, label: int, pool: Tensor, count: int, seed: int, *role: int) -> Tensor:
+def pick_distractors(labels: Tensor, label: int, pool: Tensor, count: int, seed: int, turn: int = 0) -> Tensor:
     """Indices of up to ``count`` distractors out of ``pool``, all of the truth's class.
 
-    Only where the class has fewer than :data:`SMALLEST_GALLERY` - 1 of them are others added, up to that number: among
-    other classes, knowing the class alone would lift the truth above chance, also on a swapped update.
+    Only where the class has fewer than :data:`FEWEST_OF_A_CLASS` are others taken instead: among other classes, knowing
+    the class alone lifts the truth above chance, also on a swapped update.
 
     Args:
         labels: ``(N,)`` of the whole pool of pictures.
         label: Class of the truth.
         pool: ``(D,)`` indices.
         count: At most this many.
-        seed: For the choice.
-        role: Which victim this is for.
+        seed: For their order.
+        turn: Which line-up of this class this is; each takes the next ones, starting again at the end.
     """
-    shuffled = pool[torch.randperm(len(pool), generator=generator(seed, "line-up", *role))]
-    is_same = labels[shuffled] == label
-    same, others = shuffled[is_same], shuffled[~is_same]
-    missing = max(0, min(count, SMALLEST_GALLERY - 1) - len(same))
-    return torch.cat([same[:count], others[:missing]])
+    shuffled = pool[torch.randperm(len(pool), generator=generator(seed, "line-up"))]
+    same = shuffled[labels[shuffled] == label]
+    candidates = same if len(same) >= FEWEST_OF_A_CLASS else shuffled
+    count = min(count, len(candidates) if candidates is same else MIXED)
+    return candidates.roll(-turn * count)[:count]

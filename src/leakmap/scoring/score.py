@@ -22,14 +22,14 @@ class Score:
         pictures: ``(N, C, H, W)``, reordered so that the i-th belongs to the i-th original.
         values: Metric -> value of each picture.
         ranks: In the line-up, of each picture; 1 is best.
-        gallery: Candidates in each line-up, the truth included.
+        galleries: Candidates in each line-up, the truth included.
         labels_right: Share of the multiset of classes that was right.
     """
 
     pictures: Tensor
     values: Mapping[str, tuple[float, ...]]
     ranks: tuple[float, ...]
-    gallery: int
+    galleries: tuple[int, ...]
     labels_right: float
 
 
@@ -59,7 +59,8 @@ def score(
     pictures = matched(reconstruction.pictures.cpu(), originals)
     values = likenesses(pictures, originals, names)
     ranks = tuple(rank(pictures, truth, others) for truth, others in zip(originals, distractors, strict=True))
-    return Score(pictures, values, ranks, 1 + len(distractors[0]), overlap(reconstruction.y.cpu(), batch.y.cpu()))
+    galleries = tuple(1 + len(others) for others in distractors)
+    return Score(pictures, values, ranks, galleries, overlap(reconstruction.y.cpu(), batch.y.cpu()))
 
 
 def likenesses(

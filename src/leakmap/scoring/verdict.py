@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from leakmap.scoring.statistics import Interval, mean_interval, rank_one_p, rank_sum_p, share_interval
+from leakmap.scoring.statistics import Interval, mean_interval, paired_p, rank_one_p, rank_sum_p, share_interval
 
 Level = Literal["inconclusive", "none_found", "statistical", "partial", "visual", "exact"]
 LEVELS: tuple[Level, ...] = ("inconclusive", "none_found", "statistical", "partial", "visual", "exact")
 
 RANK_SUM_ALPHA = 0.03
 RANK_ONE_ALPHA = 0.01
-GAIN_CONFIDENCE = 0.99
+GAIN_ALPHA = 0.005
+"""Of each of the two metrics."""
+OVER_SWAPPED_ALPHA = 0.01
 TIMES_CHANCE = 10
 VISIBLE_SSIM = 0.5
 EXACT_PSNR = 30.0
@@ -30,13 +32,13 @@ class Client:
 
     Args:
         ranks: In the line-up, of each of its pictures.
-        gallery: Candidates in each of its line-ups.
+        galleries: Candidates in each of these line-ups.
         scores: Metric -> value of each picture.
         floors: Metric -> floor -> value of each picture.
     """
 
     ranks: tuple[float, ...]
-    gallery: int
+    galleries: tuple[int, ...]
     scores: Mapping[str, tuple[float, ...]]
     floors: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
 
@@ -73,12 +75,13 @@ def line_up(clients: Sequence[Client]) -> LineUp:
     """Sums up the line-ups of several clients."""
     ranks = sorted(rank for client in clients for rank in client.ranks)
     hits, n = sum(rank == 1 for rank in ranks), len(ranks)
-    galleries = [client.gallery for client in clients]
+    galleries = [client.galleries for client in clients]
+    sizes = [size for client in galleries for size in client]
     return LineUp(
         hits,
         n,
         share_interval(hits, n, len(clients)),
-        sum(1 / g for g in galleries) / len(galleries),
+        sum(1 / size for size in sizes) / len(sizes),
         (ranks[(n - 1) // 2] + ranks[n // 2]) / 2,
         rank_sum_p([client.ranks for client in clients], galleries),
         rank_one_p(hits, n, galleries),
@@ -94,7 +97,8 @@ class Gain:
         floors: Mean of each floor.
         best_floor: Name of the floor with the highest mean.
         gain: Mean paired difference to that floor, 95 % interval.
-        above_every_floor: Whether the paired difference to every floor is positive at 99 % confidence.
+        above_every_floor: Whether the paired difference to every floor is positive, sign-flip p < 0.005; fewer than
+            eight clients cannot show it.
     """
 
     value: Interval
@@ -120,7 +124,7 @@ def gain_over_floors(clients: Sequence[Client], metric: str) -> Gain:
         {name: mean(values) for name, values in of_floor.items()},
         best,
         mean_interval(differences[best]),
-        all(mean_interval(d, GAIN_CONFIDENCE).low > 0 for d in differences.values()),
+        all(paired_p(d) < GAIN_ALPHA for d in differences.values()),
     )
 
 
@@ -130,7 +134,7 @@ class Evidence:
 
     Args:
         clients: The audited clients that finished.
-        swapped: The same attack on swapped updates.
+        swapped: The same attack on swapped updates, client by client.
         control: The planted positive control.
         blocking: Flags that make an unsuccessful attack no evidence of anything.
         failed: Runs that failed.
@@ -151,6 +155,16 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
+def over_swapped(evidence: Evidence) -> float:
+    """One-sided p-value that real updates rank the truth better than swapped ones, client by client."""
+
+    def fraction(client: Client) -> float:
+        return sum(r / g for r, g in zip(client.ranks, client.galleries, strict=True)) / len(client.ranks)
+
+    pairs = zip(evidence.clients, evidence.swapped, strict=True)
+    return paired_p([fraction(swapped) - fraction(own) for own, swapped in pairs])
+
+
 def recovered(clients: Sequence[Client], metric: str, threshold: float) -> int:
     """Pictures ranked first in their line-up, above every floor of theirs, and above the threshold."""
     return sum(
@@ -163,9 +177,7 @@ def recovered(clients: Sequence[Client], metric: str, threshold: float) -> int:
 def judge(evidence: Evidence) -> Verdict:
     """The verdict, by the rules of this module's docstring; never "safe"."""
     if not evidence.clients:
-        return Verdict("inconclusive", ("No run of the attack finished.", *evidence.blocking.values()))
-    if not evidence.swapped:
-        return Verdict("inconclusive", ("No run on a swapped update finished, so there is no floor to compare with.",))
+        return Verdict("inconclusive", ("No client has all of its runs.", *evidence.blocking.values()))
     found = line_up(evidence.clients)
     swapped = line_up(evidence.swapped)
     gains = {metric: gain_over_floors(evidence.clients, metric) for metric in ("psnr", "ssim")}
@@ -176,14 +188,13 @@ def judge(evidence: Evidence) -> Verdict:
         f"The line-up ranks the true picture first in {found.hits} of {found.n} cases (chance {found.chance:.1%}, "
         f"rank-sum p = {found.p:.2g}); on swapped updates in {swapped.hits} of {swapped.n} (p = {swapped.p:.2g})."
     )
-    if swapped.above_chance and found.p >= swapped.p:
+    if swapped.above_chance and over_swapped(evidence) >= OVER_SWAPPED_ALPHA:
         return Verdict(
-            "inconclusive",
-            (ranks, "Swapped updates rank as well: the line-up does not measure leakage here."),
+            "inconclusive", (ranks, "Swapped updates rank above chance too: the line-up does not measure leakage here.")
         )
-    if exact >= needed:
+    if exact >= needed and found.above_chance:
         return Verdict("exact", (f"{exact} of {found.n} pictures are recovered above {EXACT_PSNR:.0f} dB PSNR.", ranks))
-    if visible >= needed:
+    if visible >= needed and found.above_chance:
         return Verdict("visual", (f"{visible} of {found.n} pictures are recovered above {VISIBLE_SSIM} SSIM.", ranks))
     beats_swapped = found.rank_one.value > swapped.rank_one.value
     if found.rank_one.value >= TIMES_CHANCE * found.chance and found.rank_one.low > found.chance and beats_swapped:

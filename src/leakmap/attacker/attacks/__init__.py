@@ -8,6 +8,7 @@ from leakmap.attacker.reconstruction import Attack, Reconstruction
 from leakmap.errors import NonFinite
 from leakmap.observation import Observation
 from leakmap.registry import Registry, Spec
+from leakmap.seeds import derive
 
 attacks: Registry[Attack] = Registry("attack", __name__)
 
@@ -35,9 +36,11 @@ def attack(
     """
     runner = attacks.build(how) if isinstance(how, Spec | str) else how
     observation.need(*sorted(runner.needs))
-    device = next(iter(observation.network.weights.values())).device
+    device = observation.network.device
     copy = Observation.from_bytes(observation.to_bytes(), code=observation.network.code).to(device)
-    found = runner(copy, seed, progress or (lambda fraction: None))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive(seed, "layers"))  # for random layers that the attack does not know to silence
+        found = runner(copy, seed, progress or (lambda fraction: None))
     task = observation.network.task
     pictures = found.pictures.detach()
     if pictures.shape[1:] != task.shape or len(pictures) != len(found.y):

@@ -81,26 +81,37 @@ class Head:
 
 
 def head_gradient(observation: Observation) -> Head:
-    """The gradient of the last linear layer; a delta is turned back into the mean gradient of its steps.
+    """The gradient of the last linear layer; a delta is turned back into the mean gradient of its steps,
+    without the weight decay.
 
     Raises:
         NotApplicable: the model does not end in a linear layer with one output per class, or it was not shared.
     """
-    classes = observation.network.task.classes
+    network = observation.network
+    classes = network.task.classes
+    if network.task.loss.name != "cross_entropy" or network.code.loss is not None:
+        raise NotApplicable(
+            "Label recovery reads the gradient of cross entropy, this client has a loss of its own; grant the labels."
+        )
     linear = [
         name
-        for name, layer in observation.network.module().named_modules()
+        for name, layer in network.module().named_modules()
         if isinstance(layer, nn.Linear) and layer.out_features == classes
     ]
     shared = observation.update.tensors
     if not linear or f"{linear[-1]}.weight" not in shared:
         raise NotApplicable(
             f"Label recovery reads the gradient of a final linear layer with {classes} outputs, which "
-            f"{observation.network.model} does not share; grant the labels."
+            f"{network.model} does not share; grant the labels."
         )
     scale = 1.0 if observation.update.kind == "gradient" else -1.0 / _path_length(observation)
-    bias = shared.get(f"{linear[-1]}.bias")
-    return Head(None if bias is None else bias * scale, shared[f"{linear[-1]}.weight"] * scale)
+    decay = observation.rule.weight_decay if observation.rule else 0.0
+
+    def gradient(name: str) -> Tensor:
+        return shared[name] * scale - decay * network.weights[name]
+
+    bias = f"{linear[-1]}.bias"
+    return Head(gradient(bias) if bias in shared else None, gradient(f"{linear[-1]}.weight"))
 
 
 def _path_length(observation: Observation) -> float:

@@ -46,13 +46,13 @@ def counts(*, dummies: int = 64) -> LabelRule:
 
 def mean_prediction(observation: Observation, seed: int, dummies: int) -> Tensor:
     """``(classes,)`` mean softmax output on public pictures, or on noise, in the client's mode."""
-    task, weights = observation.network.task, observation.network.weights
-    like = next(iter(weights.values()))
+    network, task = observation.network, observation.network.task
     if observation.public is not None:
         x = task.normalise(observation.public.pictures)
     else:
-        x = torch.randn(dummies, *task.shape, generator=generator(seed, "label dummies")).to(like.device)
-    module = arrange(observation.network.module(), observation.rule or LocalRule(), dropout=False)
+        noise = torch.randn(dummies, *task.shape, generator=generator(seed, "label dummies"))
+        x = noise.to(network.device, network.dtype)
+    module = arrange(network.module(), observation.rule or LocalRule(), dropout=False)
     with torch.no_grad():
         return module(x).softmax(1).mean(0)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from leakmap.attacker.matching.distances import Distance
+from leakmap.errors import NotApplicable
 from leakmap.local import LocalRule, arrange, local_signal
 from leakmap.models.adapt import freeze_running_statistics
 from leakmap.observation import Observation
@@ -31,6 +32,9 @@ class Exact:
         self._weights, self._loss = network.weights, network.loss()
         self._rule, self._y, self._distance = rule, y, distance
         self._names = list(observation.update.tensors)
+        trained = {name for name, p in self._module.named_parameters() if p.requires_grad}
+        if strange := [name for name in self._names if name not in trained]:
+            raise NotApplicable(f"The update holds {strange[0]!r}, which is no trained parameter of {network.model}.")
         self._target = [tensor.detach() for tensor in observation.update.tensors.values()]
         self._target_norm = _dot(self._target, self._target).sqrt()
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from leakmap.attacker.labels import recover
+from leakmap.attacker.labels import label_rules, recover
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Exact
 from leakmap.attacker.matching.priors import total_variation
@@ -57,6 +57,10 @@ class GradientMatching:
     needs = frozenset({"count"})
     leaky_model = "convnet"
 
+    def __post_init__(self) -> None:
+        if self.labels != "auto":
+            label_rules.constructor(self.labels)
+
     def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
         """Attacks.
 
@@ -68,19 +72,17 @@ class GradientMatching:
         rule = self._rule(observation)
         engine = Exact(observation, rule, labels.y, DISTANCES[self.distance]) if self.match else None
         runs: list[_Run] = []
+        lost: list[NonFinite] = []
+        task, count = observation.network.task, len(labels.y)
         for restart in range(self.restarts):
-            start = torch.randn(
-                len(labels.y), *observation.network.task.shape, generator=generator(seed, "start", restart)
-            )
-            start = start.to(next(iter(observation.network.weights.values())))
-            runs.append(
-                self._descend(
-                    start,
-                    engine,
-                    observation.network.task,
-                    lambda f, r=restart: progress((r + f) / self.restarts),
-                )
-            )
+            start = torch.randn(count, *task.shape, generator=generator(seed, "start", restart))
+            start = start.to(observation.network.device, observation.network.dtype)
+            try:
+                runs.append(self._descend(start, engine, task, lambda f, r=restart: progress((r + f) / self.restarts)))
+            except NonFinite as error:
+                lost.append(error)
+        if not runs:
+            raise lost[0]
         best = choose(runs)
         used = ["count", *(["rule"] if observation.rule else []), *labels.used]
         notes: dict[str, str | int | float] = {
@@ -90,6 +92,10 @@ class GradientMatching:
             "mode simulated": rule.mode,
             "used": ", ".join(used),
         }
+        if lost:
+            notes["restarts lost"] = len(lost)
+        if rule.batch_size is not None and labels.rule != "granted":
+            notes["label order"] = "unknown: mini-batches are simulated with sorted classes"
         if observation.rule is None:
             notes["assumed"] = f"{rule.share} of one step in {rule.mode} mode"
         run = runs[best]
@@ -134,8 +140,8 @@ class GradientMatching:
         progress(1.0)
         if engine is None:
             return _Run(x.detach(), math.nan, (), float(total_variation(x.detach())))
-        if not math.isfinite(float(best)):
-            raise NonFinite(f"The matching term was never finite in {self.steps} iterations.")
+        if not math.isfinite(float(values[-1])):
+            raise NonFinite(f"The matching term was not finite at the end of {self.steps} iterations.")
         every = max(1, len(values) // CURVE_POINTS)
         curve = tuple(torch.stack(values[::every]).tolist())
         return _Run(best_x, float(best), curve, float(total_variation(best_x)))

@@ -64,7 +64,7 @@ def load_pictures(spec: Spec | str, size: int | None = None) -> Pictures:
 
 
 def distinct(pictures: Pictures, seen: set[bytes] | None = None) -> Pictures:
-    """The same pictures without exact repetitions, also across the two sets."""
+    """The same pictures without exact repetitions, also across the two sets; an empty spare set is none."""
     seen = set() if seen is None else seen
     keep: list[int] = []
     for i, image in enumerate(pictures.images):
@@ -73,6 +73,7 @@ def distinct(pictures: Pictures, seen: set[bytes] | None = None) -> Pictures:
             seen.add(digest)
             keep.append(i)
     spare = None if pictures.spare is None else distinct(pictures.spare, seen)
+    spare = spare if spare else None
     return replace(pictures, images=pictures.images[keep], labels=pictures.labels[keep], spare=spare)
 
 

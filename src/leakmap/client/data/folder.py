@@ -55,6 +55,8 @@ def folder(size: int | None, path: str, *, channels: Literal[1, 3] = 3, most: in
 def _read(file: Path) -> Tensor:
     try:
         with Image.open(file) as picture:
+            if picture.mode.startswith("I") or picture.mode == "F":
+                raise DataError(f"{file} has {picture.mode} pixels, more than 8 bits; save it with 8 bits a channel.")
             pixels = np.asarray(picture.convert("RGB"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0].rstrip(".")

@@ -2,7 +2,7 @@
 
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from leakmap.client.data import Pictures, sources, square, to_channels
 from leakmap.errors import DataError
 
 LIMIT = 8 * 2**30
+MOST_CLASSES = 10**5
 _LAYOUT = (
     "expected test_images and test_labels (and train_images, train_labels), or images and labels: uint8 (N, H, W, C) "
-    "or (N, H, W), and whole numbers (N,)"
+    "or (N, H, W), with 1 or 3 channels, and classes (N,) from 0 on"
 )
 
 
@@ -41,13 +42,17 @@ def npz(size: int | None, path: str, *, channels: Literal[1, 3] | None = None) -
             raise DataError(f"{file} unpacks to {unpacked} bytes; at most {LIMIT} are read.")
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} cannot be read as an npz archive: {str(error).splitlines()[0].rstrip('.')}.") from None
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataError(f"{file} cannot be read as an npz archive: {reason}.") from None
     main = "test_" if "test_images" in arrays else ""
     if f"{main}images" not in arrays or f"{main}labels" not in arrays:
         raise DataError(f"{file} holds {', '.join(sorted(arrays)) or 'nothing'}; {_LAYOUT}.")
     spare = "train_" if main and {"train_images", "train_labels"} <= set(arrays) else None
-    highest = max(int(np.max(arrays[f"{p}labels"], initial=0)) for p in (main, spare) if p is not None)
+    prefixes = [main] if spare is None else [main, spare]
+    for prefix in prefixes:
+        _check(file, prefix, arrays)
+    highest = max(int(arrays[f"{prefix}labels"].max()) for prefix in prefixes)
     names = arrays.get("class_names")
     classes = tuple(str(n) for n in names) if names is not None else tuple(str(c) for c in range(highest + 1))
     if len(classes) <= highest:
@@ -55,12 +60,21 @@ def npz(size: int | None, path: str, *, channels: Literal[1, 3] | None = None) -
 
     def read(prefix: str, spare: Pictures | None = None) -> Pictures:
         images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"].reshape(-1)
-        fits = images.dtype == np.uint8 and images.ndim in (3, 4) and np.issubdtype(labels.dtype, np.integer)
-        if not fits or len(images) != len(labels) or (len(labels) and labels.min() < 0):
-            got = f"{prefix}images {images.dtype} {images.shape} and {prefix}labels {labels.dtype} {labels.shape}"
-            raise DataError(f"{file} has {got}; {_LAYOUT}.")
         tensor = torch.from_numpy(images if images.ndim == 4 else images[..., None]).permute(0, 3, 1, 2)
         tensor = square(to_channels(tensor, channels), size).contiguous()
         return Pictures(tensor, torch.from_numpy(labels.astype(np.int64)), classes, spare)
 
-    return read(main, None if spare is None else read(spare))
+    found = read(main, None if spare is None else read(spare))
+    if found.spare is not None and found.spare.images.shape[1:] != found.images.shape[1:]:
+        shapes = f"{tuple(found.images.shape[1:])} and {tuple(found.spare.images.shape[1:])}"
+        raise DataError(f"{file} has test and train pictures of different shapes {shapes}: give --image-size.")
+    return found
+
+
+def _check(file: Path, prefix: str, arrays: dict[str, Any]) -> None:
+    images, labels = np.asarray(arrays[f"{prefix}images"]), np.asarray(arrays[f"{prefix}labels"])
+    pictures = images.dtype == np.uint8 and images.ndim in (3, 4) and images.shape[3:] in ((), (1,), (3,))
+    whole = np.issubdtype(labels.dtype, np.integer) and labels.size == len(labels) == len(images) > 0
+    if not pictures or not whole or labels.min() < 0 or labels.max() >= MOST_CLASSES:
+        got = f"{prefix}images {images.dtype} {images.shape} and {prefix}labels {labels.dtype} {labels.shape}"
+        raise DataError(f"{file} has {got}; {_LAYOUT}.")
