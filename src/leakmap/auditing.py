@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leakmap.attacker.reconstruction import Attack
-from leakmap.client.data import Pictures, distinct
+from leakmap.client.data import Pictures, usable
 from leakmap.client.federation import Batch
 from leakmap.conclusion import Audit, conclude
-from leakmap.errors import BadSetting, DataError, StoreError
+from leakmap.errors import DataError, StoreError
 from leakmap.gate import Gate, inspect_update
 from leakmap.local import LocalRule
 from leakmap.models.network import IN_MEMORY
@@ -38,7 +37,7 @@ def audit(
     *,
     client: LocalRule | None = None,
     threat: ThreatModel | None = None,
-    attack: Attack | Spec | str = "inverting_gradients",
+    attack: Spec | str = "inverting_gradients",
     loss: Loss | None = None,
     victims: int = 12,
     batch_size: int = 1,
@@ -59,7 +58,7 @@ def audit(
         labels: ``(N,)`` classes.
         client: What the clients do; by default they share one gradient in training mode.
         threat: What the server is granted.
-        attack: Its specification.
+        attack: Its specification, so that the audit can be repeated.
         loss: ``loss(outputs, y) -> scalar``; cross entropy by default.
         victims: Number of clients.
         batch_size: Pictures of each client.
@@ -75,8 +74,6 @@ def audit(
     Raises:
         UsageError: the pictures, the model or a setting do not fit.
     """
-    if not isinstance(attack, Spec | str):
-        raise BadSetting("An audit takes the attack as a specification, NAME[,key=value…], so that it can be repeated.")
     plan = Plan(
         model=IN_MEMORY if isinstance(model, nn.Module) else str(model),
         data=IN_MEMORY,
@@ -98,10 +95,8 @@ def audit(
 
 
 def _from_memory(images: Any, labels: Any) -> Pictures:
-    images, labels = (
-        torch.as_tensor(images).detach().cpu(),
-        torch.as_tensor(labels).detach().cpu().long().reshape(-1),
-    )
+    images = torch.as_tensor(images).detach().cpu()
+    labels = torch.as_tensor(labels).detach().cpu().long().reshape(-1)
     if not images.numel() or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(labels):
         raise DataError(
             f"images have shape {tuple(images.shape)} and labels {tuple(labels.shape)}; "
@@ -113,7 +108,7 @@ def _from_memory(images: Any, labels: Any) -> Pictures:
         images = (images * 255).round().to(torch.uint8)
     if int(labels.min()) < 0:
         raise DataError(f"labels must be classes from 0 on; got {int(labels.min())}.")
-    return distinct(Pictures(images, labels, tuple(str(c) for c in range(int(labels.max()) + 1))))
+    return usable(Pictures(images, labels, tuple(str(c) for c in range(int(labels.max()) + 1))), "images")
 
 
 COST = {"attack": 1.0, "swapped": 1.0, "prior_only": 0.03, "control": 0.5}

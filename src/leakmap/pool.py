@@ -4,9 +4,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def run_in_pool(
         initializer=_start,
         initargs=(dict(files), device, queue, stop),
     ) as pool:
-        pending: set[Future[Outcome]] = {pool.submit(_run, trial) for trial in trials}
+        with _interrupts_held():
+            pending: set[Future[Outcome]] = {pool.submit(_run, trial) for trial in trials}
         try:
             while pending:
                 finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -94,6 +96,19 @@ def run_in_pool(
                     "command continues, with fewer --workers if it happens again."
                 ) from None
             raise
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back here; processes started meanwhile inherit this and never see it, not even while they import."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _stages: dict[str, Stage] = {}

@@ -54,11 +54,19 @@ def load_pictures(spec: Spec | str, size: int | None = None) -> Pictures:
     spec = Spec.parse(spec)
     if size is not None and size < SMALLEST:
         raise DataError(f"An image size of at least {SMALLEST} is needed; got {size}.")
-    pictures = sources.build(spec, size)
-    if min(pictures.images.shape[-2:]) < SMALLEST:
-        height, width = pictures.images.shape[-2:]
+    return usable(sources.build(spec, size), str(spec))
+
+
+def usable(pictures: Pictures, where: str) -> Pictures:
+    """The same pictures without exact duplicates, if they are large enough.
+
+    Raises:
+        DataError: they are not; the message names ``where``.
+    """
+    height, width = pictures.images.shape[-2:]
+    if min(height, width) < SMALLEST:
         raise DataError(
-            f"{spec} has pictures of {height}x{width}; at least {SMALLEST}x{SMALLEST} is needed: give --image-size."
+            f"{where} has pictures of {height}x{width}; at least {SMALLEST}x{SMALLEST} is needed: give an image size."
         )
     return distinct(pictures)
 
