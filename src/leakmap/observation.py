@@ -11,27 +11,23 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from leakmap.errors import BadSetting, NotGranted, ObservationError
 from leakmap.local import LocalRule, Share
+from leakmap.manifest import COUNT_LIMIT, DTYPES, SCHEMA, Manifest
 from leakmap.models.network import Code, Network
 from leakmap.registry import Spec
 from leakmap.task import Task
 
-SCHEMA = 1
 FILE_LIMIT = 32 * 2**30
-COUNT_LIMIT = 2**20
 PIXEL_LIMIT = 2**31
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
-_DTYPES = {str(dtype): dtype for dtype in (*_FLOATS, *_WHOLE)}
 _ADVICE = {
     "count": "grant the number of examples: ThreatModel(count=True)",
     "rule": "grant the local rule: ThreatModel(rule=True)",
@@ -265,56 +261,6 @@ def _classes(name: str, labels: Tensor, classes: int, fail: Any) -> None:
         fail(f"{name!r} holds a class outside 0..{classes - 1}")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-_Name = Annotated[str, Field(min_length=1, max_length=512)]
-_Numbers = Annotated[list[float], Field(min_length=1, max_length=1024)]
-
-
-class _SpecManifest(_Strict):
-    name: _Name
-    params: dict[str, str | int | float | bool | None] = Field(max_length=64)
-
-
-class _TaskManifest(_Strict):
-    shape: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(min_length=3, max_length=3)]
-    classes: Annotated[int, Field(ge=2, le=10**7)]
-    mean: _Numbers
-    std: _Numbers
-    loss: _SpecManifest
-
-
-class _RuleManifest(_Strict):
-    share: Literal["gradient", "delta"]
-    mode: Literal["train", "eval"]
-    epochs: Annotated[int, Field(ge=1, le=10**4)]
-    batch_size: Annotated[int, Field(ge=1, le=COUNT_LIMIT)] | None
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    momentum: float
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    optimizer: Literal["sgd", "adam", "adamw"]
-    dropout: float | None
-
-
-class _TensorManifest(_Strict):
-    name: _Name
-    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=16)]
-    dtype: _Name
-
-
-class _Manifest(_Strict):
-    schema_: Literal[1] = Field(alias="schema")
-    task: _TaskManifest
-    model: _SpecManifest
-    update: Literal["gradient", "delta"]
-    count: Annotated[int, Field(ge=1, le=COUNT_LIMIT)] | None
-    rule: _RuleManifest | None
-    granted: Annotated[list[_Name], Field(max_length=16)]
-    tensors: Annotated[list[_TensorManifest], Field(max_length=10**6)]
-
-
 def _header(data: bytes, where: str) -> dict[str, Any]:
     if data[8:9] != b"{" and (data[:2] == b"PK" or data[:1] == b"\x80"):
         raise ObservationError(f"{where}: this is a pickle or zip archive, which is never read; expected safetensors.")
@@ -332,15 +278,15 @@ def _read(data: bytes, code: Code, where: str) -> Observation:
     if isinstance(raw, dict) and isinstance(raw.get("schema"), int) and raw["schema"] != SCHEMA:
         raise ObservationError(f"{where}: 'schema' is version {raw['schema']}; this leakmap reads version {SCHEMA}.")
     try:
-        manifest = _Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise ObservationError(f"{where}: {field!r} in the manifest is wrong: {first['msg']}.") from None
     for entry in manifest.tensors:
-        if entry.dtype not in _DTYPES:
+        if entry.dtype not in DTYPES:
             raise ObservationError(f"{where}: {entry.name!r} has type {entry.dtype!r}, which is not read.")
-        size = math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
+        size = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
         if size > len(data):
             raise ObservationError(f"{where}: {entry.name!r} claims {size} bytes, the file has {len(data)}.")
     try:
@@ -361,7 +307,7 @@ def _read(data: bytes, code: Code, where: str) -> Observation:
     return _assemble(manifest, {name: tensors[name] for name in order}, code, where)
 
 
-def _assemble(manifest: _Manifest, tensors: dict[str, Tensor], code: Code, where: str) -> Observation:
+def _assemble(manifest: Manifest, tensors: dict[str, Tensor], code: Code, where: str) -> Observation:
     groups: dict[str, dict[str, Tensor]] = {"weights": {}, "update": {}, "buffers": {}, "public": {}}
     single: dict[str, Tensor] = {}
     for full, tensor in tensors.items():
