@@ -127,9 +127,9 @@ def test_the_rank_sum_test_is_exact_and_takes_line_ups_of_several_sizes():
 def test_no_p_value_is_smaller_than_its_rate_on_null_ranks():
     rng = np.random.default_rng(1)
     for sizes in ([100] * 12, [20] * 5, [7, 50, 23, 100, 11]):
-        draws = [[[int(rng.integers(1, g + 1))] for g in sizes] for _ in range(1000)]
+        draws = [[[int(rng.integers(1, g + 1))] for g in sizes] for _ in range(300)]
         rate = np.mean([rank_sum_p(ranks, [(g,) for g in sizes]) < 0.05 for ranks in draws])
-        assert rate < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+        assert rate < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
 
 
 def test_the_sign_flip_test_cannot_be_small_with_few_clients():
@@ -144,7 +144,7 @@ def test_one_client_gives_no_interval():
 
 
 def test_null_audits_reach_statistical_in_at_most_five_percent():
-    rng, alarms, runs = np.random.default_rng(0), 0, 1000
+    rng, alarms, runs = np.random.default_rng(0), 0, 400
     for _ in range(runs):
         evidence = Evidence(clients(rng.integers(1, G + 1, 12)), clients(rng.integers(1, G + 1, 12)), LEAKY_CONTROL)
         alarms += LEVELS.index(judge(evidence).level) >= LEVELS.index("statistical")
@@ -159,7 +159,10 @@ VERDICTS = {
         Evidence(NULL, NULL, LEAKY_CONTROL, {"degenerate_update": "x"}),
         "inconclusive",
     ),
-    "nothing, and a run failed": (Evidence(NULL, NULL, LEAKY_CONTROL, {}, 1), "inconclusive"),
+    "ranks low on a degenerate update": (
+        Evidence(clients([5, 9, 3, 20, 7, 11, 2, 30]), NULL, LEAKY_CONTROL, {"flag": "x"}),
+        "inconclusive",
+    ),
     "no run finished": (Evidence([], [], LEAKY_CONTROL), "inconclusive"),
     "one lucky first rank of a smooth picture": (
         Evidence(clients([1, *[60] * 9], ssim=0.6), clients([50] * 10), LEAKY_CONTROL),

@@ -101,7 +101,7 @@ def conclude(
         if (o := outcomes.get(trial.key)) is not None and o.failure
     ]
     blocking = gate.flags() | _missing(unfinished, failures)
-    verdict = judge(Evidence(clients, swapped, control, blocking, len(failures)))
+    verdict = judge(Evidence(clients, swapped, control, blocking))
     sizes = [size for client in clients for size in client.galleries]
     result = {
         "schema": RESULT_SCHEMA,

@@ -110,22 +110,30 @@ class Gain:
 
 def gain_over_floors(clients: Sequence[Client], metric: str) -> Gain:
     """The paired difference of a metric to its floors."""
+    own = _per_client([client.scores[metric] for client in clients])
+    floors = _floors(clients, metric)
+    means = {name: sum(values) / len(values) for name, values in floors.items()}
+    best = max(means, key=lambda name: means[name])
+    gain = [a - b for a, b in zip(own, floors[best], strict=True)]
+    return Gain(mean_interval(own), means, best, mean_interval(gain), above_every_floor(clients, metric))
 
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
 
-    own = [mean(client.scores[metric]) for client in clients]
-    names = list(clients[0].floors[metric])
-    of_floor = {name: [mean(client.floors[metric][name]) for client in clients] for name in names}
-    best = max(names, key=lambda name: mean(of_floor[name]))
-    differences = {n: [a - b for a, b in zip(own, of_floor[n], strict=True)] for n in names}
-    return Gain(
-        mean_interval(own),
-        {name: mean(values) for name, values in of_floor.items()},
-        best,
-        mean_interval(differences[best]),
-        all(paired_p(d) < GAIN_ALPHA for d in differences.values()),
+def above_every_floor(clients: Sequence[Client], metric: str) -> bool:
+    """Whether the paired difference to every floor is positive, by the sign-flip test."""
+    own = _per_client([client.scores[metric] for client in clients])
+    return all(
+        paired_p([a - b for a, b in zip(own, floor, strict=True)]) < GAIN_ALPHA
+        for floor in _floors(clients, metric).values()
     )
+
+
+def _floors(clients: Sequence[Client], metric: str) -> dict[str, list[float]]:
+    """Floor -> mean of each client."""
+    return {name: _per_client([c.floors[metric][name] for c in clients]) for name in clients[0].floors[metric]}
+
+
+def _per_client(values: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(of_client) / len(of_client) for of_client in values]
 
 
 @dataclass(frozen=True)
@@ -136,15 +144,13 @@ class Evidence:
         clients: The audited clients that finished.
         swapped: The same attack on swapped updates, client by client.
         control: The planted positive control.
-        blocking: Flags that make an unsuccessful attack no evidence of anything.
-        failed: Runs that failed.
+        blocking: Flags under which neither an unsuccessful attack nor a weak signal is evidence.
     """
 
     clients: Sequence[Client]
     swapped: Sequence[Client]
     control: Sequence[Client]
     blocking: Mapping[str, str] = field(default_factory=dict)
-    failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,6 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict("inconclusive", ("No client has all of its runs.", *evidence.blocking.values()))
     found = line_up(evidence.clients)
     swapped = line_up(evidence.swapped)
-    gains = {metric: gain_over_floors(evidence.clients, metric) for metric in ("psnr", "ssim")}
     needed = max(1, math.ceil(SHARE * found.n))
     exact = recovered(evidence.clients, "psnr", EXACT_PSNR)
     visible = recovered(evidence.clients, "ssim", VISIBLE_SSIM)
@@ -190,7 +195,7 @@ def judge(evidence: Evidence) -> Verdict:
     )
     if swapped.above_chance and over_swapped(evidence) >= OVER_SWAPPED_ALPHA:
         return Verdict(
-            "inconclusive", (ranks, "Swapped updates rank above chance too: the line-up does not measure leakage here.")
+            "inconclusive", (ranks, "Swapped updates rank above chance too: audit more clients, or with another seed.")
         )
     if exact >= needed and found.above_chance:
         return Verdict("exact", (f"{exact} of {found.n} pictures are recovered above {EXACT_PSNR:.0f} dB PSNR.", ranks))
@@ -199,9 +204,11 @@ def judge(evidence: Evidence) -> Verdict:
     beats_swapped = found.rank_one.value > swapped.rank_one.value
     if found.rank_one.value >= TIMES_CHANCE * found.chance and found.rank_one.low > found.chance and beats_swapped:
         return Verdict("partial", (ranks,))
+    if evidence.blocking:
+        return Verdict("inconclusive", (ranks, *evidence.blocking.values()))
     if found.above_chance and found.p < swapped.p:
         return Verdict("statistical", (ranks,))
-    above = [metric for metric, gain in gains.items() if gain.above_every_floor]
+    above = [m for m in ("psnr", "ssim") if above_every_floor(evidence.clients, m)]
     if above:
         return Verdict("statistical", (f"{' and '.join(above).upper()} lie above every floor.", ranks))
     return _nothing_found(evidence, ranks)
@@ -209,10 +216,6 @@ def judge(evidence: Evidence) -> Verdict:
 
 def _nothing_found(evidence: Evidence, ranks: str) -> Verdict:
     """Nothing was found: is that evidence, or did the measurement fail?"""
-    if evidence.blocking:
-        return Verdict("inconclusive", (ranks, *evidence.blocking.values()))
-    if evidence.failed:
-        return Verdict("inconclusive", (ranks, f"{evidence.failed} runs failed, so their leakage is unknown."))
     if not evidence.control:
         return Verdict("inconclusive", (ranks, "The planted positive control did not finish."))
     control = line_up(evidence.control)
