@@ -53,7 +53,7 @@ def line_up(result: Mapping[str, Any]) -> str:
         axes.set_ylim(0, 1.03)
         axes.set_xlabel(f"rank of the true picture among up to {size} candidates (1 = picked out)")
         axes.set_ylabel("share of pictures")
-        axes.legend(frameon=False, loc="lower right", fontsize=8)
+        axes.legend(frameon=False, loc="upper left", fontsize=8)
         return _svg(figure)
 
 
