@@ -102,7 +102,14 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_continues(finished, 
     """At once, while the workers are still starting, and in the middle."""
     words = [sys.executable, "-m", "leakmap", "audit", "--model", "resnet,blocks=1,width=8", "--image-size", "16",
              "--victims", "2", "--steps", "150", "--workers", "2", "--out", str(tmp_path / "o")]  # fmt: skip
-    running = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    running = subprocess.Popen(
+        words,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
     trials = tmp_path / "o" / "trials"
     for _ in range(2400):
         if (tmp_path / "o" / "control.safetensors").exists() and len(list(trials.glob("[!.]*"))) >= finished:
