@@ -117,6 +117,25 @@ def test_processes_give_the_same_bytes_as_this_one(tmp_path):
     assert seen[-1] == pytest.approx(1.0)
 
 
+def test_own_architecture_and_loss_reach_other_processes(tmp_path):
+    source = tmp_path / "own.py"
+    source.write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.body = nn.Linear(768, 8)\n"
+        "    def forward(self, x):\n"
+        "        return self.body(x.flatten(1))\n"
+        "def build():\n    return Net()\n"
+        "def loss(outputs, y):\n    return 2 * nn.functional.cross_entropy(outputs, y)\n"
+    )
+    plan = replace(PLAN, model=f"{source}:build", loss=f"{source}:loss", threat=ThreatModel("known"), victims=2)
+    found = perform(plan, prepare(plan), Store(tmp_path / "o"), workers=2)
+    assert not found.result["failures"]
+    assert not found.result["unfinished"]
+
+
 def test_a_failing_attack_is_recorded_counted_and_inconclusive():
     plan = replace(PLAN, model="convnet,width=8", attack=Spec("linear"))
     found = perform(plan, prepare(plan))

@@ -127,6 +127,10 @@ class Observation:
         }
         return save(tensors, metadata={"leakmap": json.dumps(manifest)})
 
+    def through_bytes(self) -> "Observation":
+        """The same, written to the file form and read back, on its device: no graph, storage or hook is shared."""
+        return Observation.from_bytes(self.to_bytes(), code=self.network.code).to(self.network.device)
+
     def to_file(self, path: Path | str) -> None:
         """Writes the file form under a temporary name and renames it, so that no half file is ever seen."""
         path = Path(path)

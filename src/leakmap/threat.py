@@ -88,11 +88,4 @@ def observe(round: Round, threat: ThreatModel, public: Public | None = None) -> 
         if public is not None and threat.public
         else None,
     )
-    return passed_through_bytes(granted)
-
-
-def passed_through_bytes(observation: Observation) -> Observation:
-    """The same Observation, written to its file form and read back, on the device it was on."""
-    device = observation.network.device
-    copy = Observation.from_bytes(observation.to_bytes(), code=observation.network.code)
-    return copy.to(device)
+    return granted.through_bytes()

@@ -181,7 +181,7 @@ def recovered(clients: Sequence[Client], metric: str, threshold: float) -> int:
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """The verdict, by the rules of this module's docstring; never "safe"."""
+    """The verdict, by the rules listed in docs/verdict.md; never "safe"."""
     if not evidence.clients:
         return Verdict("inconclusive", ("No client has all of its runs.", *evidence.blocking.values()))
     found = line_up(evidence.clients)

@@ -37,10 +37,9 @@ def attack(
     runner = attacks.build(how) if isinstance(how, Spec | str) else how
     observation.need(*sorted(runner.needs))
     device = observation.network.device
-    copy = Observation.from_bytes(observation.to_bytes(), code=observation.network.code).to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive(seed, "layers"))  # for random layers that the attack does not know to silence
-        found = runner(copy, seed, progress or (lambda fraction: None))
+        found = runner(observation.through_bytes(), seed, progress or (lambda fraction: None))
     task = observation.network.task
     pictures = found.pictures.detach()
     if pictures.shape[1:] != task.shape or len(pictures) != len(found.y):
