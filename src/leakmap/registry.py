@@ -73,6 +73,23 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+@dataclass(frozen=True)
+class Tunable:
+    """Where a rehearsal may look for a setting; stands in the setting's annotation.
+
+    Args:
+        low: Lowest value.
+        high: Highest value.
+        log: Whether orders of magnitude count alike.
+        choices: The values of a setting that is no range; low and high are then unused.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = True
+    choices: tuple[Any, ...] = ()
+
+
 def near_misses(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown name: the closest known ones if any are close, else all of them."""
     known = sorted(known)
@@ -125,6 +142,18 @@ class Registry(Generic[T]):
         """The settings that ``name`` takes, in the order of its signature."""
         parameters = inspect.signature(self.constructor(name)).parameters.values()
         return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def tunables(self, name: str) -> dict[str, Tunable]:
+        """The settings of ``name`` that a rehearsal may choose, with where to look."""
+        constructor = self.constructor(name)
+        hints = get_type_hints(
+            constructor.__init__ if inspect.isclass(constructor) else constructor, include_extras=True
+        )
+        found = {
+            key: [m for m in getattr(hints.get(key), "__metadata__", ()) if isinstance(m, Tunable)]
+            for key in self.settings(name)
+        }
+        return {key: marks[-1] for key, marks in found.items() if marks}
 
     def build(self, spec: Spec | str, *context: Any) -> T:
         """Builds the thing that ``spec`` names.

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.matching.gradient_matching import GradientMatching
+from leakmap.registry import Tunable
 
 Weight = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -15,9 +16,9 @@ Count = Annotated[int, Field(ge=1)]
 @attacks.add("inverting_gradients")
 def inverting_gradients(
     *,
-    tv: Weight = 1e-2,
+    tv: Annotated[Weight, Tunable(1e-4, 1e-1)] = 1e-2,
     steps: Count = 400,
-    lr: Positive = 0.3,
+    lr: Annotated[Positive, Tunable(3e-2, 1.0)] = 0.3,
     schedule: Literal["step", "cosine", "constant"] = "cosine",
     sign: bool = True,
     restarts: Count = 1,
