@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from leakmap import LocalRule, ThreatModel, Update, attack, build_network, observe, simulate
+from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
-from leakmap.attacker.matching.engine import Exact
-from leakmap.attacker.matching.gradient_matching import GradientMatching, _Run, choose
+from leakmap.attacker.matching.engine import Exact, matching_term
+from leakmap.attacker.matching.gradient_matching import GradientMatching, Run, choose
+from leakmap.attacker.matching.scene import Guess, Scene
 from leakmap.errors import NonFinite, NotApplicable
 from leakmap.local import arrange, local_signal
 from tests.conftest import batch_of, observed
@@ -35,20 +37,27 @@ def test_the_closed_form_says_why_it_does_not_apply(task):
 @pytest.mark.parametrize("rule", [LocalRule(), LocalRule(share="delta", epochs=2, lr=0.1)], ids=["gradient", "delta"])
 def test_the_engines_gradient_equals_plain_double_backward(name, rule, task):
     round, observation = observed("convnet,width=4,activation=tanh", task, rule=rule)
-    engine = Exact(observation, rule, round.batch.y, DISTANCES[name])
+    engine = Exact(Scene(observation, rule, round.batch.y, 0), DISTANCES[name])
     x = torch.randn(2, *task.shape, generator=torch.Generator().manual_seed(0))
-    value, gradient = engine.value_and_grad(x)
+    pull = engine.value_and_grad(Guess(x, round.batch.y))
+    value, gradient = pull.match, pull.gradient[0]
 
     network = observation.network
     free = x.clone().requires_grad_()
     module = arrange(network.module(), rule)
     signal = local_signal(module, network.weights, free, round.batch.y, rule, network.loss(), differentiable=True)
-    own = torch.cat([t.flatten() for t in signal.tensors.values()]).double()
-    target = torch.cat([t.flatten() for t in observation.update.tensors.values()]).double()
-    if name == "cosine":
-        direct = 1 - own @ target / (own.norm() * target.norm())
-    else:
-        direct = (own - target).square().sum() / target.square().sum()
+    parts = [signal.tensors[name].flatten().double() for name in observation.update.tensors]
+    targets = [tensor.flatten().double() for tensor in observation.update.tensors.values()]
+    own, target = torch.cat(parts), torch.cat(targets)
+    cosine = own @ target / (own.norm() * target.norm())
+    direct = {
+        "cosine": lambda: 1 - cosine,
+        "angular": lambda: cosine.acos() / math.pi,
+        "layer_cosine": lambda: torch.stack(
+            [1 - a @ b / (a.norm() * b.norm()) for a, b in zip(parts, targets, strict=True)]
+        ).mean(),
+        "squared": lambda: (own - target).square().sum() / target.square().sum(),
+    }[name]()
     direct.backward()
     assert float(value) == pytest.approx(float(direct.detach()), rel=1e-4)
     assert torch.nn.functional.cosine_similarity(gradient.flatten(), free.grad.flatten(), dim=0) > 0.9999
@@ -58,18 +67,19 @@ def test_the_engines_gradient_equals_plain_double_backward(name, rule, task):
 def test_an_update_of_zeros_has_distance_one_and_no_gradient(task):
     round, observation = observed("mlp,hidden=8", task)
     zero = Update("gradient", {name: torch.zeros_like(t) for name, t in observation.update.tensors.items()})
-    engine = Exact(replace(observation, update=zero), LocalRule(), round.batch.y, DISTANCES["cosine"])
-    value, gradient = engine.value_and_grad(torch.randn(2, *task.shape))
-    assert float(value) == 1
-    assert gradient.abs().max() == 0
+    engine = Exact(Scene(replace(observation, update=zero), LocalRule(), round.batch.y, 0), DISTANCES["cosine"])
+    pull = engine.value_and_grad(Guess(torch.randn(2, *task.shape), round.batch.y))
+    assert float(pull.match) == 1
+    assert pull.gradient[0].abs().max() == 0
 
 
 def test_the_iterate_returned_is_the_one_whose_term_was_lowest(task):
     """Not the one after it: evaluating the objective anew gives exactly what was reported."""
     _, observation = observed("convnet,width=8", task, count=1)
-    found = attack(observation, GradientMatching(steps=30, lr=1.0, schedule="constant", sign=False), seed=0)
-    engine = Exact(observation, LocalRule(), found.y, DISTANCES["cosine"])
-    again = float(engine.value_and_grad(task.normalise(found.pictures))[0])
+    found = attack(
+        observation, GradientMatching(steps=30, descent=Descent(1.0, schedule="constant", sign="none")), seed=0
+    )
+    again = matching_term(Scene(observation, LocalRule(), found.y, 0), task.normalise(found.pictures))
     assert again == pytest.approx(found.objective, rel=1e-3, abs=1e-6)
     assert found.objective == min(found.curve)
     assert found.objective < found.curve[-1] or found.curve.index(min(found.curve)) == len(found.curve) - 1
@@ -77,7 +87,7 @@ def test_the_iterate_returned_is_the_one_whose_term_was_lowest(task):
 
 def test_restarts_are_chosen_by_the_matching_term_and_ties_by_total_variation():
     def run(objective, tv):
-        return _Run(torch.zeros(1), objective, (), tv)
+        return Run(torch.zeros(1), torch.zeros(1), objective, (), tv)
 
     assert choose([run(0.5, 1.0), run(0.2, 9.0), run(0.3, 0.1)]) == 1
     assert choose([run(0.200, 9.0), run(0.201, 1.0)]) == 1
@@ -99,12 +109,10 @@ def test_prior_only_does_not_depend_on_the_update(task):
 
 
 def test_leaving_the_finite_numbers_is_an_error_and_not_a_result(task):
-    class Broken:
-        def value_and_grad(self, x):
-            return torch.tensor(math.nan, dtype=torch.float64), torch.full_like(x, math.nan)
-
+    _, observation = observed("convnet,width=8", task)
+    broken = GradientMatching(steps=3, priors=(lambda x: x.sum() * math.nan,))
     with pytest.raises(NonFinite, match="iteration 0"):
-        GradientMatching(steps=3)._descend(torch.zeros(1, *task.shape), Broken(), task, lambda fraction: None)
+        attack(observation, broken)
 
 
 def test_a_leaking_network_is_inverted(task):

@@ -32,7 +32,8 @@ def test_the_closed_form_on_its_leaking_network_is_exact(tmp_path):
     assert found.level == "exact"
     assert found.result["line_up"]["attack"]["hits"] == 4
     assert found.result["line_up"]["swapped"]["hits"] == 0
-    assert found.result["knowledge"]["inferred"]["labels"] == {"rule": "idlg", "right": 1.0}
+    labels = found.result["labels"]
+    assert (labels["source"], labels["rule"], labels["right"]) == ("inferred", "idlg", 1.0)
     stored = json.loads((tmp_path / "result.json").read_text())
     assert stored == json.loads(json.dumps(found.result))
     assert {f.name for f in tmp_path.iterdir()} == {"plan.json", "result.json", "report.html", "trials"}

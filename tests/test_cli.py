@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ def test_help_and_version(call):
     assert code == 0
     for word in ("Model", "Data", "Client", "What the server sees", "Attack", "Run", "Examples", "--control"):
         assert word in out
+    assert "--budget" in call("tune", "--help")[1]
     assert call("--version")[1].startswith("leakmap ")
 
 
@@ -48,6 +50,23 @@ def test_an_audit_writes_its_files_and_the_same_command_does_not_run_it_again(ca
     assert call(*QUICK, "--out", "here")[0] == 0
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "here" / "trials").iterdir()}
     assert max(len(line) for line in out.splitlines() if "report.html" not in line) <= 80
+
+
+def test_a_tuning_is_followed_by_the_audit_that_it_prints(call, tmp_path):
+    tuning = ["tune", *QUICK[1:], "--attack", "inverting_gradients", "--budget", "2", "--rehearsals", "1"]
+    tuning += ["--out", "there"]
+    code, out, err = call(*tuning)
+    assert code == 0
+    assert "rehearsal-tuned" in out
+    assert "setting 2 of 2" in err
+    assert max(len(line) for line in out.splitlines() if not line.startswith("Next: ")) <= 80
+    assert call(*tuning, "--json")[1] == (tmp_path / "there" / "tuned.json").read_text()
+    following = shlex.split(next(line for line in out.splitlines() if line.startswith("Next: leakmap ")))[2:]
+    code, out, _ = call(*following, "--workers", "0")
+    assert code == 0
+    assert "2 settings × 1 public client," in " ".join(out.split())
+    assert "not tuned with steps=4" in call(*following, "--steps", "4")[2]
+    assert "leave --rehearsals out" in call(*tuning, "--oracle")[2]
 
 
 def test_json_is_all_that_stdout_holds(call):

@@ -20,11 +20,14 @@ from leakmap.local import LocalRule
 from leakmap.models import models
 from leakmap.models.network import Code, Network, build_network
 from leakmap.observation import Observation, Public, Update
+from leakmap.plan import Plan, prepare
 from leakmap.registry import Spec
 from leakmap.scoring.metrics import metrics
 from leakmap.scoring.score import Score, score
 from leakmap.task import Task
 from leakmap.threat import ThreatModel, observe
+from leakmap.tuned import Tuned, read_tuned
+from leakmap.tuning import tune
 from leakmap.version import __version__
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "LocalRule",
     "Network",
     "Observation",
+    "Plan",
     "Public",
     "Reconstruction",
     "Round",
@@ -42,6 +46,7 @@ __all__ = [
     "Spec",
     "Task",
     "ThreatModel",
+    "Tuned",
     "Update",
     "__version__",
     "attack",
@@ -52,6 +57,9 @@ __all__ = [
     "metrics",
     "models",
     "observe",
+    "prepare",
+    "read_tuned",
     "score",
     "simulate",
+    "tune",
 ]

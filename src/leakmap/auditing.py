@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -11,20 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from leakmap.attacker.attacks import DEFAULT
 from leakmap.client.data import Pictures, usable
 from leakmap.client.federation import Batch
 from leakmap.conclusion import Audit, conclude
-from leakmap.errors import DataError, StoreError
+from leakmap.errors import DataError
 from leakmap.gate import Gate, inspect_update
 from leakmap.local import LocalRule
 from leakmap.models.network import IN_MEMORY
 from leakmap.plan import ROLES, Plan, Prepared, Progress, prepare, trials
-from leakmap.pool import StageFile, run_here, run_in_pool
+from leakmap.pool import Report, StageFile, run_here, run_in_pool
 from leakmap.registry import Spec
-from leakmap.store import Store, finite, read_json, write_json
+from leakmap.store import Store
 from leakmap.task import Loss
 from leakmap.threat import ThreatModel
-from leakmap.trial import Outcome, Trial, held_by
+from leakmap.trial import Outcome, Stage, Trial, held_by
+from leakmap.tuned import Tuned
 
 PROBED = 3
 """Clients that the gate looks at."""
@@ -37,7 +39,8 @@ def audit(
     *,
     client: LocalRule | None = None,
     threat: ThreatModel | None = None,
-    attack: Spec | str = "inverting_gradients",
+    attack: Spec | str = DEFAULT,
+    tuned: Tuned | None = None,
     loss: Loss | None = None,
     victims: int = 12,
     batch_size: int = 1,
@@ -59,6 +62,7 @@ def audit(
         client: What the clients do; by default they share one gradient in training mode.
         threat: What the server is granted.
         attack: Its specification, so that the audit can be repeated.
+        tuned: Settings for it from :func:`leakmap.tune`.
         loss: ``loss(outputs, y) -> scalar``; cross entropy by default.
         victims: Number of clients.
         batch_size: Pictures of each client.
@@ -88,6 +92,8 @@ def audit(
         metrics=tuple(metrics),
         seed=seed,
     )
+    if tuned is not None:
+        plan = tuned.applied_to(plan)
     pictures = _from_memory(images, labels)
     prepared = prepare(plan, pictures, model if isinstance(model, nn.Module) else None, loss, device)
     store = Store(Path(out)) if out is not None else None
@@ -142,7 +148,7 @@ def perform(
     started = time.time()
     gate = _gate(plan, prepared, device, progress)
     if store is not None:
-        claim(store, plan, prepared)
+        store.claim({**asdict(plan), "contents": prepared.main.digest}, "audit")
     planned = trials(plan, prepared)
     outcomes: dict[str, Outcome] = {}
     everything = [trial for v in range(plan.victims) for role in ROLES[:3] for trial in planned[role][v : v + 1]]
@@ -170,7 +176,8 @@ def perform(
         return conclude(plan, prepared, gate, planned, outcomes, time.time() - started, resumed)
 
     try:
-        _run_all(missing, prepared, store, done, told, workers, device)
+        stages = {"victims": prepared.main, "control": prepared.control}
+        run_all(missing, stages, store, done, told, workers, device)
     except KeyboardInterrupt:
         if store is not None:
             conclusion().save(store.folder)
@@ -181,48 +188,38 @@ def perform(
     return found
 
 
-def _run_all(
+def run_all(
     missing: list[Trial],
-    prepared: Prepared,
+    stages: Mapping[str, Stage],
     store: Store | None,
     done: Callable[[Outcome], None],
-    told: Callable[[str, float], None],
+    told: Report,
     workers: int,
     device: str,
 ) -> None:
+    """Runs trials in processes, or in this one where there are none, no folder, or a module that only lives here.
+
+    Args:
+        missing: What to run.
+        stages: By the name that their files get in the folder.
+        store: Whose folder holds the files.
+        done: Called with each outcome, as it comes.
+        told: Called with the progress of running trials.
+        workers: Processes.
+        device: Where to compute.
+    """
     if not missing:
         return
-    stages = {stage.digest: stage for stage in (prepared.main, prepared.control)}
-    if not workers or store is None or prepared.main.network.model.name == IN_MEMORY:
-        run_here(missing, {digest: stage.to(device) for digest, stage in stages.items()}, done, told)
+    in_memory = any(stage.network.model.name == IN_MEMORY for stage in stages.values())
+    if not workers or store is None or in_memory:
+        run_here(missing, {stage.digest: stage.to(device) for stage in stages.values()}, done, told)
         return
     files = {}
-    for name, stage in (("victims", prepared.main), ("control", prepared.control)):
+    for name, stage in stages.items():
         path = store.folder / f"{name}.safetensors"
         stage.save(path)
         files[stage.digest] = StageFile(path, stage.network.model, stage.network.task.loss)
     run_in_pool(missing, files, done, told, workers=workers, device=device)
-
-
-def claim(store: Store, plan: Plan, prepared: Prepared) -> None:
-    """Makes a folder and marks it as belonging to this audit.
-
-    Raises:
-        StoreError: it belongs to another one; the message names what differs.
-    """
-    store.make()
-    own = finite({**asdict(plan), "contents": prepared.main.digest})
-    path = store.folder / "plan.json"
-    if path.exists():
-        other = read_json(path)
-        if other != own:
-            differing = [key for key in own if not isinstance(other, dict) or other.get(key) != own[key]]
-            raise StoreError(
-                f"{store.folder} holds another audit (different: {', '.join(differing) or 'format'}); "
-                "give another --out, or remove that folder."
-            )
-    else:
-        write_json(path, own)
 
 
 def _gate(plan: Plan, prepared: Prepared, device: str, progress: Progress) -> Gate:

@@ -2,16 +2,26 @@
 
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from leakmap.attacker.attacks import attacks
+from leakmap.attacker.attacks.strongest import Strongest
 from leakmap.attacker.labels import label_rules
+from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.client.data import sources
 from leakmap.models import models
 from leakmap.registry import Registry
 from leakmap.scoring.metrics import metrics
+from leakmap.threat import letter_of
 
+_OF_ATTACKS = ("applies", "attacker and needs", "evaluations x iterations")
+_ABOUT_ATTACKS = (
+    "Attackers are those of Carletti et al. (USENIX Security 2025): B knows the update and picture statistics, C the "
+    "local rule, D public pictures, E the client's buffers; what an attack does not need it still uses where granted. "
+    "One evaluation simulates the client once with its second derivative; [its cost in training "
+    "steps](results/cost.md) is measured. L-BFGS evaluates up to 25 times in an iteration."
+)
 REGISTRIES: tuple[Registry[Any], ...] = (models, sources, attacks, label_rules, metrics)
 
 
@@ -25,6 +35,9 @@ class Entry:
         summary: First sentence of its docstring.
         settings: ``key=default``; a bare key must be given.
         source: Where it was published, if its docstring says so.
+        applies: When it applies, likewise.
+        needs: Of an attack: the facts that it cannot do without, and the nearest attacker of Carletti et al.
+        cost: Of an attack: evaluations of the matching term in one iteration, and iterations.
     """
 
     kind: str
@@ -32,6 +45,9 @@ class Entry:
     summary: str
     settings: tuple[str, ...]
     source: str
+    applies: str = ""
+    needs: str = ""
+    cost: str = ""
 
 
 def catalogue() -> list[Entry]:
@@ -41,12 +57,27 @@ def catalogue() -> list[Entry]:
 
 def _entry(registry: Registry[Any], name: str) -> Entry:
     text = inspect.getdoc(registry.constructor(name)) or ""
-    source = re.search(r"Source: (.*?)(?:\n\n|$)", text, re.S)
     settings = tuple(
         key if p.default is p.empty else f"{key}={_shown(p.default)}" for key, p in registry.settings(name).items()
     )
     summary = " ".join(text.split("\n\n")[0].split()).replace("``", "")
-    return Entry(registry.kind, name, summary, settings, " ".join(source.group(1).split()) if source else "")
+    entry = Entry(registry.kind, name, summary, settings, _paragraph(text, "Source"), _paragraph(text, "Applies"))
+    if registry is not attacks:
+        return entry
+    attack = attacks.build(name)
+    needs = f"{letter_of(attack.needs)}: {', '.join(sorted(attack.needs))}"
+    cost = "closed form"
+    if isinstance(attack, GradientMatching):
+        cost = f"{attack.evaluations if attack.match else 0} x {attack.steps:,}"
+    elif isinstance(attack, Strongest):
+        cost = "its members'"
+    return replace(entry, needs=needs, cost=cost)
+
+
+def _paragraph(text: str, word: str) -> str:
+    """The paragraph of a docstring that begins with ``word:``."""
+    found = re.search(rf"^{word}: (.*?)(?:\n\n|\Z)", text, re.S | re.M)
+    return " ".join(found.group(1).split()) if found else ""
 
 
 def _shown(default: Any) -> str:
@@ -60,8 +91,12 @@ def markdown() -> str:
     lines = ["# Catalogue", "", "Made by `make docs` from the registries."]
     for registry in REGISTRIES:
         lines += ["", f"## {registry.kind.replace('_', ' ').capitalize()}", ""]
-        lines += ["| name | what it is | settings | source |", "|---|---|---|---|"]
+        columns = ("name", "what it is", *(_OF_ATTACKS if registry is attacks else ()), "settings", "source")
+        lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         for entry in (_entry(registry, name) for name in registry.names()):
             settings = ", ".join(f"`{setting}`" for setting in entry.settings)
-            lines.append(f"| `{entry.name}` | {entry.summary} | {settings} | {entry.source} |")
+            own = (entry.applies, entry.needs, entry.cost) if registry is attacks else ()
+            lines.append(f"| {' | '.join((f'`{entry.name}`', entry.summary, *own, settings, entry.source))} |")
+        if registry is attacks:
+            lines += ["", _ABOUT_ATTACKS]
     return "\n".join(lines) + "\n"

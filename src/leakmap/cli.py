@@ -1,11 +1,12 @@
 """The command line. Each command is one call of a public function; words and exit codes are all that is added."""
 
 import hashlib
+import inspect
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -13,27 +14,23 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from leakmap import catalogue
+from leakmap.attacker.attacks import DEFAULT
 from leakmap.auditing import default_workers, perform
 from leakmap.conclusion import Audit
 from leakmap.demo import demonstrate
 from leakmap.errors import BadSetting, LeakmapError
 from leakmap.local import LocalRule
-from leakmap.plan import Plan, prepare
+from leakmap.plan import Plan, command, prepare
 from leakmap.registry import Spec
 from leakmap.scoring.verdict import LEVELS
 from leakmap.store import Store
-from leakmap.terminal import describe
+from leakmap.terminal import describe, describe_tuned, progress_bar
 from leakmap.threat import ThreatModel
+from leakmap.tuned import read_tuned
+from leakmap.tuning import BUDGET, REHEARSALS
+from leakmap.tuning import tune as search
 from leakmap.version import __version__
 
 REACHED, INCONCLUSIVE, BAD_INPUT, INTERRUPTED = 1, 2, 3, 130
@@ -64,11 +61,14 @@ def root(
 
 
 MODEL, DATA, CLIENT = "Model", "Data", "Client"
-SERVER, ATTACK, RUN = "What the server sees", "Attack", "Run"
+SERVER, ATTACK, TUNING, RUN = "What the server sees", "Attack", "Tuning", "Run"
+
+Out = Annotated[Path | None, typer.Option(help="Folder for results; the same one resumes.", rich_help_panel=RUN)]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=RUN)]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.", rich_help_panel=RUN)]
 
 
-@app.command()
-def audit(
+def _plan(
     model: Annotated[str, typer.Option(help="NAME[,key=value…] or path/to/file.py:function.", rich_help_panel=MODEL)],
     data: Annotated[
         str, typer.Option(help="samples, npz:FILE, folder:DIR or cifar10:DIR.", rich_help_panel=DATA)
@@ -105,28 +105,82 @@ def audit(
         Literal["sgd", "adam", "adamw"], typer.Option(help="Local optimiser.", rich_help_panel=CLIENT)
     ] = "sgd",
     dropout: Annotated[float | None, typer.Option(help="Replaces every rate.", rich_help_panel=CLIENT)] = None,
+    accumulate: Annotated[int, typer.Option(help="Micro-batches of a step.", rich_help_panel=CLIENT)] = 1,
     labels: Annotated[
         Literal["unknown", "counts", "known"],
         typer.Option(help="Of the client's pictures.", rich_help_panel=SERVER),
     ] = "unknown",
     buffers: Annotated[bool, typer.Option(help="Returned BatchNorm buffers.", rich_help_panel=SERVER)] = True,
     public: Annotated[int, typer.Option(help="Public pictures it holds.", rich_help_panel=SERVER)] = 0,
-    attack: Annotated[str, typer.Option(help="NAME[,key=value…].", rich_help_panel=ATTACK)] = "inverting_gradients",
+    attack: Annotated[str, typer.Option(help="NAME[,key=value…].", rich_help_panel=ATTACK)] = DEFAULT,
     steps: Annotated[int | None, typer.Option(help="Iterations.", rich_help_panel=ATTACK)] = None,
     restarts: Annotated[int | None, typer.Option(help="Independent starts.", rich_help_panel=ATTACK)] = None,
+    seed: Annotated[int, typer.Option(help="Everything random follows.", rich_help_panel=RUN)] = 0,
+) -> Plan:
+    """The options that every command about a client takes, as a plan."""
+    spec = Spec.parse(attack)
+    chosen = {"steps": steps, "restarts": restarts}
+    return Plan(
+        model=model,
+        data=data,
+        rule=LocalRule(
+            share=share,
+            mode=mode,
+            epochs=epochs,
+            batch_size=_part(batch_size, local_steps),
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            optimizer=optimizer,
+            dropout=dropout,
+            accumulate=accumulate,
+        ),
+        threat=ThreatModel(labels, buffers=buffers, public=public),
+        attack=Spec(spec.name, spec.params | {key: value for key, value in chosen.items() if value is not None}),
+        weights=weights,
+        train_epochs=train_epochs,
+        image_size=image_size,
+        victims=victims,
+        batch_size=batch_size,
+        classes=classes,
+        normalise=normalise,
+        loss=loss,
+        seed=seed,
+    )
+
+
+def _with_plan(function: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of :func:`_plan` in front of its own, and hands it the plan they make."""
+    shared = inspect.signature(_plan).parameters
+    own = [p for name, p in inspect.signature(function).parameters.items() if name != "plan"]
+
+    @wraps(function)
+    def called(**values: Any) -> None:
+        plan = _plan(**{name: values.pop(name) for name in shared})
+        function(plan, **values)
+
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shared.values(), *own)]
+    called.__dict__["__signature__"] = inspect.Signature(parameters)
+    return called
+
+
+@app.command()
+@_with_plan
+def audit(
+    plan: Plan,
+    tuned: Annotated[
+        Path | None, typer.Option(help="Settings from leakmap tune: its tuned.json.", rich_help_panel=ATTACK)
+    ] = None,
     control: Annotated[
         Literal["none", "swapped"],
         typer.Option(help="swapped: a null audit, updates of other pictures.", rich_help_panel=ATTACK),
     ] = "none",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for results; the same one resumes.", rich_help_panel=RUN)
-    ] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help="Besides PSNR and SSIM; repeatable.", rich_help_panel=RUN)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Everything random follows.", rich_help_panel=RUN)] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=RUN)] = "cpu",
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.", rich_help_panel=RUN)] = None,
+    out: Out = None,
+    device: Device = "cpu",
+    workers: Workers = None,
     gate: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="Exit 1 if this level is reached.", rich_help_panel=RUN)
     ] = None,
@@ -146,43 +200,14 @@ def audit(
     """
     if gate is not None and gate not in LEVELS[1:]:
         raise BadSetting(f"--gate takes one of {', '.join(LEVELS[1:])}; got {gate!r}.")
-    spec = Spec.parse(attack)
-    chosen = {"steps": steps, "restarts": restarts}
-    spec = Spec(spec.name, spec.params | {key: value for key, value in chosen.items() if value is not None})
-    plan = Plan(
-        model=model,
-        data=data,
-        rule=LocalRule(
-            share,
-            mode,
-            epochs,
-            _part(batch_size, local_steps),
-            lr,
-            momentum,
-            weight_decay,
-            optimizer,
-            dropout,
-        ),
-        threat=ThreatModel(labels, buffers=buffers, public=public),
-        attack=spec,
-        weights=weights,
-        train_epochs=train_epochs,
-        image_size=image_size,
-        victims=victims,
-        batch_size=batch_size,
-        classes=classes,
-        normalise=normalise,
-        loss=loss,
-        control=control,
-        metrics=tuple(metric or ()),
-        seed=seed,
-    )
+    plan = replace(plan, control=control, metrics=tuple(metric or ()))
+    if tuned is not None:
+        plan = read_tuned(tuned).applied_to(plan, tuned)
     folder = out or Path("runs") / f"audit-{_digest(plan)}"
-    with _progress() as progress:
-        prepared = prepare(plan, device=device, progress=progress)
+    with progress_bar() as progress:
         found = perform(
             plan,
-            prepared,
+            prepare(plan, device=device, progress=progress),
             Store(folder),
             workers=default_workers(device) if workers is None else workers,
             device=device,
@@ -193,12 +218,66 @@ def audit(
 
 
 @app.command()
+@_with_plan
+def tune(
+    plan: Plan,
+    budget: Annotated[int, typer.Option(help="Attack settings to try.", rich_help_panel=TUNING)] = BUDGET,
+    rehearsals: Annotated[
+        int | None, typer.Option(help=f"Simulated public clients; {REHEARSALS} by default.", rich_help_panel=TUNING)
+    ] = None,
+    objective: Annotated[
+        Literal["likeness", "ssim", "psnr"], typer.Option(help="Its mean is maximised.", rich_help_panel=TUNING)
+    ] = "likeness",
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Tune on the victims themselves: an upper bound.", rich_help_panel=TUNING)
+    ] = False,
+    out: Out = None,
+    device: Device = "cpu",
+    workers: Workers = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print tuned.json.", rich_help_panel=RUN)] = False,
+) -> None:
+    """Choose an attack's settings on public pictures with a simulated client, before any victim is attacked.
+
+    Takes the options of the audit to come. What you fix, as in --steps or --attack NAME,key=value, stays fixed.
+
+    [bold]Example[/bold]
+
+      leakmap tune --model resnet,blocks=1-1-1 --out runs/tuned
+
+      leakmap audit --model resnet,blocks=1-1-1 --tuned runs/tuned/tuned.json
+    """
+    if oracle and rehearsals is not None:
+        raise BadSetting("--oracle tunes on the victims themselves; leave --rehearsals out.")
+    public = 0 if oracle else REHEARSALS if rehearsals is None else rehearsals
+    folder = out or Path("runs") / f"tune-{_digest(plan)}"
+    with progress_bar() as progress:
+        found = search(
+            plan,
+            prepare(plan, device=device, rehearsals=public, progress=progress),
+            Store(folder),
+            budget=budget,
+            objective=objective,
+            oracle=oracle,
+            workers=default_workers(device) if workers is None else workers,
+            device=device,
+            progress=progress,
+        )
+    file = folder / "tuned.json"
+    if as_json:
+        typer.echo(file.read_text(encoding="utf-8"), nl=False)
+        return
+    console = Console()
+    describe_tuned(found, console)
+    console.print(f"\nSettings: {file}\nNext: {command(found.applied_to(plan, file))}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results; the same one resumes.")] = Path("runs/demo"),
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.")] = None,
 ) -> None:
     """One client that leaks and one that resists, on built-in photographs, in a few minutes."""
-    with _progress() as progress:
+    with progress_bar() as progress:
         found, report = demonstrate(out, workers=default_workers() if workers is None else workers, progress=progress)
     console = Console()
     for title, result in found.items():
@@ -255,34 +334,6 @@ def _exit_code(found: Audit, gate: str | None) -> int:
         return INCONCLUSIVE
     order = list[str](LEVELS)
     return REACHED if order.index(found.level) >= order.index(gate) else 0
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A bar with the remaining time on a terminal; a line at every tenth elsewhere. Both on stderr."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        said: set[tuple[str, int]] = set()
-
-        def line(what: str, fraction: float) -> None:
-            step = (what if fraction == 0 else "", int(fraction * 10))
-            if step not in said:
-                said.add(step)
-                console.print(f"{fraction:4.0%} {what}", soft_wrap=True)
-
-        yield line
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    with Progress(*columns, console=console, transient=True, expand=True, speed_estimate_period=120) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
 
 
 def main() -> NoReturn:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from leakmap import report
 from leakmap.attacker.attacks import attacks
+from leakmap.attacker.closed_form import diagnose, summary
 from leakmap.client.groups import Groups
 from leakmap.gate import Gate
-from leakmap.plan import ROLES, Plan, Prepared, command
+from leakmap.plan import ROLES, Plan, Prepared, command, facts
 from leakmap.registry import Spec
 from leakmap.scoring.lineup import FEWEST_OF_A_CLASS
 from leakmap.scoring.metrics import ALWAYS
@@ -22,7 +23,7 @@ from leakmap.scoring.score import likenesses
 from leakmap.scoring.verdict import Client, Evidence, Level, Verdict, gain_over_floors, judge, line_up
 from leakmap.store import finite, write_json
 from leakmap.threat import letter_of
-from leakmap.trial import Outcome, Trial, held_by
+from leakmap.trial import Outcome, Stage, Trial, held_by
 
 RESULT_SCHEMA = 1
 
@@ -117,8 +118,12 @@ def conclude(
             "control": _line_up(control),
         },
         "metrics": {name: asdict(gain_over_floors(clients, name)) for name in _names(plan)} if clients else {},
-        "flags": blocking | _flags(plan, prepared.main.groups, verdict, attacked),
+        "settings": _settings(plan),
+        "suite": _suite(attacked),
+        "labels": _labels(plan, attacked),
+        "flags": blocking | _flags(plan, prepared.main.groups, verdict, attacked) | _tuning_flags(plan, prepared.main),
         "gate": gate.as_dict(),
+        "closed_forms": _closed_forms(plan, prepared.main),
         "knowledge": _ledger(plan, attacked),
         "clients": [found.row if isinstance(found, _Finished) else found for found in per_client],
         "failures": failures,
@@ -249,10 +254,91 @@ def _flags(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Outc
             f"{mixed} of {groups.victims.numel()} line-ups mix classes, as their class has too few pictures: knowing "
             "the class alone lifts the truth there. The swapped updates show by how much."
         )
+    if lost := sorted({r.name for o in attacked for r in o.reached if r.failed}):
+        flags["failed_members"] = f"Of the suite, {', '.join(lost)} failed where it should have come to a result."
     right = [o.score.labels_right for o in attacked if o.score]
     if right and statistics.mean(right) < 1:
         flags["labels_wrong"] = f"Inferred classes were right in {statistics.mean(right):.0%} of the cases."
     return flags
+
+
+def _tuning_flags(plan: Plan, stage: Stage) -> dict[str, str]:
+    if plan.tuned is None:
+        return {}
+    flags: dict[str, str] = {}
+    if plan.tuned.column == "oracle-tuned":
+        flags["oracle_tuned"] = (
+            "The settings were chosen by looking at the truth of victims: an upper bound that no attacker reaches."
+        )
+    here, there = facts(plan, stage), plan.tuned.facts
+    if differing := [name for name in here if name not in there or there[name] != here[name]]:
+        flags["rehearsed_elsewhere"] = f"The settings were rehearsed where {', '.join(differing)} differed."
+    return flags
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    """Where the attack's settings come from, for people and for machines."""
+    typed = f"given, {str(plan.attack).partition(',')[2]}" if plan.attack.params else "default"
+    found: dict[str, Any] = {"column": plan.column, "statement": str(plan.tuned or typed)}
+    if plan.tuned is not None:
+        names = ("budget", "clients", "objective", "score", "default")
+        found |= {name: getattr(plan.tuned, name) for name in names}
+    return found
+
+
+def _suite(attacked: Sequence[Outcome]) -> dict[str, Any] | None:
+    """What each attack of a suite reached over all clients; None where a single attack ran."""
+    if not any(o.reached for o in attacked):
+        return None
+    members = []
+    for name in dict.fromkeys(r.name for o in attacked for r in o.reached):
+        of_name = [r for o in attacked for r in o.reached if r.name == name]
+        ran = [r for r in of_name if r.ranks]
+        ranks = [rank for r in ran for rank in r.ranks]
+        members.append(
+            {
+                "name": name,
+                "ran": len(ran),
+                "failed": sum(r.failed for r in of_name),
+                "won": sum(o.notes.get("won") == name for o in attacked),
+                "why": next((r.note for r in of_name if r.note), ""),
+                "term": statistics.median(r.term for r in ran) if ran else None,
+                "first": sum(rank == 1 for rank in ranks),
+                "pictures": len(ranks),
+                "values": {m: statistics.fmean(v for r in ran for v in r.values[m]) for m in ran[0].values}
+                if ran
+                else {},
+                "seconds": statistics.fmean(r.seconds for r in ran) if ran else None,
+            }
+        )
+    return {"version": attacked[0].notes["suite"], "members": members}
+
+
+def _labels(plan: Plan, attacked: Sequence[Outcome]) -> dict[str, Any]:
+    """Whether the classes were granted, an upper bound in this respect, or inferred, and how well."""
+    source = {"known": "granted", "counts": "counts granted", "unknown": "inferred"}[plan.threat.labels]
+    confidences = [c for o in attacked if isinstance(c := o.notes.get("label confidence"), float)]
+    found = {
+        "source": source,
+        "rule": ", ".join(sorted({str(rule) for o in attacked if (rule := o.notes.get("labels"))})),
+        "confidence": statistics.fmean(confidences) if confidences else None,
+        "right": statistics.fmean(o.score.labels_right for o in attacked if o.score) if attacked else None,
+    }
+    if source != "inferred":
+        statement = f"{source}: an upper bound for an attacker who does not know them"
+    elif not attacked:
+        statement = "to be inferred"
+    else:
+        sure = f", confidence {found['confidence']:.2f}" if confidences else ""
+        statement = f"inferred by {found['rule']}{sure}, right in {found['right']:.0%}"
+    return found | {"statement": statement}
+
+
+def _closed_forms(plan: Plan, stage: Stage) -> dict[str, Any]:
+    """Which closed forms can read a layer, and one sentence for each with the reason."""
+    findings = diagnose(stage.network, plan.batch_size, plan.rule)
+    able = dict.fromkeys(f.attack for f in findings if f.qualifies)
+    return {"qualify": list(able), "reasons": summary(findings)}
 
 
 def _used(attacked: Sequence[Outcome]) -> list[str]:
@@ -260,18 +346,13 @@ def _used(attacked: Sequence[Outcome]) -> list[str]:
 
 
 def _ledger(plan: Plan, attacked: Sequence[Outcome]) -> dict[str, Any]:
-    """What was granted, what the attack used, and what it inferred, how well."""
+    """What was granted, and what the attack used."""
     threat, used = plan.threat, _used(attacked)
-    inferred = {}
-    if right := [o.score.labels_right for o in attacked if o.score and threat.labels != "known"]:
-        rules = sorted({str(o.notes.get("labels", "")) for o in attacked})
-        inferred["labels"] = {"rule": ", ".join(rules), "right": statistics.mean(right)}
     return {
         "attacker": threat.letter,
         "attacker_used": letter_of(used),
         "granted": {fact: getattr(threat, fact) for fact in ("labels", "count", "rule", "buffers", "public")},
         "used": used,
-        "inferred": inferred,
     }
 
 
@@ -291,7 +372,10 @@ def _statement(plan: Plan, verdict: Verdict, clients: Sequence[Client], attacked
     rate = line_up(clients).rank_one
     runner = attacks.build(plan.attack)
     steps, restarts = getattr(runner, "steps", None), getattr(runner, "restarts", 1)
-    budget = f" ({steps} iterations, {restarts} start{'s' if restarts > 1 else ''})" if steps else ""
+    told = [f"{steps} iterations", f"{restarts} start{'s' if restarts > 1 else ''}"] if steps else []
+    told += [f"suite {o.notes['suite']}" for o in attacked[:1] if "suite" in o.notes]
+    told += [plan.column] if plan.tuned else []
+    budget = f" ({', '.join(told)})" if told else ""
     return (
         f"{null}{what}: {plan.attack.name}{budget}, an attacker of kind {letter_of(_used(attacked))}, "
         f"n = {sum(len(client.ranks) for client in clients)}, first rank {rate.value:.0%} "

@@ -6,6 +6,7 @@ from leakmap import report
 from leakmap.auditing import perform
 from leakmap.conclusion import Audit
 from leakmap.plan import Plan, Progress, prepare
+from leakmap.registry import Spec
 from leakmap.store import Store
 
 CLIENTS = {
@@ -35,7 +36,7 @@ def demonstrate(out: Path, *, workers: int, progress: Progress) -> tuple[dict[st
         def told(what: str, fraction: float, i: int = i) -> None:
             progress(f"client {i + 1} of {len(CLIENTS)}: {what}", (i + fraction) / len(CLIENTS))
 
-        plan = Plan(model=model, data="samples")
+        plan = Plan(model=model, data="samples", attack=Spec("inverting_gradients"))
         store = Store(out / ("leaks", "resists")[i])
         found[title] = perform(plan, prepare(plan, progress=told), store, workers=workers, progress=told)
     sections = [report.Section(audit.result, audit.rows, title) for title, audit in found.items()]

@@ -35,6 +35,8 @@ class LocalRule:
         weight_decay: L2 for SGD and Adam, decoupled for AdamW.
         optimizer: ``sgd``, ``adam`` or ``adamw``, with torch's defaults and fresh state.
         dropout: Rate that replaces the rate of every dropout layer of the model; None leaves them.
+        accumulate: Micro-batches that the pictures of a step are split into (gradient accumulation): gradients are
+            averaged over the pictures, BatchNorm sees every micro-batch alone.
     """
 
     share: Share = "gradient"
@@ -46,6 +48,7 @@ class LocalRule:
     weight_decay: float = 0.0
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     dropout: float | None = None
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         checks = [
@@ -58,6 +61,7 @@ class LocalRule:
             (0 <= self.momentum < 1, "momentum", "in [0, 1)"),
             (self.weight_decay >= 0, "weight_decay", "at least 0"),
             (self.dropout is None or 0 <= self.dropout < 1, "dropout", "in [0, 1), or None"),
+            (self.accumulate >= 1, "accumulate", "at least 1"),
         ]
         for good, name, expected in checks:
             if not good:
@@ -72,6 +76,15 @@ class LocalRule:
     def steps(self, count: int) -> int:
         """Local steps that a client with ``count`` pictures takes."""
         return self.epochs * -(-count // (self.batch_size or count))
+
+    def forwards(self, count: int) -> int:
+        """Forward passes in training that a client with ``count`` pictures makes: BatchNorm counts each of them."""
+        size = self.batch_size or count
+        parts = (min(size, count - first) for first in range(0, count, size))
+        return self.epochs * sum(len(list(_slices(part, self._micro(part)))) for part in parts)
+
+    def _micro(self, part: int) -> int:
+        return -(-part // self.accumulate)
 
 
 _STOCHASTIC_DEPTH = {"StochasticDepth": "p", "DropPath": "drop_prob"}
@@ -127,7 +140,7 @@ def local_signal(
     Args:
         module: Arranged by :func:`arrange`; its own weights are not used and nothing of it changes.
         weights: Every parameter and buffer by name.
-        x: ``(N, C, H, W)``, normalised.
+        x: ``(N, C, H, W)``, normalised; or ``(epochs, N, C, H, W)``, an attacker's own pictures for every epoch.
         y: What the loss takes, first dimension ``N``.
         rule: The local rule.
         loss: ``loss(outputs, y) -> scalar``.
@@ -140,9 +153,13 @@ def local_signal(
     start = [weights[name].detach().requires_grad_() for name in trainable]
 
     def gradient(parameters: list[Tensor], x: Tensor, y: Tensor) -> list[Tensor]:
+        state = {**dict(zip(trainable, parameters, strict=True)), **fixed, **buffers}
+        parts = list(_slices(len(x), rule._micro(len(x))))
         with sdpa_kernel(SDPBackend.MATH):
-            state = {**dict(zip(trainable, parameters, strict=True)), **fixed, **buffers}
-            value = loss(functional_call(module, state, (x,)), y)
+            values = [loss(functional_call(module, state, (x[part],)), y[part]) for part in parts]
+        value = values[0]
+        if len(parts) > 1:
+            value = torch.stack([v * ((p.stop - p.start) / len(x)) for p, v in zip(parts, values, strict=True)]).sum()
         return list(torch.autograd.grad(value, parameters, create_graph=differentiable, materialize_grads=True))
 
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else [], enabled=dropout_seed is not None):
@@ -152,21 +169,22 @@ def local_signal(
             shared = gradient(start, x, y)
         else:
             parameters, step = start, OPTIMIZERS[rule.optimizer](rule)
-            for part in _mini_batches(len(x), rule):
-                parameters = step(parameters, gradient(parameters, x[part], y[part]))
-                if not differentiable:
-                    parameters = [p.detach().requires_grad_() for p in parameters]
+            for epoch in range(rule.epochs):
+                held = x[epoch] if x.ndim == 5 else x
+                for part in _slices(len(held), rule.batch_size or len(held)):
+                    parameters = step(parameters, gradient(parameters, held[part], y[part]))
+                    if not differentiable:
+                        parameters = [p.detach().requires_grad_() for p in parameters]
             shared = [after - before.detach() for after, before in zip(parameters, start, strict=True)]
     if not differentiable:
         shared = [tensor.detach() for tensor in shared]
     return Signal(dict(zip(trainable, shared, strict=True)), buffers)
 
 
-def _mini_batches(count: int, rule: LocalRule) -> Iterator[slice]:
-    size = rule.batch_size or count
-    for _ in range(rule.epochs):
-        for first in range(0, count, size):
-            yield slice(first, min(first + size, count))
+def _slices(count: int, size: int) -> Iterator[slice]:
+    """``0..count`` in parts of ``size``, the last one possibly smaller."""
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))
 
 
 Step = Callable[[list[Tensor], list[Tensor]], list[Tensor]]

@@ -49,6 +49,7 @@ class RuleManifest(_Strict):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     optimizer: Literal["sgd", "adam", "adamw"]
     dropout: float | None
+    accumulate: Annotated[int, Field(ge=1, le=10**4)] = 1
 
 
 class TensorManifest(_Strict):

@@ -3,18 +3,18 @@
 import math
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import nn
 
-from leakmap.attacker.attacks import attacks
+from leakmap.attacker.attacks import DEFAULT, attacks
 from leakmap.attacker.reconstruction import Attack
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import Groups, divide
 from leakmap.client.training import accuracy, train
-from leakmap.errors import BadSetting
+from leakmap.errors import BadSetting, DataError
 from leakmap.local import LocalRule
 from leakmap.models.network import IN_MEMORY, build_network
 from leakmap.registry import Spec
@@ -32,6 +32,48 @@ Progress = Callable[[str, float], None]
 """``(what is being done, finished fraction)``."""
 
 
+Fact = str | int | float | bool | None
+Column = Literal["rehearsal-tuned", "oracle-tuned"]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Where the settings of a tuned attack come from.
+
+    Args:
+        file: The tuned file.
+        column: ``rehearsal-tuned`` on public pictures, or ``oracle-tuned`` on the victims themselves.
+        budget: Settings that were tried.
+        clients: Clients that each was rehearsed on.
+        objective: What was maximised.
+        default: Its mean with the default settings.
+        score: Its mean with these.
+        facts: Of the rehearsed client, see :func:`facts`.
+        pictures: SHA-256 of every picture that was rehearsed on.
+        attacks: How many attacks were tuned; of several, default and score are means.
+    """
+
+    file: str
+    column: Column
+    budget: int
+    clients: int
+    objective: str
+    default: float
+    score: float
+    facts: dict[str, Fact]
+    pictures: tuple[str, ...]
+    attacks: int = 1
+
+    def __str__(self) -> str:
+        plural = "" if self.clients == 1 else "s"
+        clients = f"public client{plural}" if self.column == "rehearsal-tuned" else f"victim{plural}"
+        return (
+            f"{self.column}, {self.budget} settings × {self.clients} {clients}, "
+            f"{self.objective} {self.score:.3g} against {self.default:.3g} with the defaults"
+            f"{f' (means of {self.attacks} attacks)' if self.attacks > 1 else ''}"
+        )
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that an audit is, as names and numbers.
@@ -42,6 +84,7 @@ class Plan:
         rule: What the clients do.
         threat: What the server is granted.
         attack: The attack.
+        tuned: Where its settings come from, if they were tuned.
         weights: File with weights; None draws them from the seed.
         train_epochs: Epochs of brief training on pictures that no client holds.
         image_size: Height and width; None keeps the data's.
@@ -60,7 +103,8 @@ class Plan:
     data: str
     rule: LocalRule = field(default_factory=LocalRule)
     threat: ThreatModel = field(default_factory=ThreatModel)
-    attack: Spec = field(default_factory=lambda: Spec("inverting_gradients"))
+    attack: Spec = field(default_factory=lambda: Spec(DEFAULT))
+    tuned: Tuning | None = None
     weights: str | None = None
     train_epochs: int = 0
     image_size: int | None = None
@@ -80,6 +124,13 @@ class Plan:
                 raise BadSetting(f"{name} must be at least {least}; got {getattr(self, name)}.")
         if self.control not in ("none", "swapped"):
             raise BadSetting(f"control must be 'none' or 'swapped'; got {self.control!r}.")
+
+    @property
+    def column(self) -> Literal["default", "given"] | Column:
+        """Where the attack's settings come from: results of different columns are not compared."""
+        if self.tuned is not None:
+            return self.tuned.column
+        return "given" if self.attack.params else "default"
 
 
 @dataclass(frozen=True)
@@ -103,6 +154,7 @@ def prepare(
     module: nn.Module | None = None,
     loss: Loss | None = None,
     device: str = "cpu",
+    rehearsals: int = 0,
     progress: Progress = lambda what, fraction: None,
 ) -> Prepared:
     """Loads the pictures, divides them, builds and trains the networks.
@@ -113,6 +165,7 @@ def prepare(
         module: In place of ``plan.model``.
         loss: In place of ``plan.loss``.
         device: Where to train.
+        rehearsals: Simulated clients to tune on; they change neither the clients nor the network.
         progress: Called with what is being done and the finished fraction.
 
     Raises:
@@ -130,8 +183,10 @@ def prepare(
         batch_size=plan.batch_size,
         public=plan.threat.public,
         training=plan.train_epochs > 0,
+        rehearsals=rehearsals,
         seed=plan.seed,
     )
+    _check_unseen(plan, groups)
     progress("building the model", 0.0)
     channels, height, width = groups.images.shape[1:]
     mean, std = _normalisation(plan.normalise, groups)
@@ -156,6 +211,30 @@ def prepare(
     own_loss = network.code.loss is not None
     right = math.nan if own_loss else accuracy(network, groups.images[public], groups.labels[public])
     return Prepared(Stage(network, groups), Stage(control, groups), right)
+
+
+def facts(plan: Plan, stage: Stage) -> dict[str, Fact]:
+    """What settings are tuned to, by name: the network, the client and what the server is granted."""
+    return {
+        "model": plan.model,
+        "weights": stage.network_digest,
+        "data": plan.data,
+        "batch_size": plan.batch_size,
+        **{f"rule.{name}": value for name, value in asdict(plan.rule).items()},
+        **{f"threat.{name}": value for name, value in asdict(plan.threat).items()},
+    }
+
+
+def _check_unseen(plan: Plan, groups: Groups) -> None:
+    """Refuses settings that were tuned on a victim, unless they say so."""
+    if plan.tuned is None or plan.tuned.column == "oracle-tuned":
+        return
+    seen = set(plan.tuned.pictures).intersection(groups.digests(groups.victims))
+    if seen:
+        raise DataError(
+            f"{len(seen)} of {groups.victims.numel()} pictures of victims were rehearsed on in {plan.tuned.file}; "
+            "tune again with the --seed, --victims and --batch-size of this audit."
+        )
 
 
 def _normalisation(text: str, groups: Groups) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -270,9 +349,11 @@ def command(plan: Plan) -> str:
         "weight-decay": (rule.weight_decay, default.weight_decay),
         "optimizer": (rule.optimizer, default.optimizer),
         "dropout": (rule.dropout, None),
+        "accumulate": (rule.accumulate, 1),
         "labels": (threat.labels, "unknown"),
         "public": (threat.public, 0),
-        "attack": (str(plan.attack), "inverting_gradients"),
+        "attack": (str(plan.attack) if plan.tuned is None else plan.attack.name, DEFAULT),
+        "tuned": (plan.tuned and plan.tuned.file, None),
         "control": (plan.control, "none"),
         "seed": (plan.seed, 0),
     }

@@ -4,8 +4,9 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -14,7 +15,9 @@ from leakmap.local import LocalRule
 from leakmap.registry import Spec
 from leakmap.scoring.score import Score
 from leakmap.threat import ThreatModel
-from leakmap.trial import Outcome, Trial
+from leakmap.trial import Outcome, Reached, Trial
+
+JSON_LIMIT = 2**24
 
 
 class Store:
@@ -37,6 +40,28 @@ class Store:
             (self.folder / "trials").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{self.folder} cannot be used for results: {error}.") from None
+
+    def claim(self, own: dict[str, Any], what: str) -> None:
+        """Makes the folder and marks it as belonging to this work.
+
+        Args:
+            own: All that decides what is run.
+            what: What it is, such as "audit", for the message.
+
+        Raises:
+            StoreError: it belongs to another one; the message names what differs.
+        """
+        self.make()
+        own = finite(own)
+        path = self.folder / "plan.json"
+        if not path.exists():
+            write_json(path, own)
+        elif (other := read_json(path)) != own:
+            differing = [key for key in own if not isinstance(other, dict) or other.get(key) != own[key]]
+            raise StoreError(
+                f"{self.folder} holds another {what} (different: {', '.join(differing) or 'format'}); "
+                "give another --out, or remove that folder."
+            )
 
     def path(self, key: str) -> Path:
         """Where the outcome of a trial lies."""
@@ -75,12 +100,18 @@ class Store:
                 scored["values"] = {name: tuple(values) for name, values in scored["values"].items()}
                 scored |= {"ranks": tuple(scored["ranks"]), "galleries": tuple(scored["galleries"])}
                 scored = Score(pictures=pictures, **scored)
+            record["reached"] = tuple(_reached(each) for each in record["reached"])
             record["curve"] = tuple(record["curve"])
             record["failure"] = tuple(record["failure"]) if record["failure"] else None
             found = Outcome(Trial(**stored), score=scored, **record)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
             return None
         return found if found.trial == trial else None
+
+
+def _reached(record: dict[str, Any]) -> Reached:
+    values = {name: tuple(values) for name, values in record["values"].items()}
+    return Reached(**record | {"ranks": tuple(record["ranks"]), "values": values})
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -96,6 +127,32 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+T = TypeVar("T")
+
+
+def read_typed(path: Path, kind: type[T], what: str) -> T:
+    """Reads JSON that anybody may have written, checked against a type; nothing in it is run.
+
+    Args:
+        path: The file.
+        kind: A dataclass or model with strict types.
+        what: What the file should hold, for the message.
+
+    Raises:
+        StoreError: there is no such file, or it does not hold that.
+    """
+    try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise StoreError(f"{path} is larger than {JSON_LIMIT} bytes; expected {what}.")
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}); expected {what}.") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = f"{'.'.join(map(str, first['loc']))[:80]!r}: " if first["loc"] else ""
+        raise StoreError(f"{path} does not hold {what} ({place}{first['msg']}); make it again.") from None
 
 
 def finite(value: Any) -> Any:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from leakmap.attacker.attacks import attack
+from leakmap.attacker.reconstruction import Attempt, Reconstruction
 from leakmap.client.federation import Batch, simulate
 from leakmap.client.groups import Groups
 from leakmap.errors import StoreError
 from leakmap.local import LocalRule
 from leakmap.models.network import Code, Network
-from leakmap.observation import Public
+from leakmap.observation import Observation, Public
 from leakmap.registry import Spec
 from leakmap.scoring.lineup import GALLERY, pick_distractors
 from leakmap.scoring.metrics import ALWAYS
@@ -35,8 +36,8 @@ from leakmap.task import Task
 from leakmap.threat import ThreatModel, observe
 from leakmap.version import __version__
 
-SCHEMA = 1
-_GROUPS = ("images", "labels", "victims", "swaps", "controls", "public", "training", "distractors")
+SCHEMA = 2
+_GROUPS = ("images", "labels", "victims", "swaps", "controls", "public", "training", "rehearsals", "distractors")
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ class Stage:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the weights, the pictures and the public facts."""
-        digest = hashlib.sha256(json.dumps(self._facts(), sort_keys=True).encode())
-        for name, tensor in sorted(self._tensors().items()):
-            digest.update(f"\x1f{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return _digest(self._facts(), self._tensors())
+
+    @cached_property
+    def network_digest(self) -> str:
+        """SHA-256 of the weights and the public facts, whatever the pictures."""
+        return _digest(self._facts(), self.network.weights)
 
     def save(self, path: Path) -> None:
         """Writes network and pictures as safetensors; a user's own code is left out."""
@@ -104,6 +106,14 @@ class Stage:
         return weights | {f"groups/{name}": getattr(self.groups, name) for name in _GROUPS}
 
 
+def _digest(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\x1f{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Trial:
     """One run, as names and numbers.
@@ -113,7 +123,7 @@ class Trial:
         rule: The client's local rule.
         threat: What the server is granted.
         attack: The attack.
-        group: Whether the client is a victim or one of the planted control.
+        group: Whether the client is a victim, one of the planted control, or one that an attacker rehearses on.
         client: Index of the client in its group.
         swap: 0 for the client's own pictures; k for a victim's k-th set of swapped ones, scored against its own.
         seed: Every random stream derives from it.
@@ -125,7 +135,7 @@ class Trial:
     rule: LocalRule
     threat: ThreatModel
     attack: Spec
-    group: Literal["victims", "controls"] = "victims"
+    group: Literal["victims", "controls", "rehearsals"] = "victims"
     client: int = 0
     swap: int = 0
     seed: int = 0
@@ -140,6 +150,29 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Reached:
+    """What one attack of a suite came to on a client.
+
+    Args:
+        name: Of the attack.
+        term: The suite's yardstick, by which its result is chosen; NaN if it has none.
+        seconds: Wall time.
+        note: Why it has none.
+        failed: Whether it should have had one.
+        ranks: In the line-up, of each picture.
+        values: Metric -> value of each picture.
+    """
+
+    name: str
+    term: float
+    seconds: float
+    note: str = ""
+    failed: bool = False
+    ranks: tuple[float, ...] = ()
+    values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of a trial: a score or a failure, never both.
 
@@ -150,6 +183,7 @@ class Outcome:
         curve: The matching term along the run.
         notes: What the attack recorded.
         failure: ``(kind, message)`` if it failed.
+        reached: Of a suite, what each of its attacks came to.
         seconds: Wall time.
         versions: Of leakmap, Python and torch, and the device.
     """
@@ -160,6 +194,7 @@ class Outcome:
     curve: tuple[float, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
     failure: tuple[str, str] | None = None
+    reached: tuple[Reached, ...] = ()
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -180,22 +215,34 @@ def run(trial: Trial, stage: Stage, progress: Callable[[float], None] = lambda f
     started = time.perf_counter()
     versions = versions_of(stage.network.device)
     try:
-        truth = held_by(trial, stage)
-        network, groups = stage.network, stage.groups
-        shared = truth
-        if trial.swap:
-            other = groups.pictures(groups.swaps[trial.swap - 1, trial.client])
-            shared = Batch(other.to(truth.pictures), truth.y)
-        round = simulate(network, trial.rule, shared, derive(trial.seed, "client", trial.client))
-        public = Public(groups.pictures(groups.public), groups.labels[groups.public])
-        observation = observe(round, trial.threat, public)
-        found = attack(observation, trial.attack, derive(trial.seed, "attack", trial.client), progress)
-        scored = score(found, truth, distractors_for(trial, stage), trial.metrics)
+        truth, others = held_by(trial, stage), distractors_for(trial, stage)
+        found = attack(seen_by_server(trial, stage), trial.attack, derive(trial.seed, "attack", trial.client), progress)
+        scored = score(found, truth, others, trial.metrics)
+        reached = tuple(_reached(attempt, truth, others, trial.metrics) for attempt in found.attempts)
     except Exception as error:
         failure = (type(error).__name__, " ".join(str(error).split()) or "no message")
         return Outcome(trial, failure=failure, seconds=time.perf_counter() - started, versions=versions)
     seconds = time.perf_counter() - started
-    return Outcome(trial, scored, found.objective, found.curve, found.notes or {}, None, seconds, versions)
+    return Outcome(trial, scored, found.objective, found.curve, found.notes or {}, None, reached, seconds, versions)
+
+
+def _reached(attempt: Attempt, truth: Batch, others: list[Tensor], metrics: tuple[str, ...]) -> Reached:
+    told = (attempt.name, attempt.term, attempt.seconds, attempt.note, attempt.failed)
+    if attempt.pictures is None or attempt.y is None:
+        return Reached(*told)
+    scored = score(Reconstruction(attempt.pictures, attempt.y, attempt.term), truth, others, metrics)
+    return Reached(*told, scored.ranks, scored.values)
+
+
+def seen_by_server(trial: Trial, stage: Stage) -> Observation:
+    """The Observation of a trial: its client's update, or that of swapped pictures, and what is granted besides."""
+    truth, groups = held_by(trial, stage), stage.groups
+    shared = truth
+    if trial.swap:
+        other = groups.pictures(groups.swaps[trial.swap - 1, trial.client])
+        shared = Batch(other.to(truth.pictures), truth.y)
+    round = simulate(stage.network, trial.rule, shared, derive(trial.seed, "client", trial.client))
+    return observe(round, trial.threat, Public(groups.pictures(groups.public), groups.labels[groups.public]))
 
 
 def held_by(trial: Trial, stage: Stage) -> Batch:

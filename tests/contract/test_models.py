@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from leakmap import LocalRule, Network, Task, build_network, models, simulate
-from leakmap.attacker.matching.distances import DISTANCES
-from leakmap.attacker.matching.engine import Exact
+from leakmap.attacker.matching.engine import matching_term
+from leakmap.attacker.matching.scene import Scene
 from leakmap.threat import ThreatModel, observe
 from tests.conftest import batch_of
 
@@ -33,13 +33,18 @@ RULES = {
         "weight_decay": 0.1,
     },
 }
-SMALL = {"resnet": "resnet,blocks=1-1,width=8", "convnet": "convnet,width=8", "mlp": "mlp,hidden=16"}
+SMALL = {
+    "resnet": "resnet,blocks=1-1,width=8",
+    "convnet": "convnet,width=8",
+    "mlp": "mlp,hidden=16",
+    "vit": "vit,dim=24,depth=2",
+}
 
 
 def distance_at_truth(network: Network, rule: LocalRule, simulated: LocalRule | None = None, count: int = 4) -> float:
     round = simulate(network, rule, batch_of(count, network.task))
-    engine = Exact(observe(round, ThreatModel()), simulated or rule, round.batch.y, DISTANCES["cosine"])
-    return float(engine.value_and_grad(network.task.normalise(round.batch.pictures))[0])
+    scene = Scene(observe(round, ThreatModel()), simulated or rule, round.batch.y, 0)
+    return matching_term(scene, network.task.normalise(round.batch.pictures))
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

@@ -13,6 +13,29 @@ Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """What one attack of a suite came to.
+
+    Args:
+        name: Of the attack.
+        pictures: ``(N, C, H, W)`` in [0, 1]; None if it did not run or did not finish.
+        y: ``(N,)`` classes that it worked with.
+        term: The suite's yardstick.
+        seconds: Wall time.
+        note: Why there are no pictures.
+        failed: Whether it should have come to a result.
+    """
+
+    name: str
+    pictures: Tensor | None = None
+    y: Tensor | None = None
+    term: float = float("nan")
+    seconds: float = 0.0
+    note: str = ""
+    failed: bool = False
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """What an attacker says the client held.
 
@@ -23,6 +46,7 @@ class Reconstruction:
             form has none.
         curve: The matching term along the chosen restart, evenly spaced.
         notes: Facts for the record: label rule, chosen restart, what was assumed.
+        attempts: Of a suite, what each of its attacks came to.
     """
 
     pictures: Tensor
@@ -30,6 +54,7 @@ class Reconstruction:
     objective: float
     curve: tuple[float, ...] = ()
     notes: dict[str, str | int | float] | None = None
+    attempts: tuple[Attempt, ...] = ()
 
 
 class Attack(Protocol):

@@ -1,5 +1,6 @@
 """Who is who among the pictures: groups that share no picture, by construction."""
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
@@ -30,8 +31,9 @@ class Groups:
         victims: ``(V, B)``: one row a client.
         swaps: ``(2, V, B)``: other pictures with the labels of the victims, where such are left, for null audits.
         controls: ``(K, 1)``: clients of the planted positive control.
-        public: ``(P,)``: for floors, normalisation, public knowledge and rehearsals.
+        public: ``(P,)``: for floors, normalisation and public knowledge.
         training: ``(T,)``: for briefly trained weights.
+        rehearsals: ``(R, B)``: simulated clients on which settings are tuned, one row a client.
         distractors: ``(D,)``: for line-ups.
     """
 
@@ -43,16 +45,21 @@ class Groups:
     controls: Tensor
     public: Tensor
     training: Tensor
+    rehearsals: Tensor
     distractors: Tensor
 
     def counts(self) -> dict[str, int]:
         """How many pictures each group holds."""
-        names = ("victims", "swaps", "controls", "public", "training", "distractors")
+        names = ("victims", "swaps", "controls", "public", "training", "rehearsals", "distractors")
         return {name: getattr(self, name).numel() for name in names}
 
     def pictures(self, index: Tensor) -> Tensor:
         """The pictures of a group as floats in [0, 1], ``(*index.shape, C, H, W)``."""
         return self.images[index].float() / 255
+
+    def digests(self, index: Tensor) -> list[str]:
+        """SHA-256 of each picture of a group: pictures are told apart without being shown."""
+        return [hashlib.sha256(self.images[i].numpy().tobytes()).hexdigest() for i in index.flatten().tolist()]
 
 
 def divide(
@@ -62,12 +69,14 @@ def divide(
     batch_size: int,
     public: int = 0,
     training: bool = False,
+    rehearsals: int = 0,
     seed: int = 0,
 ) -> Groups:
     """Divides a source into groups that share no picture.
 
-    Where the source has a spare set, public and training pictures come from it, and what is left of it joins the
-    distractors only if nothing was trained on it.
+    Where the source has a spare set, public and training pictures come from it, those of rehearsals too if enough are
+    left, and the rest of it joins the distractors only if nothing was trained on it. Rehearsals are drawn after
+    everything but the distractors, so that with and without them the clients and the network are the same.
 
     Args:
         pictures: The source.
@@ -75,6 +84,7 @@ def divide(
         batch_size: Pictures of each client.
         public: Public pictures that the threat model grants; at least :data:`REFERENCE` are kept where possible.
         training: Whether weights will be trained.
+        rehearsals: Number of simulated clients to tune on.
         seed: For the shuffle.
 
     Raises:
@@ -109,8 +119,17 @@ def divide(
         trained = [other.pop() for _ in range(room)]
         if not trained:
             raise DataError(f"{len(pictures)} different pictures leave none to train on; lower --victims.")
+    simulated = rehearsals * batch_size
+    source = other if len(other) >= simulated else own
+    left = len(own if spare is None else own + other)
+    if simulated and (len(source) < simulated or left - simulated < FEWEST_DISTRACTORS):
+        raise DataError(
+            f"Of {len(images)} different pictures {left} are left for {simulated} of rehearsals and at least "
+            f"{FEWEST_DISTRACTORS} distractors. Lower --rehearsals, --victims or --batch-size, or give more pictures."
+        )
+    rehearsed = [source.pop() for _ in range(simulated)]
     distractors = _enough(own if spare is None else own + other, labels)
-    parts = (victim, *swaps, controls, public_index, trained, distractors)
+    parts = (victim, *swaps, controls, public_index, trained, rehearsed, distractors)
     used = torch.tensor(sorted(i for part in parts for i in part))
     place = {int(index): position for position, index in enumerate(used)}
 
@@ -126,6 +145,7 @@ def divide(
         at(controls).view(-1, 1),
         at(public_index),
         at(trained),
+        at(rehearsed).view(rehearsals, batch_size),
         at(distractors),
     )
 

@@ -1,5 +1,6 @@
 """Attacks by name, one published attack per file, and the verb."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from leakmap.registry import Registry, Spec
 from leakmap.seeds import derive
 
 attacks: Registry[Attack] = Registry("attack", __name__)
+DEFAULT = "strongest"
+"""What is run where no attack is named."""
 
 
 def attack(
     observation: Observation,
-    how: Attack | Spec | str = "inverting_gradients",
+    how: Attack | Spec | str = DEFAULT,
     seed: int = 0,
     progress: Any = None,
 ) -> Reconstruction:
@@ -46,4 +49,4 @@ def attack(
         raise ValueError(f"the attack returned pictures {tuple(pictures.shape)} for {len(found.y)} labels")
     if not torch.isfinite(pictures).all():
         raise NonFinite("The attack returned pictures that are not finite.")
-    return Reconstruction(pictures.clamp(0, 1), found.y.detach(), found.objective, found.curve, found.notes)
+    return replace(found, pictures=pictures.clamp(0, 1), y=found.y.detach())

@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from leakmap.attacker.attacks import attacks
+from leakmap.attacker.closed_form import as_gradient, qualifying_layer
 from leakmap.attacker.labels import recover
 from leakmap.attacker.reconstruction import Progress, Reconstruction
 from leakmap.errors import NotApplicable
@@ -26,6 +27,8 @@ class Linear:
     give mixtures, so rows are grouped and the purest groups are returned first. One local step of SGD only changes the
     scale, which cancels.
 
+    Applies: where a linear layer with a bias sees the pictures themselves.
+
     Source: Phong et al. 2018, "Privacy-Preserving Deep Learning via Additively Homomorphic Encryption".
     """
 
@@ -40,12 +43,13 @@ class Linear:
         Raises:
             NotApplicable: no linear layer with a bias sees the pictures themselves, or its gradient vanishes.
         """
-        weight, bias = first_linear(observation)
+        layer = qualifying_layer(observation, "linear")
+        gradient = as_gradient(observation)
         labels = recover(observation, self.labels, derive(seed, "labels"))
         y = labels.y
-        rows = candidates(weight, bias, len(y))
+        rows = candidates(gradient[f"{layer}.weight"], gradient[f"{layer}.bias"], len(y))
         task = observation.network.task
-        pictures = task.denormalise(rows.view(-1, *task.shape))
+        pictures = task.denormalise(rows.to(observation.network.dtype).view(-1, *task.shape))
         pictures = pictures.repeat(math.ceil(len(y) / len(pictures)), 1, 1, 1)[: len(y)]
         progress(1.0)
         return Reconstruction(
@@ -53,6 +57,7 @@ class Linear:
             y,
             math.nan,
             notes={
+                "layer": layer,
                 "rows found": len(rows),
                 "labels": labels.rule,
                 "used": ", ".join(["count", *labels.used]),
@@ -60,29 +65,13 @@ class Linear:
         )
 
 
-def first_linear(observation: Observation) -> tuple[Tensor, Tensor]:
-    """Gradients of weight and bias of the linear layer that sees the flattened pictures.
-
-    Raises:
-        NotApplicable: there is none.
-    """
-    size = math.prod(observation.network.task.shape)
-    shared = observation.update.tensors
-    for name, layer in observation.network.module().named_modules():
-        if isinstance(layer, nn.Conv2d):
-            break
-        if isinstance(layer, nn.Linear):
-            if layer.in_features == size and f"{name}.bias" in shared and f"{name}.weight" in shared:
-                return shared[f"{name}.weight"], shared[f"{name}.bias"]
-            break
-    raise NotApplicable(
-        f"The closed form needs a linear layer with a bias on the {size} values of the picture itself; "
-        f"{observation.network.model} does not begin with one."
-    )
-
-
 def candidates(weight: Tensor, bias: Tensor, count: int) -> Tensor:
     """Up to ``count`` different inputs ``(n, features)``, those that most rows agree on first.
+
+    Args:
+        weight: ``(outputs, features)`` gradient, float64.
+        bias: ``(outputs,)`` gradient, float64.
+        count: Examples of the client.
 
     Raises:
         NotApplicable: the gradient of the bias vanishes, as it does in front of a BatchNorm layer.
@@ -92,7 +81,7 @@ def candidates(weight: Tensor, bias: Tensor, count: int) -> Tensor:
         raise NotApplicable("The gradient of the first layer's bias is zero, so its input cannot be read off.")
     order = bias.abs().argsort(descending=True)
     order = order[bias.abs()[order] >= MEMORY_SHARE * strongest]
-    rows = weight[order].double() / bias[order].double()[:, None]
+    rows = weight[order] / bias[order, None]
     scale = rows.norm(dim=1).clamp(min=1e-12)
     chosen: list[int] = []
     support: list[int] = []
@@ -105,4 +94,4 @@ def candidates(weight: Tensor, bias: Tensor, count: int) -> Tensor:
         chosen.append(i)
         support.append(int(same.sum()))
     ranked = sorted(range(len(chosen)), key=lambda k: -support[k])[:count]
-    return rows[[chosen[k] for k in ranked]].to(weight.dtype)
+    return rows[[chosen[k] for k in ranked]]

@@ -1,14 +1,15 @@
 """Label recovery: which classes a client held, from the gradient of the last linear layer.
 
 With cross entropy, the gradient of the bias is ``db_c = mean_k(p_kc) - n_c / B``, so it counts the classes up to the
-mean prediction. A rule takes an Observation and returns a :class:`Labels`.
+mean prediction, and that of the weights is ``dW_c = mean_k((p_kc - [y_k = c]) h_k)`` for features ``h``. This holds in
+both modes of the body. A rule takes an Observation and returns a :class:`Labels`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from leakmap.errors import NotApplicable
 from leakmap.observation import Observation
@@ -24,12 +25,14 @@ class Labels:
         rule: Name of the rule.
         confidence: In [0, 1], from the rule's own residual; never from the truth.
         used: Facts that it drew on besides the number of examples.
+        probabilities: ``(count, classes)`` soft labels, of rules that recover them; ``y`` is their argmax.
     """
 
     y: Tensor
     rule: str
     confidence: float
     used: tuple[str, ...] = ()
+    probabilities: Tensor | None = None
 
 
 LabelRule = Callable[[Observation, int], Labels]
@@ -43,84 +46,47 @@ def recover(observation: Observation, rule: str, seed: int) -> Labels:
 
     Args:
         observation: Gives ``count``, and labels or counts where granted.
-        rule: ``auto`` takes granted labels or counts, else ``idlg`` for one example and ``counts`` for more; any
-            other value is the name of a rule.
+        rule: ``auto`` takes granted labels or counts, else the most confident of the rules of :func:`fitting_rules`;
+            any other value is the name of a rule.
         seed: For the rule.
 
     Raises:
-        NotGranted: the number of examples is not granted.
+        NotGranted: the number of examples is not granted, or another fact that the rule cannot do without.
         NotApplicable: the rule's precondition does not hold.
     """
     observation.need("count")
-    if rule == "auto" and observation.labels is not None:
+    if rule != "auto":
+        return label_rules.build(rule)(observation, seed)
+    if observation.labels is not None:
         return Labels(observation.labels.clone(), "granted", 1.0, ("labels",))
-    if rule == "auto" and observation.label_counts is not None:
+    if observation.label_counts is not None:
         counts = observation.label_counts
-        return Labels(
-            torch.arange(len(counts), device=counts.device).repeat_interleave(counts),
-            "granted counts",
-            1.0,
-            ("labels",),
-        )
-    if rule == "auto":
-        rule = "idlg" if observation.count == 1 else "counts"
-    return label_rules.build(rule)(observation, seed)
+        y = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        return Labels(y, "granted counts", 1.0, ("labels",))
+    found: list[Labels] = []
+    refused: list[NotApplicable] = []
+    for name in fitting_rules(observation):
+        try:
+            found.append(label_rules.build(name)(observation, seed))
+        except NotApplicable as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    return max(found, key=lambda labels: labels.confidence)
 
 
-@dataclass(frozen=True)
-class Head:
-    """The last linear layer as the update shows it, as a mean gradient over the client's steps.
+def fitting_rules(observation: Observation) -> tuple[str, ...]:
+    """The rules that fit what is granted, those that win ties first.
 
-    Args:
-        bias: ``(classes,)`` gradient of the bias, or None where the layer has none.
-        weight: ``(classes, features)`` gradient of the weight.
+    One example is exact. Adam leaves signs, and without the rule a delta leaves ratios. Otherwise the mean prediction
+    can be measured, which is best with public pictures or batch statistics, or be read off the gradient, which is best
+    for trained networks in inference mode: their confidences tell them apart.
     """
-
-    bias: Tensor | None
-    weight: Tensor
-
-
-def head_gradient(observation: Observation) -> Head:
-    """The gradient of the last linear layer; a delta is turned back into the mean gradient of its steps,
-    without the weight decay.
-
-    Raises:
-        NotApplicable: the model does not end in a linear layer with one output per class, or it was not shared.
-    """
-    network = observation.network
-    classes = network.task.classes
-    if network.task.loss.name != "cross_entropy" or network.code.loss is not None:
-        raise NotApplicable(
-            "Label recovery reads the gradient of cross entropy, this client has a loss of its own; grant the labels."
-        )
-    linear = [
-        name
-        for name, layer in network.module().named_modules()
-        if isinstance(layer, nn.Linear) and layer.out_features == classes
-    ]
-    shared = observation.update.tensors
-    if not linear or f"{linear[-1]}.weight" not in shared:
-        raise NotApplicable(
-            f"Label recovery reads the gradient of a final linear layer with {classes} outputs, which "
-            f"{network.model} does not share; grant the labels."
-        )
-    scale = 1.0 if observation.update.kind == "gradient" else -1.0 / _path_length(observation)
-    decay = observation.rule.weight_decay if observation.rule else 0.0
-
-    def gradient(name: str) -> Tensor:
-        return shared[name] * scale - decay * network.weights[name]
-
-    bias = f"{linear[-1]}.bias"
-    return Head(gradient(bias) if bias in shared else None, gradient(f"{linear[-1]}.weight"))
-
-
-def _path_length(observation: Observation) -> float:
-    """Sum of the coefficients with which the step gradients enter a delta, for SGD; for Adam only the scale.
-
-    Without the rule, 1: then only signs and ratios can be used.
-    """
-    if observation.rule is None:
-        return 1.0
     rule = observation.rule
-    steps = rule.steps(observation.count or 1)
-    return rule.lr * sum(sum(rule.momentum**j for j in range(steps - i)) for i in range(steps))
+    if observation.count == 1:
+        return ("idlg",)
+    if rule is None:
+        return ("bias_corrected", "llg") if observation.update.kind == "delta" else ("counts", "ilrg")
+    if rule.optimizer != "sgd":
+        return ("analytic", "yin")
+    return ("counts" if rule.steps(observation.count or 1) == 1 else "dimitrov", "ilrg")

@@ -1,6 +1,7 @@
 """The label of a single example."""
 
-from leakmap.attacker.labels import LabelRule, Labels, head_gradient, label_rules
+from leakmap.attacker.labels import LabelRule, Labels, label_rules
+from leakmap.attacker.labels.head import head_gradient
 from leakmap.errors import NotApplicable
 from leakmap.observation import Observation
 
@@ -15,6 +16,7 @@ def idlg() -> LabelRule:
     """
 
     def rule(observation: Observation, seed: int) -> Labels:
+        observation.need("count")
         if observation.count != 1:
             raise NotApplicable(
                 f"idlg reads the label of one example; this client has {observation.count}: use counts."

@@ -1,22 +1,28 @@
 """The composable core of every attack by optimisation."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from leakmap.attacker.labels import label_rules, recover
+from leakmap.attacker.buffers import client_passes
+from leakmap.attacker.labels import Labels, label_rules, recover
+from leakmap.attacker.matching.decoders import Decoder, Free, Pixels, median_filter, merge_epochs
+from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
+from leakmap.attacker.matching.emphasis import Emphasis
 from leakmap.attacker.matching.engine import Exact
-from leakmap.attacker.matching.priors import total_variation
+from leakmap.attacker.matching.masks import draw_masks, rate_penalty
+from leakmap.attacker.matching.priors import Prior, TotalVariation, total_variation
+from leakmap.attacker.matching.scene import Guess, Scene, Term
+from leakmap.attacker.matching.starts import Start, first_guess
 from leakmap.attacker.reconstruction import Progress, Reconstruction
 from leakmap.errors import NonFinite
 from leakmap.local import LocalRule
 from leakmap.observation import Observation
 from leakmap.seeds import derive, generator
-from leakmap.task import Task
 
 CHECK_EVERY = 25
 CURVE_POINTS = 200
@@ -26,143 +32,333 @@ CURVE_POINTS = 200
 class GradientMatching:
     """Searches for pictures whose simulated update matches the observed one.
 
-    Optimises in normalised space, clamped to the task's range after every step. Of each restart the iterate with the
-    lowest matching term is kept, at the point where the term was computed; of several restarts the one whose kept term
-    is lowest, ties within 1 % going to the lower total variation. Priors never enter a choice.
+    Of each restart the iterate with the lowest matching term is kept, at the point where the term was computed; of
+    several restarts the one whose kept term is lowest, ties within 1 % going to the lower total variation. Priors and
+    penalties never enter a choice.
 
     Args:
-        distance: ``cosine`` or ``squared``.
-        match: Weight of the matching term; 0 ignores the update, which is the prior-only floor.
-        tv: Weight of the total variation, in normalised space.
-        steps: Iterations of each restart.
-        lr: Step size of Adam, in normalised space.
-        schedule: ``step`` multiplies by 0.1 at 3/8, 5/8 and 7/8; ``cosine`` decays to 0; ``constant``.
-        sign: Whether Adam is fed the sign of the gradient.
-        restarts: Independent starts from N(0, 1).
+        distance: ``cosine``, ``layer_cosine``, ``angular`` or ``squared``.
+        match: Weight of the matching term; 0 ignores the update.
+        emphasis: Which entries of the update count; None: all alike.
+        priors: What is believed about pictures.
+        terms: What is known about the client's forward passes.
+        stages: What is searched, one stage after the other; each begins at the best pictures of the last.
+        descent: Optimiser and schedule, begun anew in each stage.
+        steps: Iterations of each restart, divided evenly among the stages.
+        start: Where it begins.
+        restarts: Independent starts.
+        group: Weight that pulls the restarts towards their mean, which are then searched in step.
+        flatness: Share ``a`` in [0, 1] of the gradient taken at ``x + 0.05 g / |g|`` instead of ``x``: penalises a
+            steep matching term.
+        median_every: Iterations between two 3x3 median filters of the pixels; 0: none.
+        masks: Weight of the dropout rates when masks are searched together with the pictures; None: the expected
+            network is simulated.
+        soft_labels: Whether classes are searched together with the pictures, as the softmax of free values.
         labels: ``auto`` or the name of a label rule, see :func:`leakmap.attacker.labels.recover`.
-        mode: ``client`` simulates the mode of the granted rule, ``eval`` forces inference mode.
+        mode: ``client`` simulates the client's mode, ``eval`` forces inference mode.
+        leaky_model: An architecture known to leak to the attack.
     """
 
-    distance: Literal["cosine", "squared"] = "cosine"
+    distance: Literal["cosine", "layer_cosine", "angular", "squared"] = "cosine"
     match: float = 1.0
-    tv: float = 1e-2
+    emphasis: Emphasis | None = None
+    priors: tuple[Prior, ...] = (TotalVariation(1e-2),)
+    terms: tuple[Term, ...] = ()
+    stages: tuple[Decoder, ...] = (Pixels(),)
+    descent: Descent = field(default_factory=Descent)
     steps: int = 400
-    lr: float = 0.3
-    schedule: Literal["step", "cosine", "constant"] = "cosine"
-    sign: bool = True
+    start: Start = "normal"
     restarts: int = 1
+    group: float = 0.0
+    flatness: float = 0.0
+    median_every: int = 0
+    masks: float | None = None
+    soft_labels: bool = False
     labels: str = "auto"
     mode: Literal["client", "eval"] = "client"
-
-    needs = frozenset({"count"})
-    leaky_model = "convnet"
+    leaky_model: str = "convnet"
 
     def __post_init__(self) -> None:
         if self.labels != "auto":
             label_rules.constructor(self.labels)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The facts that it cannot do without."""
+        return frozenset({"count"}).union(*(term.needs for term in self.terms))
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the matching term and its gradient in one iteration; for L-BFGS the most there can be."""
+        inner = 25 if self.descent.optimizer == "lbfgs" else 1
+        return inner * (2 if self.flatness else 1) * (self.restarts if self.group else 1)
+
+    def blind(self) -> "GradientMatching":
+        """The same search without the update and without all else that came from this client: its floor."""
+        uninformed = tuple(term for term in self.terms if not term.informed)
+        return replace(self, match=0.0, terms=uninformed, masks=None, soft_labels=False, flatness=0.0)
+
     def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
         """Attacks.
 
         Raises:
-            NotGranted: the number of examples is not granted.
+            NotGranted: a needed fact is withheld.
+            NotApplicable: the precondition of a term does not hold.
             NonFinite: the search left the finite numbers in every restart.
         """
-        labels = recover(observation, self.labels, derive(seed, "labels"))
-        rule = self._rule(observation)
-        engine = Exact(observation, rule, labels.y, DISTANCES[self.distance]) if self.match else None
-        runs: list[_Run] = []
-        lost: list[NonFinite] = []
-        task, count = observation.network.task, len(labels.y)
-        for restart in range(self.restarts):
-            start = torch.randn(count, *task.shape, generator=generator(seed, "start", restart))
-            start = start.to(observation.network.device, observation.network.dtype)
-            try:
-                runs.append(self._descend(start, engine, task, lambda f, r=restart: progress((r + f) / self.restarts)))
-            except NonFinite as error:
-                lost.append(error)
-        if not runs:
-            raise lost[0]
-        best = choose(runs)
-        used = ["count", *(["rule"] if observation.rule else []), *labels.used]
+        rule, assumed = assumed_rule(observation, self.mode)
+        found = self._labels(observation, seed)
+        y = found.y if found.probabilities is None else found.probabilities
+        scene = Scene(observation, rule, y, seed)
+        penalties = [term(scene) for term in self.terms]
+        engine = None
+        if self.match or penalties:
+            engine = Exact(
+                scene,
+                DISTANCES[self.distance],
+                weight=self.match,
+                emphasis=self.emphasis,
+                penalties=penalties,
+                masks=self.masks is not None,
+            )
+        searches = [_Search(self, scene, engine, restart) for restart in range(self.restarts)]
+        self._run(searches, progress)
+        alive = [search for search in searches if search.lost is None]
+        if not alive:
+            raise searches[0].lost or NonFinite("The search left the finite numbers.")
+        results = [search.result() for search in alive]
+        best = choose(results)
+        notes = self._notes(scene, found, assumed, frozenset().union(*(penalty.used for penalty in penalties)))
+        notes |= {"restart": searches.index(alive[best])} | {
+            f"known {i}" if i else "known": p.note for i, p in enumerate(penalties) if p.note
+        }
+        if len(alive) < len(searches):
+            notes["restarts lost"] = len(searches) - len(alive)
+        if engine is not None and engine.masks is not None:
+            notes["mask values per pixel value"] = round(alive[best].mask_share(), 3)
+        run = results[best]
+        x = merge_epochs(run.x, run.y) if run.x.ndim == 5 else run.x
+        pictures = observation.network.task.denormalise(x)
+        return Reconstruction(pictures, run.y, run.objective, run.curve, notes)
+
+    def _labels(self, observation: Observation, seed: int) -> Labels:
+        if not self.soft_labels:
+            return recover(observation, self.labels, derive(seed, "labels"))
+        observation.need("count")
+        classes = torch.zeros(observation.count or 1, dtype=torch.int64, device=observation.network.device)
+        return Labels(classes, "searched with the pictures", 0.0)
+
+    def _notes(self, scene: Scene, labels: Labels, assumed: str, used: frozenset[str]) -> dict[str, str | int | float]:
+        used |= {"count", *(["rule"] if scene.observation.rule else []), *labels.used}
         notes: dict[str, str | int | float] = {
             "labels": labels.rule,
             "label confidence": labels.confidence,
-            "restart": best,
-            "mode simulated": rule.mode,
-            "used": ", ".join(used),
+            "mode simulated": scene.rule.mode,
+            "used": ", ".join(sorted(used)),
         }
-        if lost:
-            notes["restarts lost"] = len(lost)
-        if rule.batch_size is not None and labels.rule != "granted":
+        if scene.rule.batch_size is not None and labels.rule != "granted":
             notes["label order"] = "unknown: mini-batches are simulated with sorted classes"
-        if observation.rule is None:
-            notes["assumed"] = f"{rule.share} of one step in {rule.mode} mode"
-        run = runs[best]
-        pictures = observation.network.task.denormalise(run.x)
-        return Reconstruction(pictures, labels.y, run.objective, run.curve, notes)
+        return notes | ({"assumed": assumed} if assumed else {})
 
-    def _rule(self, observation: Observation) -> LocalRule:
-        rule = observation.rule or LocalRule(share=observation.update.kind)
-        if self.mode == "eval" and rule.mode != "eval":
-            return replace(rule, mode="eval")
-        return rule
-
-    def _descend(self, x: Tensor, engine: Exact | None, task: Task, progress: Progress) -> "_Run":
-        low, high = task.bounds(x)
-        x = x.clamp(low, high).requires_grad_()
-        adam = torch.optim.Adam([x], lr=self.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(adam, self._factor)
-        best_x = x.detach().clone()
-        best = torch.full((), math.inf, dtype=torch.float64, device=x.device)
-        values: list[Tensor] = []
-        for step in range(self.steps):
-            gradient = torch.zeros_like(x)
-            if engine is not None:
-                value, of_match = engine.value_and_grad(x)
-                better = value < best
-                best = torch.where(better, value, best)
-                best_x = torch.where(better, x.detach(), best_x)
-                values.append(value)
-                gradient += self.match * of_match
-            if self.tv:
-                (of_tv,) = torch.autograd.grad(total_variation(x), x)
-                gradient += self.tv * of_tv
-            x.grad = gradient.sign() if self.sign else gradient
-            adam.step()
-            schedule.step()
-            with torch.no_grad():
-                x.clamp_(low, high)
-            if step % CHECK_EVERY == 0:
-                progress(step / self.steps)
-                if not torch.isfinite(gradient).all():
-                    raise NonFinite(f"The attack's gradient was not finite at iteration {step} of {self.steps}.")
+    def _run(self, searches: "list[_Search]", progress: Progress) -> None:
+        """In step where restarts pull each other, else one after the other."""
+        if self.group:
+            for step in range(self.steps):
+                alive = [search for search in searches if search.lost is None]
+                together = [search.pictures() for search in alive]
+                mean = torch.stack(together).mean(0) if together else None
+                for search in alive:
+                    search.iterate(step, mean)
+                if step % CHECK_EVERY == 0:
+                    progress(step / self.steps)
+        else:
+            for i, search in enumerate(searches):
+                for step in range(self.steps):
+                    if search.lost is None:
+                        search.iterate(step)
+                    if step % CHECK_EVERY == 0:
+                        progress((i + step / self.steps) / len(searches))
         progress(1.0)
-        if engine is None:
-            return _Run(x.detach(), math.nan, (), float(total_variation(x.detach())))
-        if not math.isfinite(float(values[-1])):
-            raise NonFinite(f"The matching term was not finite at the end of {self.steps} iterations.")
-        every = max(1, len(values) // CURVE_POINTS)
-        curve = tuple(torch.stack(values[::every]).tolist())
-        return _Run(best_x, float(best), curve, float(total_variation(best_x)))
 
-    def _factor(self, step: int) -> float:
-        if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        if self.schedule == "step":
-            return 0.1 ** sum(step >= self.steps * eighth / 8 for eighth in (3, 5, 7))
-        return 1.0
+
+def assumed_rule(observation: Observation, mode: Literal["client", "eval"] = "client") -> tuple[LocalRule, str]:
+    """The local rule that an attack simulates, and in words what of it is assumed.
+
+    Granted, or one step in the mode that returned buffers show, else in training mode.
+
+    Args:
+        observation: What the attacker holds.
+        mode: ``eval`` forces inference mode.
+    """
+    rule, assumed = observation.rule, ""
+    if rule is None:
+        shown = client_passes(observation).mode if observation.buffers is not None else None
+        rule = LocalRule(share=observation.update.kind, mode=shown or "train")
+        assumed = f"{rule.share} of one step in {rule.mode} mode{', which the buffers show' if shown else ''}"
+    return (replace(rule, mode="eval") if mode == "eval" else rule), assumed
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
+    """Where a restart ended.
+
+    Args:
+        x: Its kept iterate, normalised.
+        y: ``(N,)`` classes.
+        objective: The matching term there; NaN without an update.
+        curve: The matching term along the way.
+        tv: Total variation of ``x``.
+    """
+
     x: Tensor
+    y: Tensor
     objective: float
     curve: tuple[float, ...]
     tv: float
 
 
-def choose(runs: list[_Run]) -> int:
+class _Search:
+    """One restart in progress."""
+
+    def __init__(self, how: GradientMatching, scene: Scene, engine: Exact | None, restart: int):
+        self.how, self.scene, self.engine, self.restart = how, scene, engine, restart
+        self.lost: NonFinite | None = None
+        network, count = scene.observation.network, len(scene.y)
+        self.noise = generator(scene.seed, "noise", restart)
+        start = first_guess(how.start, (count, *network.task.shape), generator(scene.seed, "start", restart))
+        self.best_x = start.to(network.device, network.dtype)
+        self.best_y = scene.y
+        self.best = torch.full((), math.inf, dtype=torch.float64, device=network.device)
+        self.finite = torch.full((), True, device=network.device)
+        self.values: list[Tensor] = []
+        self.logits: Tensor | None = None
+        if how.soft_labels:
+            drawn = torch.randn(count, network.task.classes, generator=generator(scene.seed, "soft labels", restart))
+            self.logits = drawn.to(self.best_x).requires_grad_()
+        self.masks: list[Tensor] = []
+        if engine is not None and engine.masks is not None:
+            if not engine.masks.shapes:
+                engine.record_masks(self.best_x, scene.y)
+            drawn_masks = draw_masks(engine.masks.shapes, self.best_x, generator(scene.seed, "masks", restart))
+            self.masks = [mask.requires_grad_() for mask in drawn_masks]
+        self.length = max(1, how.steps // len(how.stages))
+        self._enter(how.stages[0])
+
+    def _enter(self, stage: Decoder) -> None:
+        self.free: Free = stage(replace(self.scene, seed=derive(self.scene.seed, "stage", self.restart)), self.best_x)
+        self.leaves = [*self.free.tensors, *([] if self.logits is None else [self.logits]), *self.masks]
+        self.optimizer = self.how.descent.start(self.leaves)
+
+    def pictures(self) -> Tensor:
+        """What it shows now, detached."""
+        return self.free.decode().detach()
+
+    def mask_share(self) -> float:
+        """Free mask values for each free value of the pictures."""
+        return sum(mask.numel() for mask in self.masks) / max(1, self.best_x.numel())
+
+    def iterate(self, step: int, mean: Tensor | None = None) -> None:
+        """One iteration; ``mean`` of all restarts pulls at this one."""
+        how, stages = self.how, self.how.stages
+        if step and step % self.length == 0 and step // self.length < len(stages):
+            self._enter(stages[step // self.length])
+        within = step - self.length * min(step // self.length, len(stages) - 1)
+        length = self.length if step < self.length * (len(stages) - 1) else how.steps - self.length * (len(stages) - 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = how.descent.size(within, length)
+        if self.engine is not None:
+            self.engine.iteration(step)
+        self.optimizer.step(lambda: self._evaluate(within, length, mean))
+        self.free.project()
+        with torch.no_grad():
+            for mask in self.masks:
+                mask.clamp_(0, 1)
+            if how.median_every and (step + 1) % how.median_every == 0:
+                for tensor in self.free.tensors:
+                    tensor.copy_(median_filter(tensor))
+        last = step == how.steps - 1
+        if (step % CHECK_EVERY == 0 or last) and not bool(self.finite):
+            self.lost = NonFinite(f"The search left the finite numbers by iteration {step} of {how.steps}.")
+        elif last and self.values and not bool(torch.isfinite(self.best)):
+            self.lost = NonFinite(f"The matching term was never finite in {how.steps} iterations.")
+
+    def _evaluate(self, step: int, steps: int, mean: Tensor | None) -> float:
+        """Sets the gradients of the leaves; returns the objective, for optimisers that search along a line."""
+        with torch.enable_grad():
+            x = self.free.decode()
+            y = self.scene.y if self.logits is None else self.logits.softmax(1)
+        guess = Guess(x.detach(), y.detach(), tuple(mask.detach() for mask in self.masks))
+        pulls = [torch.zeros_like(tensor) for tensor in (x, *([] if self.logits is None else [y]), *self.masks)]
+        total = torch.zeros((), dtype=torch.float64, device=x.device)
+        if self.engine is not None:
+            total = self._pull(self.engine, guess, pulls)
+        total = total + self._believe(guess.x, pulls[0], mean)
+        if self.masks and self.engine is not None and self.engine.masks is not None and self.how.masks:
+            held = [mask.detach().requires_grad_() for mask in guess.masks]
+            penalty = self.how.masks * rate_penalty(held, self.engine.masks.shapes)
+            for pull, gradient in zip(pulls[-len(held) :], torch.autograd.grad(penalty, held), strict=True):
+                pull += gradient
+            total = total + penalty.detach()
+        outputs = [x, *([] if self.logits is None else [y]), *self.masks]
+        gradients = torch.autograd.grad(outputs, self.leaves, pulls, allow_unused=True, materialize_grads=True)
+        adam = self.how.descent.optimizer == "adam"
+        for leaf, gradient in zip(self.leaves, gradients, strict=True):
+            self.finite = self.finite & torch.isfinite(gradient).all()
+            leaf.grad = self.how.descent.shape(gradient, step, steps, self.noise) if adam else gradient
+        return float(total) if not adam else 0.0
+
+    def _pull(self, engine: Exact, guess: Guess, pulls: list[Tensor]) -> Tensor:
+        how = self.how
+        found = engine.value_and_grad(guess)
+        self._keep(guess, found.match)
+        gradients = found.gradient
+        if how.flatness:
+            reach = 0.05 * gradients[0] / gradients[0].norm().clamp(min=1e-30)
+            beyond = engine.value_and_grad(replace(guess, x=guess.x + reach)).gradient
+            gradients = [(1 - how.flatness) * g + how.flatness * b for g, b in zip(gradients, beyond, strict=True)]
+        soft_but_fixed = guess.y.is_floating_point() and self.logits is None
+        for pull, gradient in zip(pulls, [gradients[0], *gradients[1 + soft_but_fixed :]], strict=True):
+            pull += gradient
+        return how.match * found.match + found.penalty
+
+    def _keep(self, guess: Guess, match: Tensor) -> None:
+        if not self.how.match:
+            return
+        better = match < self.best
+        self.best = torch.where(better, match, self.best)
+        if self.best_x.shape != guess.x.shape:
+            self.best_x = guess.x.clone()
+        self.best_x = torch.where(better, guess.x, self.best_x)
+        if self.logits is not None:
+            if self.best_y.shape != guess.y.shape:
+                self.best_y = guess.y.clone()
+            self.best_y = torch.where(better, guess.y, self.best_y)
+        self.values.append(match)
+
+    def _believe(self, x: Tensor, pull: Tensor, mean: Tensor | None) -> Tensor:
+        held = x.detach().requires_grad_()
+        terms = [prior(held) for prior in self.how.priors]
+        if mean is not None:
+            terms.append(self.how.group * (held - mean).square().mean())
+        if not terms:
+            return torch.zeros((), dtype=torch.float64, device=x.device)
+        total = torch.stack(terms).sum()
+        if total.requires_grad:
+            pull += torch.autograd.grad(total, held)[0]
+        return total.detach().double()
+
+    def result(self) -> Run:
+        """Where it ended: the kept iterate, or the last one where there was no update to match."""
+        y = self.best_y.argmax(1) if self.best_y.is_floating_point() else self.best_y
+        if not self.values:
+            x = self.pictures()
+            return Run(x, y, math.nan, (), float(total_variation(x)))
+        every = max(1, len(self.values) // CURVE_POINTS)
+        curve = tuple(torch.stack(self.values[::every]).tolist())
+        return Run(self.best_x, y, float(self.best), curve, float(total_variation(self.best_x)))
+
+
+def choose(runs: list[Run]) -> int:
     """Index of the run with the lowest objective; ties within 1 % go to the lower total variation."""
     lowest = min((run.objective for run in runs), default=math.nan)
     if math.isnan(lowest):

@@ -1,0 +1,251 @@
+"""Do batch statistics help in training mode, and which: recovered, public, running, none?
+
+    python -m benchmarks.statistics --data npz:cifar10_subset.npz --weights cifar10_resnet20.th --out runs/statistics
+
+Every attack gets the same clients, labels, iterations and starts. The weight of the statistics, the only setting that
+is searched, is rehearsed on public pictures, in batches of 4 for both batch sizes. Interrupted, the same command
+continues. Writes ``table.md`` there.
+"""
+
+import argparse
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from leakmap.local import LocalRule
+from leakmap.plan import Plan, Prepared, prepare
+from leakmap.pool import StageFile, run_in_pool
+from leakmap.registry import Spec
+from leakmap.scoring.lineup import cross_correlation
+from leakmap.scoring.statistics import mean_interval, paired_p, rank_sum_p
+from leakmap.store import Store
+from leakmap.threat import ThreatModel
+from leakmap.trial import Outcome, Trial, held_by, versions_of
+from leakmap.tuning import tune
+
+PLAIN = "inverting_gradients"
+ATTACKS = {
+    "plain": PLAIN,
+    "running": "running_statistics",
+    "proxy": "proxy_statistics",
+    "recovered": "recovered_statistics",
+}
+COMPARED = (("recovered", "plain"), ("recovered", "proxy"), ("proxy", "plain"), ("running", "plain"))
+BUDGET, REHEARSALS, PUBLIC = 4, 3, 64
+OWN = "resnet,blocks=1-1-1,width=32,preact=true"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One network and batch size: the outcomes of every attack on the same clients.
+
+    Args:
+        weights: What kind.
+        batch: Pictures of each client.
+        accuracy: Of the network on public pictures.
+        chosen: Attack -> rehearsed weight of its statistics.
+        outcomes: Column -> one outcome for each client.
+        likeness: Column -> mean normalised cross-correlation of each client's pictures.
+    """
+
+    weights: str
+    batch: int
+    accuracy: float
+    chosen: Mapping[str, float]
+    outcomes: Mapping[str, list[Outcome]]
+    likeness: Mapping[str, list[float]]
+
+
+def plans(options: argparse.Namespace) -> dict[tuple[str, int], Plan]:
+    """Every cell, cheapest first."""
+    trained = {"model": f"{options.resnet20}", "weights": options.weights, "normalise": "imagenet"}
+    kinds = {"random": {"model": OWN}, "briefly trained": {"model": OWN, "train_epochs": 3}, "ResNet-20": trained}
+    found = {}
+    for batch in (4, 8):
+        for name, settings in kinds.items():
+            found[name, batch] = Plan(
+                data=options.data,
+                rule=LocalRule(),
+                threat=ThreatModel("known", public=PUBLIC),
+                victims=options.victims,
+                batch_size=batch,
+                **settings,
+            )
+    return {key: plan for key, plan in found.items() if not options.only or options.only in f"{key[0]} {key[1]}"}
+
+
+def rehearse(folder: Path, plan: Plan, options: argparse.Namespace, bar: Progress) -> dict[str, float]:
+    """Attack -> the weight of its statistics that did best on public pictures, everything else fixed."""
+    task = bar.add_task(f"rehearsing {folder.name}", total=1.0)
+    specs = [Spec(name, fixed(options)) for name in ATTACKS.values() if name != PLAIN]
+    tuned = tune(
+        plan,
+        prepare(plan, rehearsals=REHEARSALS),
+        Store(folder),
+        specs=specs,
+        budget=BUDGET,
+        workers=options.workers,
+        progress=lambda what, fraction: bar.update(task, completed=fraction),
+    )
+    return {spec.name: tuned.attacks[spec.name].settings["weight"] for spec in specs}
+
+
+def fixed(options: argparse.Namespace) -> dict[str, float]:
+    """What all attacks share."""
+    return {"steps": options.steps, "tv": 1e-2, "lr": 0.3}
+
+
+def run(cell: tuple[str, int], plan: Plan, chosen: Mapping[str, float], options, bar: Progress) -> Cell:
+    """Attacks every client with every attack, and keeps the floors beside them."""
+    folder = options.out / f"{cell[0].replace(' ', '-')}-{cell[1]}"
+    task = bar.add_task(f"{cell[0]}, {cell[1]} pictures", total=1.0)
+    prepared = prepare(plan)
+    columns = {
+        short: Spec(name, fixed(options) | ({"weight": chosen[name]} if name in chosen else {}))
+        for short, name in ATTACKS.items()
+    }
+    columns["prior only"] = Spec("prior_only", {"of": PLAIN, **fixed(options)})
+    base = Trial(prepared.main.digest, plan.rule, plan.threat, columns["plain"], seed=plan.seed)
+    trials = {name: [_replaced(base, spec, client) for client in range(plan.victims)] for name, spec in columns.items()}
+    trials["swapped"] = [_replaced(base, columns["plain"], client, 1) for client in range(plan.victims)]
+    outcomes = _finish(trials, prepared, Store(folder), options, lambda f: bar.update(task, completed=f))
+    likeness = {name: [_likeness(o, prepared) for o in of] for name, of in outcomes.items()}
+    bar.update(task, completed=1.0)
+    return Cell(*cell, prepared.accuracy, chosen, outcomes, likeness)
+
+
+def _replaced(trial: Trial, spec: Spec, client: int, swap: int = 0) -> Trial:
+    return Trial(trial.stage, trial.rule, trial.threat, spec, client=client, swap=swap, seed=trial.seed)
+
+
+def _finish(trials, prepared: Prepared, store: Store, options, report) -> dict[str, list[Outcome]]:
+    store.make()
+    everything = [trial for of in trials.values() for trial in of]
+    outcomes = {trial.key: found for trial in everything if (found := store.get(trial)) and not found.failure}
+    missing = [trial for trial in everything if trial.key not in outcomes]
+
+    def done(outcome: Outcome) -> None:
+        store.put(outcome)
+        outcomes[outcome.trial.key] = outcome
+        report(len(outcomes) / len(everything))
+
+    if missing:
+        path = store.folder / "stage.safetensors"
+        prepared.main.save(path)
+        network = prepared.main.network
+        files = {prepared.main.digest: StageFile(path, network.model, network.task.loss)}
+        run_in_pool(missing, files, done, lambda key, fraction: None, workers=options.workers, device="cpu")
+    for outcome in outcomes.values():
+        if outcome.failure:
+            raise SystemExit(f"A run failed with {': '.join(outcome.failure)}")
+    return {name: [outcomes[trial.key] for trial in of] for name, of in trials.items()}
+
+
+def _likeness(outcome: Outcome, prepared: Prepared) -> float:
+    truth = held_by(outcome.trial, prepared.main).pictures
+    return float(cross_correlation(outcome.score.pictures, truth).diagonal().mean())
+
+
+def table(cells: list[Cell], options: argparse.Namespace) -> str:
+    """Markdown."""
+    head = ["weights", "B", "attack", "weight", "likeness", "PSNR", "first", "p(ranks)", "term"]
+    rows = [_row(head), _row(["---"] * len(head))]
+    for cell in cells:
+        for name, of in cell.outcomes.items():
+            scores = [o.score for o in of]
+            ranks = [s.ranks for s in scores]
+            first = sum(rank == 1 for client in ranks for rank in client)
+            term = statistics.fmean(o.objective for o in of)
+            rows.append(
+                _row(
+                    [
+                        cell.weights,
+                        cell.batch,
+                        name,
+                        cell.chosen.get(ATTACKS.get(name, ""), ""),
+                        _interval(cell.likeness[name], ".3f"),
+                        f"{statistics.fmean(v for s in scores for v in s.values['psnr']):.1f}",
+                        f"{first} of {sum(map(len, ranks))}",
+                        f"{rank_sum_p(ranks, [s.galleries for s in scores]):.2g}",
+                        "" if math.isnan(term) else f"{term:.3g}",
+                    ]
+                )
+            )
+    rows += ["", _row(["weights", "B", "comparison", "likeness", "p", "Holm", "PSNR"]), _row(["---"] * 7)]
+    for cell in cells:
+        found = [_compared(cell, left, right) for left, right in COMPARED]
+        for (title, gains, p, decibels), holm in zip(found, _holm([row[2] for row in found]), strict=True):
+            differences = _interval(gains, "+.3f"), f"{p:.2g}", f"{holm:.2g}", _interval(decibels, "+.2f")
+            rows.append(_row([cell.weights, cell.batch, title, *differences]))
+    accuracies = ", ".join(f"{cell.weights} {cell.accuracy:.0%}" for cell in cells if cell.batch == cells[0].batch)
+    versions = ", ".join(f"{name} {version}" for name, version in versions_of(torch.device("cpu")).items())
+    rows += ["", f"{options.victims} clients, {options.steps} iterations. Accuracy on public pictures: {accuracies}."]
+    return "\n".join([*rows, f"{versions}."]) + "\n"
+
+
+def _compared(cell: Cell, left: str, right: str) -> tuple[str, list[float], float, list[float]]:
+    def decibels(name: str) -> list[float]:
+        return [statistics.fmean(o.score.values["psnr"]) for o in cell.outcomes[name]]
+
+    def minus(a: list[float], b: list[float]) -> list[float]:
+        return [x - y for x, y in zip(a, b, strict=True)]
+
+    gains = minus(cell.likeness[left], cell.likeness[right])
+    return f"{left} − {right}", gains, paired_p(gains), minus(decibels(left), decibels(right))
+
+
+def _interval(values: list[float], form: str) -> str:
+    found = mean_interval(values)
+    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
+
+
+def _row(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _holm(values: list[float]) -> list[float]:
+    order = sorted(range(len(values)), key=values.__getitem__)
+    found, highest = [0.0] * len(values), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min(1.0, values[i] * (len(values) - place)))
+        found[i] = highest
+    return found
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True, help="Of ResNet-20 on CIFAR-10.")
+    parser.add_argument("--resnet20", default="tests/akamaster.py:resnet20", help="Its architecture.")
+    parser.add_argument("--out", type=Path, default=Path("runs/statistics"))
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--victims", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", default="", help="Part of a cell's name, such as 'random 4'.")
+    options = parser.parse_args()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        chosen: dict[str, dict[str, float]] = {}
+        cells = []
+        for cell, plan in plans(options).items():
+            kind = cell[0]
+            if kind not in chosen:
+                rehearsals = options.out / f"{kind.replace(' ', '-')}-rehearsals"
+                chosen[kind] = rehearse(rehearsals, plan, options, bar)
+            cells.append(run(cell, plan, chosen[kind], options, bar))
+    text = table(cells, options)
+    temporary = options.out / ".table.md.part"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(options.out / "table.md")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Dropout masks searched together with the pictures."""
+
+from leakmap.attacker.attacks import attacks
+from leakmap.attacker.matching.descent import Descent
+from leakmap.attacker.matching.gradient_matching import GradientMatching
+from leakmap.attacker.matching.priors import TotalVariation
+from leakmap.attacker.matching.settings import TV, Count, LearningRate, Weight
+
+
+@attacks.add("dropout_inversion")
+def dropout_inversion(
+    *,
+    tv: TV = 1e-2,
+    masks: Weight = 1e-4,
+    steps: Count = 400,
+    lr: LearningRate = 0.3,
+    restarts: Count = 1,
+    labels: str = "auto",
+) -> GradientMatching:
+    """Cosine matching over pictures and the client's unknown dropout masks, one mask for each use of each layer.
+
+    Dropout and stochastic depth are covered; the dropout inside attention is simulated by its expectation. Without
+    active dropout it is plain cosine matching.
+
+    Args:
+        tv: Weight of the total variation.
+        masks: Weight that pulls the share of dropped values to the rate of each layer.
+        steps: Iterations of each restart; published are 20,000.
+        lr: Step size of Adam; published is 0.1.
+        restarts: Independent starts.
+        labels: ``auto``, or the name of a label rule.
+
+    Applies: where dropout is active; every mask value is one more unknown.
+
+    Source: Scheliga et al. 2023, "Dropout is NOT All You Need to Prevent Gradient Leakage", arXiv:2208.06163.
+    """
+    return GradientMatching(
+        priors=(TotalVariation(tv),),
+        masks=masks,
+        descent=Descent(lr),
+        steps=steps,
+        restarts=restarts,
+        labels=labels,
+    )

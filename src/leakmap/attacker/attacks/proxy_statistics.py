@@ -1,0 +1,65 @@
+"""The paper's second attack: public pictures stand in for the statistics of the client's batches."""
+
+from typing import Literal
+
+from leakmap.attacker.attacks import attacks
+from leakmap.attacker.matching.descent import Descent, Schedule
+from leakmap.attacker.matching.emphasis import Largest
+from leakmap.attacker.matching.gradient_matching import GradientMatching
+from leakmap.attacker.matching.priors import TotalVariation
+from leakmap.attacker.matching.settings import TV, Count, LearningRate, StatisticsWeight, Whole
+from leakmap.attacker.matching.statistics import Statistics
+
+
+@attacks.add("proxy_statistics")
+def proxy_statistics(
+    *,
+    weight: StatisticsWeight = 1e-3,
+    form: Literal["paper", "calibrated"] = "paper",
+    batches: Whole = 0,
+    tv: TV = 1e-2,
+    steps: Count = 400,
+    lr: LearningRate = 0.3,
+    schedule: Schedule = "cosine",
+    sign: Literal["hard", "soft", "none"] = "hard",
+    restarts: Count = 1,
+    top: Whole = 0,
+    median_every: Whole = 0,
+    labels: str = "auto",
+) -> GradientMatching:
+    """Cosine matching, and the statistics that public pictures have in front of every normalisation layer.
+
+    For BatchNorm a mean and a variance of each channel; for LayerNorm, GroupNorm and InstanceNorm two numbers a layer.
+
+    Args:
+        weight: Of the statistics; the paper's search chose 1.6e-4.
+        form: ``paper`` sums the norms of the differences; ``calibrated`` weighs each difference by its deviation
+            between public batches.
+        batches: Public batches of the client's size that are averaged; 0: one for ``paper``, 8 for ``calibrated``.
+        tv: Weight of the total variation.
+        steps: Iterations of each restart; the paper takes 10,000.
+        lr: Step size of Adam; the paper takes 0.1.
+        schedule: Of the step size; the paper takes ``step``.
+        sign: What Adam is fed of the gradient.
+        restarts: Independent starts.
+        top: Match only so many tensors, those with the largest norms; 0: all.
+        median_every: Iterations between two 3x3 median filters; 0: none.
+        labels: ``auto``, or the name of a label rule.
+
+    Applies: where the model has normalisation layers and there are public pictures of the same kind, at least one
+    batch.
+
+    Source: Valadi et al. 2025, arXiv:2508.19819 ("GIA Estimate"); the calibrated form is this project's.
+    """
+    batches = batches or (8 if form == "calibrated" else 1)
+    return GradientMatching(
+        priors=(TotalVariation(tv),),
+        terms=(Statistics("proxy", weight, form, batches=batches),),
+        descent=Descent(lr, schedule=schedule, sign=sign),
+        emphasis=Largest(top) if top else None,
+        median_every=median_every,
+        steps=steps,
+        restarts=restarts,
+        labels=labels,
+        leaky_model="convnet,norm=batch",
+    )

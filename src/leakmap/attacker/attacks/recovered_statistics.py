@@ -1,0 +1,59 @@
+"""The paper's first attack: the client's returned BatchNorm buffers give the statistics of its batches away."""
+
+from typing import Literal
+
+from leakmap.attacker.attacks import attacks
+from leakmap.attacker.matching.descent import Descent, Schedule
+from leakmap.attacker.matching.emphasis import Largest
+from leakmap.attacker.matching.gradient_matching import GradientMatching
+from leakmap.attacker.matching.priors import TotalVariation
+from leakmap.attacker.matching.settings import TV, Count, LearningRate, StatisticsWeight, Whole
+from leakmap.attacker.matching.statistics import Statistics
+
+
+@attacks.add("recovered_statistics")
+def recovered_statistics(
+    *,
+    weight: StatisticsWeight = 1e-3,
+    tv: TV = 1e-2,
+    steps: Count = 400,
+    lr: LearningRate = 0.3,
+    schedule: Schedule = "cosine",
+    sign: Literal["hard", "soft", "none"] = "hard",
+    restarts: Count = 1,
+    top: Whole = 0,
+    median_every: Whole = 0,
+    labels: str = "auto",
+) -> GradientMatching:
+    """Cosine matching, and the batch statistics that the change of the client's running statistics reveals.
+
+    The change is undone with each layer's own momentum; after several passes the simulated passes are mixed as the
+    client's buffers mixed them. In inference mode the buffers do not move and the term falls away, which is noted.
+
+    Args:
+        weight: Of the statistics; the paper's search chose 1.6e-4.
+        tv: Weight of the total variation; the paper's search chose 0.052.
+        steps: Iterations of each restart; the paper takes 10,000.
+        lr: Step size of Adam; the paper takes 0.1.
+        schedule: Of the step size; the paper takes ``step``.
+        sign: What Adam is fed of the gradient.
+        restarts: Independent starts.
+        top: Match only so many tensors, those with the largest norms; 0: all.
+        median_every: Iterations between two 3x3 median filters; 0: none.
+        labels: ``auto``, or the name of a label rule.
+
+    Applies: where the client returns BatchNorm buffers and trained in training mode.
+
+    Source: Valadi et al. 2025, arXiv:2508.19819 ("GIA Running"); compare Hatamizadeh et al. 2022, arXiv:2202.06924.
+    """
+    return GradientMatching(
+        priors=(TotalVariation(tv),),
+        terms=(Statistics("recovered", weight),),
+        descent=Descent(lr, schedule=schedule, sign=sign),
+        emphasis=Largest(top) if top else None,
+        median_every=median_every,
+        steps=steps,
+        restarts=restarts,
+        labels=labels,
+        leaky_model="convnet,norm=batch",
+    )

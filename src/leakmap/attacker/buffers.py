@@ -1,0 +1,161 @@
+"""What a client's returned BatchNorm buffers say: its mode, its forward passes, the statistics of its batches.
+
+In training mode a layer moves its running statistic ``r`` to ``r' = (1 - m) r + m s``, with the batch's mean, or its
+variance with the n - 1 denominator, as ``s``. So the change of ``r`` gives ``s`` away. After K passes it gives one
+number a channel: the mean of the K statistics with weights ``m (1 - m)^(K - k) / (1 - (1 - m)^K)``, the latest
+heaviest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from leakmap.errors import NotApplicable
+from leakmap.local import Mode
+from leakmap.observation import Observation
+
+
+@dataclass(frozen=True)
+class BatchStatistics:
+    """What one BatchNorm layer saw.
+
+    Args:
+        mean: ``(C,)`` float64: batch means, averaged over the passes with the weights of ``mixture``.
+        variance: ``(C,)`` float64: batch variances with the n - 1 denominator, averaged likewise.
+        mixture: ``(K,)`` float64: weight of each pass, the oldest first.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    mixture: Tensor
+
+    def biased(self, n: int) -> Tensor:
+        """``(C,)`` variance with the denominator n, which the layer normalises with, from a single pass.
+
+        Args:
+            n: Elements of a channel at the layer's input: batch size times height times width.
+
+        Raises:
+            NotApplicable: there were several passes, whose variances cannot be told apart.
+        """
+        if len(self.mixture) > 1:
+            raise NotApplicable(
+                f"The client made {len(self.mixture)} forward passes, of which the buffers show only the weighted "
+                "mean; simulate the passes instead of inverting them."
+            )
+        return self.variance * (n - 1) / n
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a client used its BatchNorm layers.
+
+    Args:
+        mode: ``train`` if any running statistic moved, ``eval`` if none did; None where nothing can be told.
+        forwards: Forward passes of each layer that moved, by layer name.
+    """
+
+    mode: Mode | None
+    forwards: Mapping[str, int]
+
+
+def client_passes(observation: Observation) -> Passes:
+    """The client's mode and number of forward passes, from its returned buffers.
+
+    ``num_batches_tracked`` counts the passes. A layer that moved without counting is taken to have made those of the
+    granted rule, else one.
+
+    Raises:
+        NotGranted: the buffers are not granted.
+    """
+    observation.need("buffers")
+    layers = tracked_layers(observation)
+    if not layers:
+        return Passes(None, {})
+    sent, returned = observation.network.weights, observation.buffers or {}
+    rule, count = observation.rule, observation.count
+    expected = rule.forwards(count) if rule and count else 1
+    forwards: dict[str, int] = {}
+    for name in layers:
+        if not any(_moved(sent, returned, f"{name}.{which}") for which in ("running_mean", "running_var")):
+            continue
+        counter = f"{name}.num_batches_tracked"
+        counted = 0
+        if counter in sent and counter in returned:
+            counted = round(float(returned[counter]) - float(sent[counter]))
+        forwards[name] = counted if counted > 0 else expected
+    return Passes("train" if forwards else "eval", forwards)
+
+
+def recover_statistics(observation: Observation) -> dict[str, BatchStatistics]:
+    """Batch statistics of every BatchNorm layer that moved, by layer name; in float64, with each layer's own momentum.
+
+    Raises:
+        NotGranted: the buffers are not granted.
+        NotApplicable: the model has no BatchNorm layer whose statistics travel.
+    """
+    layers = tracked_layers(observation)
+    passes = client_passes(observation)
+    if not layers:
+        raise NotApplicable(
+            f"{observation.network.model} has no BatchNorm layer with running statistics among the returned buffers, "
+            "so there are no batch statistics to recover."
+        )
+    sent, returned = observation.network.weights, observation.buffers or {}
+    found: dict[str, BatchStatistics] = {}
+    for name, forwards in passes.forwards.items():
+        momentum = layers[name].momentum
+        if momentum == 0:
+            continue
+        tracked = float(sent.get(f"{name}.num_batches_tracked", torch.tensor(0)))
+        mean, variance = (
+            unmix(sent[f"{name}.{which}"], returned[f"{name}.{which}"], momentum, forwards, tracked)
+            for which in ("running_mean", "running_var")
+        )
+        found[name] = BatchStatistics(mean, variance, mixture(momentum, forwards).to(mean.device))
+    return found
+
+
+def unmix(sent: Tensor, returned: Tensor, momentum: float | None, forwards: int, tracked: float = 0) -> Tensor:
+    """Weighted mean of a batch statistic over the client's passes, float64; see the module's formula.
+
+    Args:
+        sent: Running statistic before.
+        returned: After.
+        momentum: Of the layer; None for the cumulative average.
+        forwards: Passes in between.
+        tracked: Passes before, for the cumulative average.
+
+    Source: arXiv:2508.19819, and Hatamizadeh et al. 2022, arXiv:2202.06924, for one step.
+    """
+    before, after = sent.double(), returned.double()
+    if momentum is None:
+        return ((tracked + forwards) * after - tracked * before) / forwards
+    kept = (1 - momentum) ** forwards
+    return (after - kept * before) / (1 - kept)
+
+
+def mixture(momentum: float | None, forwards: int) -> Tensor:
+    """``(K,)`` weight of each pass in the recovered mean, the oldest first; float64, sums to 1."""
+    if momentum is None:
+        return torch.full((forwards,), 1 / forwards, dtype=torch.float64)
+    age = torch.arange(forwards - 1, -1, -1, dtype=torch.float64)
+    weights = momentum * (1 - momentum) ** age
+    return weights / weights.sum()
+
+
+def tracked_layers(observation: Observation) -> dict[str, _BatchNorm]:
+    """BatchNorm layers whose running statistics were sent and came back, by name."""
+    sent, returned = observation.network.weights, observation.buffers or {}
+    return {
+        name: layer
+        for name, layer in observation.network.module().named_modules()
+        if isinstance(layer, _BatchNorm) and f"{name}.running_mean" in sent and f"{name}.running_mean" in returned
+    }
+
+
+def _moved(sent: Mapping[str, Tensor], returned: Mapping[str, Tensor], name: str) -> bool:
+    return name in sent and name in returned and not torch.equal(sent[name], returned[name])

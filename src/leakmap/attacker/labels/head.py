@@ -1,0 +1,174 @@
+"""The last linear layer: its gradient as the update shows it, and its inputs and outputs on stand-in pictures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from leakmap.errors import NotApplicable
+from leakmap.local import LocalRule, arrange
+from leakmap.observation import Observation
+from leakmap.seeds import generator
+
+AT_ONCE = 64
+PARTS = 32
+"""How many stand-ins go through the network at once where batches do not matter, and how many batches at most."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last linear layer as the update shows it, as a mean gradient over the client's steps, in float64.
+
+    Args:
+        name: The layer's name in the model.
+        bias: ``(classes,)`` gradient of the bias, or None where the layer has none.
+        weight: ``(classes, features)`` gradient of the weight.
+    """
+
+    name: str
+    bias: Tensor | None
+    weight: Tensor
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the noise in each entry: without any, ``p - y`` sums to 0 over the classes."""
+        return float((self.weight.sum(0).square().mean() / len(self.weight)).sqrt())
+
+    @property
+    def row_noise(self) -> float:
+        """Standard deviation of the noise in each row sum of ``weight``."""
+        return self.noise * self.weight.shape[1] ** 0.5
+
+
+@dataclass(frozen=True)
+class View:
+    """What the last linear layer sees and the softmax behind it gives, in float64.
+
+    Args:
+        features: ``(N, features)`` inputs of the layer.
+        probabilities: ``(N, classes)``.
+    """
+
+    features: Tensor
+    probabilities: Tensor
+
+
+def head_gradient(observation: Observation) -> Head:
+    """The gradient of the last linear layer; a delta is turned back into the mean gradient of its steps,
+    without the weight decay. Of a delta without the rule, only signs and ratios can be used.
+
+    Raises:
+        NotApplicable: the model does not end in a linear layer with one output per class, or it was not shared.
+    """
+    network = observation.network
+    classes = network.task.classes
+    if network.task.loss.name != "cross_entropy" or network.code.loss is not None:
+        raise NotApplicable(
+            "Label recovery reads the gradient of cross entropy, this client has a loss of its own; grant the labels."
+        )
+    linear = [
+        name
+        for name, layer in network.module().named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == classes
+    ]
+    shared = observation.update.tensors
+    if not linear or f"{linear[-1]}.weight" not in shared:
+        raise NotApplicable(
+            f"Label recovery reads the gradient of a final linear layer with {classes} outputs, which "
+            f"{network.model} does not share; grant the labels."
+        )
+    rule = observation.rule
+    scale = 1.0
+    if observation.update.kind == "delta":
+        scale = -1.0 / sum(path(rule, observation.count or 1)) if rule else -1.0
+    decay = rule.weight_decay if rule and rule.optimizer != "adam" else 0.0
+
+    def gradient(name: str) -> Tensor:
+        return shared[name].double() * scale - decay * network.weights[name].double()
+
+    bias = f"{linear[-1]}.bias"
+    return Head(linear[-1], gradient(bias) if bias in shared else None, gradient(f"{linear[-1]}.weight"))
+
+
+def path(rule: LocalRule, count: int) -> list[float]:
+    """The coefficient with which the gradient of each local step enters a delta, for SGD; for Adam only the scale."""
+    steps = rule.steps(count)
+    return [rule.lr * sum(rule.momentum**j for j in range(steps - i)) for i in range(steps)]
+
+
+def bias_of(head: Head, rule: str) -> Tensor:
+    """The gradient of the bias, ``(classes,)``.
+
+    Raises:
+        NotApplicable: the layer has none.
+    """
+    if head.bias is None:
+        raise NotApplicable(f"{rule} reads the gradient of the last layer's bias, which this model lacks: use counts.")
+    return head.bias
+
+
+def check_magnitudes(observation: Observation, rule: str) -> None:
+    """Refuses a delta of Adam, whose first step keeps only the signs of the gradient.
+
+    Raises:
+        NotApplicable: the client's optimiser is Adam or AdamW.
+    """
+    if observation.rule and observation.rule.optimizer != "sgd":
+        raise NotApplicable(
+            f"{rule} reads the sizes of a gradient, of which {observation.rule.optimizer} leaves the signs: "
+            "use analytic or yin, or idlg for one example."
+        )
+
+
+def check_scale(observation: Observation) -> None:
+    """Checks that a delta comes with the rule that says how it is scaled.
+
+    Raises:
+        NotGranted: the number of examples, or the rule of a delta, is not granted.
+    """
+    observation.need("count", *(["rule"] if observation.update.kind == "delta" else []))
+
+
+def assumed_rule(observation: Observation) -> LocalRule:
+    """The client's rule; without it, training mode, except for one example, which BatchNorm may refuse there."""
+    return observation.rule or LocalRule(mode="eval" if observation.count == 1 else "train")
+
+
+def facts_used(observation: Observation, *facts: str) -> tuple[str, ...]:
+    """Those of ``facts`` that are granted, for :class:`leakmap.attacker.labels.Labels`."""
+    return tuple(fact for fact in facts if observation.granted()[fact])
+
+
+def stand_ins(observation: Observation, seed: int, dummies: int) -> Tensor:
+    """Model inputs ``(N, C, H, W)`` in place of the client's: the public pictures, else ``dummies`` of noise."""
+    network, task = observation.network, observation.network.task
+    if observation.public is not None:
+        return task.normalise(observation.public.pictures)
+    noise = torch.randn(dummies, *task.shape, generator=generator(seed, "label dummies"))
+    return noise.to(network.device, network.dtype)
+
+
+def view(observation: Observation, head: Head, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> View:
+    """What the last layer sees of ``x`` in the client's mode and, for BatchNorm in training, in batches of its size.
+
+    Args:
+        observation: Gives the network, the rule and the number of examples.
+        head: Names the layer.
+        x: ``(N, C, H, W)`` model inputs.
+        weights: By name; None takes those that the server sent.
+    """
+    rule = assumed_rule(observation)
+    module = arrange(observation.network.module(), rule, dropout=False)
+    size = AT_ONCE
+    if rule.mode == "train" and any(isinstance(layer, _BatchNorm) for layer in module.modules()):
+        size = -(-(rule.batch_size or observation.count or len(x)) // rule.accumulate)
+        x = x[: max(1, len(x) // size) * size]
+    parts = x.split(size)[:PARTS]
+    seen: list[Tensor] = []
+    hook = module.get_submodule(head.name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with hook, torch.no_grad():
+        outputs = [functional_call(module, dict(weights or observation.network.weights), (part,)) for part in parts]
+    return View(torch.cat(seen).double(), torch.cat(outputs).double().softmax(1))

@@ -1,0 +1,77 @@
+"""Further knowledge about the client's forward passes: its features, its loss."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from leakmap.attacker.labels.head import head_gradient
+from leakmap.attacker.matching.scene import Penalty, Scene, Trace
+from leakmap.errors import NotApplicable
+
+
+@dataclass(frozen=True)
+class Features:
+    """The input of the last linear layer should be the one that its gradient shows: ``dW_c / db_c`` for class c.
+
+    Holds for classes that occur once; the others are left out, and with them the term where none is left.
+
+    Args:
+        weight: Of the mean squared difference.
+
+    Source: the feature regulariser of breaching, after the closed form of Phong et al. 2018.
+    """
+
+    weight: float
+
+    needs = frozenset[str]()
+    informed = True
+
+    def __call__(self, scene: Scene) -> Penalty:
+        """Reads the features off the update."""
+        try:
+            head = head_gradient(scene.observation)
+        except NotApplicable as error:
+            return Penalty((), _nothing, f"no features: {error}")
+        classes = scene.y.argmax(1) if scene.y.is_floating_point() else scene.y
+        single = (torch.bincount(classes, minlength=len(head.weight)) == 1)[classes]
+        if head.bias is None or not bool(single.any()):
+            why = "the last layer has no bias" if head.bias is None else "every class occurs more than once"
+            return Penalty((), _nothing, f"no features: {why}")
+        rows = classes[single]
+        features = (head.weight[rows] / head.bias[rows][:, None]).to(scene.observation.network.dtype)
+
+        def value(trace: Trace) -> Tensor:
+            return self.weight * F.mse_loss(trace.inputs[head.name][0][single], features)
+
+        return Penalty((head.name,), value, f"features of {len(rows)} examples")
+
+
+def _nothing(trace: Trace) -> Tensor:
+    return torch.zeros((), device=trace.outputs[0].device)
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """The client's loss itself: pictures that the network classifies as their labels are likelier.
+
+    Args:
+        weight: Of the loss.
+
+    Source: Wei et al. 2020, "A Framework for Evaluating Gradient Leakage Attacks" (CPL), arXiv:2004.10397.
+    """
+
+    weight: float
+
+    needs = frozenset[str]()
+    informed = False
+
+    def __call__(self, scene: Scene) -> Penalty:
+        """Uses the labels of the scene."""
+        loss = scene.observation.network.loss()
+
+        def value(trace: Trace) -> Tensor:
+            return self.weight * loss(trace.outputs[0], scene.y[: len(trace.outputs[0])])
+
+        return Penalty((), value)
