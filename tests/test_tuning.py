@@ -20,7 +20,7 @@ from leakmap.cli import main
 from leakmap.client.data import Pictures
 from leakmap.client.groups import divide
 from leakmap.errors import BadSetting, DataError, StoreError
-from leakmap.plan import Plan, prepare
+from leakmap.plan import Plan, prepare, trials
 from leakmap.store import Store, write_json
 from leakmap.tuned import Tuned, read_tuned
 from leakmap.tuning import tune
@@ -314,3 +314,25 @@ def test_the_members_of_the_suite_are_tuned_in_turn_and_keep_their_own_settings(
     assert perform(applied, prepare(applied)).result["settings"]["column"] == "rehearsal-tuned"
     with pytest.raises(BadSetting, match="not tuned with inverting_gradients: steps=3"):
         found.applied_to(replace(plan, attack=Spec("strongest", {"steps": 3})))
+
+
+def test_code_that_a_file_names_is_not_run(tmp_path):
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef build(task): ...")
+    found = tuned()
+    planted = {**asdict(found), "attacks": {"generator": asdict(found.attacks["inverting_gradients"])}}
+    planted["attacks"]["generator"]["settings"] = {"build": f"{evil}:build"}
+    write_json(tmp_path / "tuned.json", planted)
+    with pytest.raises(BadSetting, match="type it in --attack"):
+        read_tuned(tmp_path / "tuned.json").applied_to(replace(PLAN, attack=Spec("generator")))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_trial_depends_on_the_contents_of_the_users_generator(tmp_path):
+    path = tmp_path / "paint.py"
+    plan = replace(PLAN, attack=Spec("generator", {"build": f"{path}:build"}))
+    keys = []
+    for text in ("def build(task): ...", "def build(task): return 1"):
+        path.write_text(text)
+        keys.append(trials(plan, prepared(0))["attack"][0].key)
+    assert keys[0] != keys[1]

@@ -17,7 +17,7 @@ from leakmap.client.training import accuracy, train
 from leakmap.errors import BadSetting, DataError
 from leakmap.local import LocalRule
 from leakmap.models.network import IN_MEMORY, build_network
-from leakmap.registry import Spec
+from leakmap.registry import Spec, user_code_digest
 from leakmap.scoring.lineup import GALLERY
 from leakmap.scoring.metrics import ALWAYS, metrics
 from leakmap.task import Loss, Task
@@ -306,6 +306,7 @@ def trials(plan: Plan, prepared: Prepared) -> dict[str, list[Trial]]:
         seed=plan.seed,
         gallery=plan.gallery,
         metrics=(*ALWAYS, *plan.metrics),
+        code=user_code_digest(plan.attack),
     )
     prior = plan.attack
     if prior.name != "prior_only":

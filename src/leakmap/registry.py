@@ -8,6 +8,7 @@ is imported at first use: adding an algorithm is one file. Installed packages jo
 """
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -221,6 +222,22 @@ def checked_settings(constructor: Callable[..., Any], spec: Spec, kind: str) -> 
 def is_user_code(name: str) -> bool:
     """Whether a name points to a function in a Python file: ``path/to/file.py:function``."""
     return re.search(r"\.py:[A-Za-z_]\w*$", name) is not None
+
+
+def user_code_digest(spec: Spec) -> str:
+    """SHA-256 of the user's files that the settings of a specification name; empty if they name none."""
+    files = [
+        value.rpartition(":")[0] for value in spec.params.values() if isinstance(value, str) and is_user_code(value)
+    ]
+    if not files:
+        return ""
+    digest = hashlib.sha256()
+    for file in files:
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise UsageError(f"{spec} names the file {file!r}, but there is none.")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def load_user_code(reference: str) -> Callable[..., Any]:

@@ -129,6 +129,7 @@ class Trial:
         seed: Every random stream derives from it.
         gallery: Candidates wanted in a line-up.
         metrics: What to compute.
+        code: SHA-256 of the user's files that the attack names.
     """
 
     stage: str
@@ -141,6 +142,7 @@ class Trial:
     seed: int = 0
     gallery: int = GALLERY
     metrics: tuple[str, ...] = ALWAYS
+    code: str = ""
 
     @cached_property
     def key(self) -> str:

@@ -11,7 +11,7 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.strongest import SUITE, member_specs
 from leakmap.errors import BadSetting
 from leakmap.plan import Column, Fact, Plan, Tuning
-from leakmap.registry import Spec
+from leakmap.registry import Spec, is_user_code
 from leakmap.store import read_typed
 
 Objective = Literal["likeness", "ssim", "psnr"]
@@ -108,6 +108,12 @@ class Tuned:
         found = self.attacks.get(name)
         if found is None:
             raise BadSetting(f"{file} has settings for {', '.join(self.attacks)}; got the attack {name!r}.")
+        code = {key: v for key, v in found.settings.items() if isinstance(v, str) and is_user_code(v)}
+        if code.items() - typed.items():
+            raise BadSetting(
+                f"{file} names code ({', '.join(f'{k}={v}' for k, v in code.items())}); leakmap does not run "
+                "code that a file names: type it in --attack."
+            )
         if other := [f"{key}={value}" for key, value in typed.items() if found.settings.get(key) != value]:
             raise BadSetting(f"{file} was not tuned with {', '.join(other)}; leave it out, or tune with it.")
         return replace(plan, attack=Spec(name, dict(found.settings)), tuned=self.origin(name, file=file))

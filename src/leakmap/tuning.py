@@ -21,7 +21,7 @@ from leakmap.attacker.attacks.strongest import SUITE, member_specs, why_not
 from leakmap.auditing import run_all
 from leakmap.errors import BadSetting
 from leakmap.plan import Column, Fact, Plan, Prepared, Progress, check_needs, facts
-from leakmap.registry import Spec, Tunable
+from leakmap.registry import Spec, Tunable, user_code_digest
 from leakmap.scoring.lineup import cross_correlation
 from leakmap.seeds import derive
 from leakmap.store import Store, write_json
@@ -148,7 +148,16 @@ class _Clients:
         """One for each client. Rehearsals have a seed of their own: nothing is tuned to the starts of the audit."""
         plan = self.plan
         seed = plan.seed if self.group == "victims" else derive(plan.seed, "rehearsals")
-        first = Trial(self.stage.digest, plan.rule, plan.threat, attack, self.group, seed=seed, gallery=plan.gallery)
+        first = Trial(
+            self.stage.digest,
+            plan.rule,
+            plan.threat,
+            attack,
+            self.group,
+            seed=seed,
+            gallery=plan.gallery,
+            code=user_code_digest(attack),
+        )
         return [replace(first, client=client) for client in range(len(getattr(self.stage.groups, self.group)))]
 
     def value(self, outcome: Outcome) -> float:

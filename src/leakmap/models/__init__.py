@@ -1,8 +1,8 @@
 """Architectures by name, and the network that every participant knows.
 
 Parametric families (``resnet``, ``convnet``, ``mlp``, ``vit``) take the paper's knobs; ``torchvision/NAME`` and
-``timm/NAME`` adapt the libraries; ``path/to/file.py:function`` is a user's own. A constructor receives the :class:`leakmap.task.Task`
-and returns an ``nn.Module`` that maps ``(N, C, H, W)`` to class scores ``(N, classes)``.
+``timm/NAME`` adapt the libraries; ``path/to/file.py:function`` is a user's own. A constructor receives the
+:class:`leakmap.task.Task` and returns an ``nn.Module`` that maps ``(N, C, H, W)`` to class scores ``(N, classes)``.
 """
 
 from torch import nn

@@ -9,12 +9,12 @@ from leakmap.attacker.matching.terms import TaskLoss
 
 @attacks.add("cpl")
 def cpl(
-    *, loss: Weight = 1.0, steps: Count = 300, lr: Positive = 1.0, restarts: Count = 1, labels: str = "auto"
+    *, loss: Weight = 0.01, steps: Count = 300, lr: Positive = 1.0, restarts: Count = 1, labels: str = "auto"
 ) -> GradientMatching:
     """Squared distance and the client's own loss, L-BFGS from tiled noise, in the box.
 
     Args:
-        loss: Weight of the loss.
+        loss: Weight of the loss; published is 1 beside a matching term that is not scaled by the update.
         steps: Outer iterations, of up to 20 inner ones each.
         lr: Step size of L-BFGS.
         restarts: Independent starts.
@@ -34,4 +34,5 @@ def cpl(
         steps=steps,
         restarts=restarts,
         labels=labels,
+        leaky_model="convnet,width=16,activation=tanh",
     )

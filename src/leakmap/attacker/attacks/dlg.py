@@ -30,6 +30,7 @@ def dlg(*, steps: Count = 300, lr: Positive = 1.0, restarts: Count = 1) -> Gradi
         soft_labels=True,
         steps=steps,
         restarts=restarts,
+        leaky_model="convnet,width=16,activation=tanh",
     )
 
 
@@ -55,4 +56,5 @@ def idlg(*, steps: Count = 300, lr: Positive = 1.0, restarts: Count = 1, labels:
         steps=steps,
         restarts=restarts,
         labels=labels,
+        leaky_model="convnet,width=16,activation=tanh",
     )

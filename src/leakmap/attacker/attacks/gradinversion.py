@@ -13,7 +13,7 @@ def gradinversion(
     *,
     tv: Weight = 1e-4,
     norm: Weight = 1e-6,
-    weight: StatisticsWeight = 1e-2,
+    weight: StatisticsWeight = 1e-3,
     group: Weight = 1e-3,
     noise: Weight = 0.01,
     steps: Count = 20_000,
