@@ -123,3 +123,13 @@ def test_no_graph_leads_from_an_update_to_the_private_batch(task):
     batch = Batch(batch.pictures.requires_grad_(), batch.y)
     round = simulate(network, LocalRule(share="delta"), batch)
     assert all(t.grad_fn is None and not t.requires_grad for t in round.update.tensors.values())
+
+
+def test_a_shuffling_client_takes_every_epoch_in_an_order_of_its_own(task):
+    rule = LocalRule("delta", epochs=2, batch_size=2, lr=0.1)
+    network, batch = build_network(task, "convnet,width=4"), batch_of(6, task)
+    plain = simulate(network, rule, batch).update.tensors
+    shuffled = [simulate(network, replace(rule, shuffle=True), batch, seed).update.tensors for seed in (1, 1, 2)]
+    assert all(torch.equal(shuffled[0][name], shuffled[1][name]) for name in plain)
+    assert not all(torch.equal(shuffled[0][name], shuffled[2][name]) for name in plain)
+    assert not all(torch.equal(shuffled[0][name], plain[name]) for name in plain)

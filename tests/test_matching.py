@@ -11,7 +11,7 @@ from leakmap.attacker.matching.decoders import Pixels, PixelsOfEpochs, median_fi
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.emphasis import ByDepth, Largest, Partial, Support
-from leakmap.attacker.matching.engine import Exact
+from leakmap.attacker.matching.engine import Exact, matching_term
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.masks import Masked
 from leakmap.attacker.matching.priors import SamePictures, TotalVariation
@@ -255,3 +255,31 @@ def test_a_users_generator_is_searched_in_latent_and_weights(task, tmp_path):
 def test_priors_take_pictures_of_several_epochs(task):
     x = pictures(4, task)
     assert float(TotalVariation(1.0)(x.view(2, 2, *task.shape))) == pytest.approx(float(TotalVariation(1.0)(x)))
+
+
+def test_a_blind_search_goes_on_from_stage_to_stage(task):
+    _, observation = observed("convnet,width=4", task, threat=ThreatModel("known"))
+    floor = GradientMatching(steps=40, stages=(Pixels(0.25), Pixels()), descent=Descent(0.3)).blind()
+    found = attack(observation, floor, seed=1).pictures
+    coarse = torch.nn.functional.avg_pool2d(found, 4)
+    smoothed = torch.nn.functional.interpolate(coarse, size=task.shape[1:], mode="bilinear")
+    noise = attack(observation, replace(floor, stages=(Pixels(),), steps=1), seed=1).pictures
+    assert (found - smoothed).abs().mean() < 0.5 * (noise - smoothed).abs().mean()
+
+
+def test_a_distance_that_is_not_a_number_stays_one():
+    broken = torch.tensor([torch.nan], dtype=torch.float64)
+    assert all(DISTANCES[name](broken, broken, broken)[0].isnan() for name in DISTANCES)
+
+
+def test_features_are_left_out_behind_several_forward_passes(task):
+    for rule in (LocalRule("delta", batch_size=2), LocalRule(accumulate=2)):
+        _, observation = observed("convnet,width=4", task, rule=rule, threat=ThreatModel("known"), count=4)
+        assert "several forward passes" in attack(observation, "modern,steps=2").notes["known"]
+
+
+def test_iterates_are_compared_over_all_entries_where_a_random_share_is_matched(task):
+    _, observation = observed("convnet,width=8", task, threat=ThreatModel("known"), count=1)
+    found = attack(observation, GradientMatching(steps=30, emphasis=Partial(0.3, every=5)), seed=0)
+    scene = Scene(observation, LocalRule(), found.y, 0)
+    assert matching_term(scene, task.normalise(found.pictures)) == pytest.approx(found.objective, rel=1e-3)

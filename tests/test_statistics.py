@@ -8,11 +8,12 @@ from torch import nn
 
 from leakmap import LocalRule, ThreatModel, attack, build_network, observe, simulate
 from leakmap.attacker.buffers import client_passes, recover_statistics, unmix
+from leakmap.attacker.labels import recover
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Exact
 from leakmap.attacker.matching.scene import Guess, Scene, Trace
 from leakmap.attacker.matching.statistics import Statistics, layer_statistics, norm_layers, proxy_targets
-from leakmap.errors import NotApplicable
+from leakmap.errors import BadSetting, NotApplicable
 from leakmap.observation import Public
 from tests.conftest import batch_of, observed, pictures
 
@@ -296,3 +297,30 @@ def test_the_floor_of_an_attack_on_buffers_does_not_see_them(task):
         for o in (first, replace(first, buffers=moved))
     ]
     assert torch.equal(*floors)
+
+
+def test_inferred_labels_leave_the_recovered_statistics_right(task):
+    round, observation = observed(MODEL, task, count=4)
+    seen = recover(observation, "auto", 0)
+    assert seen.rule != "granted"
+    scene = Scene(observation, LocalRule(), round.batch.y, 0)
+    engine = Exact(scene, DISTANCES["cosine"], penalties=[Statistics("recovered", 1.0)(scene)])
+    truth = Guess(task.normalise(round.batch.pictures), round.batch.y)
+    assert float(engine.value_and_grad(truth).penalty) < 1e-3
+
+
+@pytest.mark.parametrize("value", [10**15, -3])
+def test_an_impossible_counter_is_one_sentence(task, value):
+    _, observation = observed(MODEL, task)
+    counters = {n: torch.tensor(value) for n in observation.buffers if n.endswith("num_batches_tracked")}
+    hostile = replace(observation, buffers={**observation.buffers, **counters})
+    with pytest.raises(NotApplicable, match="forward passes in a round"):
+        attack(hostile, "recovered_statistics,steps=1")
+
+
+def test_the_calibrated_form_needs_batches_that_differ(task):
+    with pytest.raises(BadSetting, match="needs several"):
+        Statistics("proxy", 1.0, "calibrated", batches=1)
+    _, observation = observed(MODEL, task, threat=ThreatModel("known", public=4), count=4)
+    with pytest.raises(NotApplicable, match="grant 8"):
+        attack(observation, "proxy_statistics,form=calibrated,steps=2")

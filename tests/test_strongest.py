@@ -1,5 +1,6 @@
 """The suite: what it runs, what it leaves out, and how it chooses."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -8,11 +9,14 @@ import torch
 from leakmap import LocalRule, Spec, ThreatModel, attack
 from leakmap.attacker.attacks import strongest as module
 from leakmap.attacker.attacks.strongest import MEMBERS, Strongest
+from leakmap.attacker.matching.engine import matching_term
+from leakmap.attacker.matching.gradient_matching import unexplained
+from leakmap.attacker.matching.scene import Scene
 from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.auditing import perform
-from leakmap.errors import BadSetting, NonFinite
+from leakmap.errors import BadSetting, NonFinite, NotApplicable
 from leakmap.plan import Plan, prepare
-from tests.conftest import observed
+from tests.conftest import observed, pictures
 
 BATCHNORM = "resnet,blocks=1-1,width=8,dropout=0.3"
 
@@ -32,7 +36,7 @@ def test_it_runs_what_the_knowledge_allows_and_says_why_not_the_rest(task):
     assert "public" in notes["proxy_statistics"]
     assert "dropout" in notes["dropout_inversion"]
     assert "convolution" in notes["linear"]
-    rule = LocalRule("delta", epochs=2, batch_size=2)
+    rule = LocalRule("delta", epochs=2, batch_size=2, shuffle=True)
     _, local = observed("convnet,width=4", task, rule=rule, threat=ThreatModel("known"), count=4)
     assert reached(attack(local, "strongest,steps=2"))["dimitrov"].pictures is not None
 
@@ -70,11 +74,26 @@ def test_settings_of_members_are_written_with_a_dot(task):
 
 
 def test_the_floor_of_the_suite_does_not_depend_on_the_update(task):
-    floors = [
-        attack(observed(BATCHNORM, task, seed=0, count=1, threat=ThreatModel("known"))[1], spec, seed=1).pictures
-        for spec in ("prior_only,of=strongest,steps=4", "prior_only,of=inverting_gradients,steps=4")
-    ]
-    assert torch.equal(*floors)
+    _, own = observed(BATCHNORM, task, count=2)
+    other = observed(BATCHNORM, task, count=2, seed=5)[1]
+    other = replace(own, update=other.update, buffers=other.buffers)
+    floor = [attack(o, "prior_only,of=strongest,steps=4", seed=1).pictures for o in (own, other)]
+    assert torch.equal(*floor)
+    plain = attack(own, "prior_only,of=inverting_gradients,steps=4", seed=1)
+    assert torch.equal(floor[0], plain.pictures)
+    public = observed(BATCHNORM, task, threat=ThreatModel(public=4))[1].public
+    with_public = attack(replace(own, public=public), "prior_only,of=strongest,steps=4", seed=1)
+    assert not torch.equal(with_public.pictures, plain.pictures)
+
+
+def test_dropout_clients_are_judged_with_masks_fitted_to_each_result(task):
+    """The truth itself is far from the update without its masks: the expected network would choose the wrong result."""
+    round, observation = observed("convnet,dropout=0.3,width=16", task, threat=ThreatModel("known"), count=1)
+    scene = Scene(observation, LocalRule(), round.batch.y, 0)
+    truth = task.normalise(round.batch.pictures)
+    assert matching_term(scene, truth) > 0.05
+    assert unexplained(scene, truth) < 1e-3
+    assert unexplained(scene, task.normalise(pictures(1, task, 7))) > 10 * unexplained(scene, truth)
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,25 @@ class Failing:
         raise NonFinite("it left the finite numbers")
 
 
+@dataclass(frozen=True)
+class Hollow:
+    needs = frozenset({"count"})
+    leaky_model = "convnet"
+
+    def __call__(self, observation, seed, progress) -> Reconstruction:
+        shape = (observation.count, *observation.network.task.shape)
+        return Reconstruction(torch.full(shape, math.nan), observation.labels, 0.0)
+
+
+def test_pictures_that_are_not_finite_never_win(task):
+    _, observation = observed("convnet,width=4", task, threat=ThreatModel("known"))
+    suite = module.strongest(steps=2)
+    hollow = Strongest(tuple((n, Hollow() if n == "linear" else m) for n, m in suite.members))
+    found = attack(observation, hollow)
+    assert reached(found)["linear"].failed
+    assert found.notes["won"] == "inverting_gradients"
+
+
 def test_a_member_that_fails_is_recorded_and_a_suite_without_a_result_is_an_error(task):
     _, observation = observed("convnet,width=4", task, threat=ThreatModel("known"))
     suite = module.strongest(steps=2)
@@ -94,7 +132,7 @@ def test_a_member_that_fails_is_recorded_and_a_suite_without_a_result_is_an_erro
     attempt = reached(attack(shown, broken))["proxy_statistics"]
     assert attempt.failed
     assert "NonFinite" in attempt.note
-    with pytest.raises(NonFinite):
+    with pytest.raises(NotApplicable, match="NonFinite: it left the finite numbers"):
         attack(observation, Strongest(tuple((name, Failing()) for name in MEMBERS)))
 
 

@@ -19,8 +19,9 @@ from leakmap.auditing import perform
 from leakmap.cli import main
 from leakmap.client.data import Pictures
 from leakmap.client.groups import divide
-from leakmap.errors import BadSetting, DataError, StoreError
+from leakmap.errors import BadSetting, DataError, StoreError, UsageError
 from leakmap.plan import Plan, prepare, trials
+from leakmap.registry import load_user_code
 from leakmap.store import Store, write_json
 from leakmap.tuned import Tuned, read_tuned
 from leakmap.tuning import tune
@@ -251,7 +252,7 @@ def test_settings_that_saw_a_victim_are_refused_unless_they_are_called_oracle_tu
 
 def test_settings_beside_a_tuned_file_must_be_those_that_it_was_tuned_with():
     assert tuned().applied_to(PLAN).attack.params["steps"] == 3
-    with pytest.raises(BadSetting, match="not tuned with steps=9"):
+    with pytest.raises(BadSetting, match="not tuned with inverting_gradients: steps=9"):
         tuned().applied_to(replace(PLAN, attack=Spec("inverting_gradients", {"steps": 9})))
     with pytest.raises(BadSetting, match="settings for inverting_gradients; got the attack 'linear'"):
         tuned().applied_to(replace(PLAN, attack=Spec("linear")))
@@ -276,7 +277,7 @@ def _changed(**changes):
         (lambda: _changed(facts={"model": ["a"]}), "'facts.model"),
         (lambda: _changed().replace('"steps": 3', '"steps": NaN'), "settings.steps"),
         (lambda: _changed().replace('"tv": 0.', '"tv": -0.'), "for 'tv'"),
-        (lambda: _changed().replace('"steps": 3', '"stepz": 3'), "not tuned with steps=3"),
+        (lambda: _changed().replace('"steps": 3', '"stepz": 3'), "not tuned with inverting_gradients: steps=3"),
     ],
 )
 def test_a_hostile_file_gives_one_sentence(text, expected, tmp_path, monkeypatch, capsys):
@@ -307,7 +308,7 @@ def test_the_members_of_the_suite_are_tuned_in_turn_and_keep_their_own_settings(
     found = tune(plan, prepare(plan, rehearsals=1), budget=2)
     assert list(found.attacks) == ["inverting_gradients", "recovered_statistics"]
     applied = found.applied_to(plan)
-    assert applied.attack.params["steps"] == 2
+    assert applied.attack.params["inverting_gradients.steps"] == 2
     weight = found.attacks["recovered_statistics"].settings["weight"]
     assert applied.attack.params["recovered_statistics.weight"] == weight
     assert "means of 2 attacks" in str(applied.tuned)
@@ -325,6 +326,9 @@ def test_code_that_a_file_names_is_not_run(tmp_path):
     write_json(tmp_path / "tuned.json", planted)
     with pytest.raises(BadSetting, match="type it in --attack"):
         read_tuned(tmp_path / "tuned.json").applied_to(replace(PLAN, attack=Spec("generator")))
+    for name in (f"{evil}:1", f"{evil}c:build", f"{evil}:build\\n"):
+        with pytest.raises(UsageError):
+            load_user_code(name)
     assert not (tmp_path / "ran").exists()
 
 
@@ -336,3 +340,10 @@ def test_a_trial_depends_on_the_contents_of_the_users_generator(tmp_path):
         path.write_text(text)
         keys.append(trials(plan, prepared(0))["attack"][0].key)
     assert keys[0] != keys[1]
+
+
+def test_no_line_up_of_a_tuned_audit_holds_a_rehearsed_picture():
+    rehearsed = set(tuned().pictures)
+    assert rehearsed & set(prepared(0).main.groups.digests(prepared(0).main.groups.distractors))
+    groups = prepare(tuned().applied_to(PLAN)).main.groups
+    assert not rehearsed & set(groups.digests(groups.distractors))

@@ -106,6 +106,7 @@ def _plan(
     ] = "sgd",
     dropout: Annotated[float | None, typer.Option(help="Replaces every rate.", rich_help_panel=CLIENT)] = None,
     accumulate: Annotated[int, typer.Option(help="Micro-batches of a step.", rich_help_panel=CLIENT)] = 1,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="A new order each epoch.", rich_help_panel=CLIENT)] = False,
     labels: Annotated[
         Literal["unknown", "counts", "known"],
         typer.Option(help="Of the client's pictures.", rich_help_panel=SERVER),
@@ -134,6 +135,7 @@ def _plan(
             optimizer=optimizer,
             dropout=dropout,
             accumulate=accumulate,
+            shuffle=shuffle,
         ),
         threat=ThreatModel(labels, buffers=buffers, public=public),
         attack=Spec(spec.name, spec.params | {key: value for key, value in chosen.items() if value is not None}),

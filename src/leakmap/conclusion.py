@@ -245,7 +245,7 @@ def _flags(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Outc
         )
     if any("label order" in o.notes for o in attacked):
         flags["label_order_unknown"] = (
-            "The order of the classes in the client's mini-batches is unknown; the attack simulates a sorted one."
+            "The order of the pictures in the client's mini-batches is unknown; the attack simulates one of its own."
         )
     of_class = torch.bincount(groups.labels[groups.distractors], minlength=len(groups.classes))
     mixed = int((of_class[groups.labels[groups.victims]] < FEWEST_OF_A_CLASS).sum())

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.dropout import _DropoutNd
 
 from leakmap.errors import BadSetting
+from leakmap.seeds import generator
 from leakmap.task import Loss
 
 Share = Literal["gradient", "delta"]
@@ -37,6 +38,7 @@ class LocalRule:
         dropout: Rate that replaces the rate of every dropout layer of the model; None leaves them.
         accumulate: Micro-batches that the pictures of a step are split into (gradient accumulation): gradients are
             averaged over the pictures, BatchNorm sees every micro-batch alone.
+        shuffle: Whether each epoch goes through the pictures in an order of its own (``delta`` only).
     """
 
     share: Share = "gradient"
@@ -49,6 +51,7 @@ class LocalRule:
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     dropout: float | None = None
     accumulate: int = 1
+    shuffle: bool = False
 
     def __post_init__(self) -> None:
         checks = [
@@ -68,6 +71,8 @@ class LocalRule:
                 raise BadSetting(f"A local rule's {name} must be {expected}; got {getattr(self, name)!r}.")
         if self.share == "gradient" and (self.epochs != 1 or self.batch_size is not None):
             raise BadSetting("A client that shares a gradient takes no local steps; use share='delta' for several.")
+        if self.share == "gradient" and self.shuffle:
+            raise BadSetting("A gradient over all pictures has no order; use share='delta' to shuffle.")
         if self.share == "gradient" and (self.optimizer != "sgd" or self.momentum or self.weight_decay):
             raise BadSetting("A shared gradient has not been through an optimiser; use share='delta' for one.")
         if self.momentum and self.optimizer != "sgd":
@@ -134,6 +139,7 @@ def local_signal(
     *,
     differentiable: bool = False,
     dropout_seed: int | None = None,
+    order_seed: int | None = None,
 ) -> Signal:
     """What a client that starts from ``weights`` and holds ``(x, y)`` shares.
 
@@ -146,6 +152,7 @@ def local_signal(
         loss: ``loss(outputs, y) -> scalar``.
         differentiable: Whether the result carries a graph back to ``x`` (and ``y``).
         dropout_seed: Seeds the dropout masks; None draws from torch's global stream.
+        order_seed: Seeds the orders of a rule that shuffles; None keeps the order of ``x``.
     """
     trainable = [name for name, p in module.named_parameters() if p.requires_grad]
     buffers = {name: weights[name].detach().clone() for name, _ in module.named_buffers() if name in weights}
@@ -170,9 +177,12 @@ def local_signal(
         else:
             parameters, step = start, OPTIMIZERS[rule.optimizer](rule)
             for epoch in range(rule.epochs):
-                held = x[epoch] if x.ndim == 5 else x
+                held, labels = x[epoch] if x.ndim == 5 else x, y
+                if rule.shuffle and order_seed is not None:
+                    order = torch.randperm(len(held), generator=generator(order_seed, "epoch", epoch)).to(x.device)
+                    held, labels = held[order], y[order]
                 for part in _slices(len(held), rule.batch_size or len(held)):
-                    parameters = step(parameters, gradient(parameters, held[part], y[part]))
+                    parameters = step(parameters, gradient(parameters, held[part], labels[part]))
                     if not differentiable:
                         parameters = [p.detach().requires_grad_() for p in parameters]
             shared = [after - before.detach() for after, before in zip(parameters, start, strict=True)]

@@ -50,6 +50,7 @@ class RuleManifest(_Strict):
     optimizer: Literal["sgd", "adam", "adamw"]
     dropout: float | None
     accumulate: Annotated[int, Field(ge=1, le=10**4)] = 1
+    shuffle: bool = False
 
 
 class TensorManifest(_Strict):

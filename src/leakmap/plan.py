@@ -186,7 +186,7 @@ def prepare(
         rehearsals=rehearsals,
         seed=plan.seed,
     )
-    _check_unseen(plan, groups)
+    groups = _without_rehearsed(plan, groups)
     progress("building the model", 0.0)
     channels, height, width = groups.images.shape[1:]
     mean, std = _normalisation(plan.normalise, groups)
@@ -225,16 +225,23 @@ def facts(plan: Plan, stage: Stage) -> dict[str, Fact]:
     }
 
 
-def _check_unseen(plan: Plan, groups: Groups) -> None:
-    """Refuses settings that were tuned on a victim, unless they say so."""
+def _without_rehearsed(plan: Plan, groups: Groups) -> Groups:
+    """The groups without distractors that were rehearsed on.
+
+    Raises:
+        DataError: a victim was rehearsed on, in settings that do not say so.
+    """
     if plan.tuned is None or plan.tuned.column == "oracle-tuned":
-        return
+        return groups
     seen = set(plan.tuned.pictures).intersection(groups.digests(groups.victims))
     if seen:
         raise DataError(
             f"{len(seen)} of {groups.victims.numel()} pictures of victims were rehearsed on in {plan.tuned.file}; "
             "tune again with the --seed, --victims and --batch-size of this audit."
         )
+    rehearsed = set(plan.tuned.pictures)
+    kept = [digest not in rehearsed for digest in groups.digests(groups.distractors)]
+    return replace(groups, distractors=groups.distractors[torch.tensor(kept, dtype=torch.bool)])
 
 
 def _normalisation(text: str, groups: Groups) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -363,4 +370,5 @@ def command(plan: Plan) -> str:
     for name in plan.metrics:
         parts += ["--metric", name]
     parts += [] if threat.buffers else ["--no-buffers"]
+    parts += ["--shuffle"] if rule.shuffle else []
     return shlex.join(["leakmap", "audit", *parts])

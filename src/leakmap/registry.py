@@ -221,7 +221,7 @@ def checked_settings(constructor: Callable[..., Any], spec: Spec, kind: str) -> 
 
 def is_user_code(name: str) -> bool:
     """Whether a name points to a function in a Python file: ``path/to/file.py:function``."""
-    return re.search(r"\.py:[A-Za-z_]\w*$", name) is not None
+    return re.search(r"\.py:[A-Za-z_]\w*\Z", name) is not None
 
 
 def user_code_digest(spec: Spec) -> str:
@@ -248,9 +248,12 @@ def load_user_code(reference: str) -> Callable[..., Any]:
     """
     path_text, _, name = reference.rpartition(":")
     path = Path(path_text).expanduser().resolve()
+    if not is_user_code(reference):
+        raise UsageError(f"{reference!r} is not path/to/file.py:function.")
     if not path.is_file():
         raise UsageError(f"{reference!r} names a function in {path_text!r}, but there is no such file.")
-    module_name = f"leakmap_user_{path.stem}_{abs(hash(path))}"
+    contents = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()
+    module_name = f"leakmap_user_{path.stem}_{contents[:16]}"
     module = sys.modules.get(module_name)
     if module is None:
         spec = importlib.util.spec_from_file_location(module_name, path)

@@ -1,17 +1,18 @@
 """The settings that a rehearsal froze, as data and as a file."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.strongest import SUITE, member_specs
 from leakmap.errors import BadSetting
 from leakmap.plan import Column, Fact, Plan, Tuning
-from leakmap.registry import Spec, is_user_code
+from leakmap.registry import Spec
 from leakmap.store import read_typed
 
 Objective = Literal["likeness", "ssim", "psnr"]
@@ -64,6 +65,27 @@ class TunedAttack:
 
     __pydantic_config__ = _STRICT
 
+    def frozen(self, name: str, typed: Mapping[str, Any], file: Path | str) -> dict[str, Fact]:
+        """All settings, for an audit.
+
+        Args:
+            name: Of the attack.
+            typed: What the user typed, which must be what was fixed while tuning.
+            file: Where these settings were read, for messages.
+
+        Raises:
+            BadSetting: the user typed something else, or the file names code that the user did not type.
+        """
+        if other := [f"{key}={value}" for key, value in typed.items() if self.settings.get(key) != value]:
+            raise BadSetting(f"{file} was not tuned with {name}: {', '.join(other)}; leave it out, or tune with it.")
+        for key, value in self.settings.items():
+            if key not in typed and isinstance(value, str) and not re.fullmatch(r"[\w-]*", value):
+                raise BadSetting(
+                    f"{file} has {key}={value!r}, which may name code; leakmap does not run code that a file names: "
+                    "type it in --attack."
+                )
+        return dict(self.settings)
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -108,30 +130,16 @@ class Tuned:
         found = self.attacks.get(name)
         if found is None:
             raise BadSetting(f"{file} has settings for {', '.join(self.attacks)}; got the attack {name!r}.")
-        code = {key: v for key, v in found.settings.items() if isinstance(v, str) and is_user_code(v)}
-        if code.items() - typed.items():
-            raise BadSetting(
-                f"{file} names code ({', '.join(f'{k}={v}' for k, v in code.items())}); leakmap does not run "
-                "code that a file names: type it in --attack."
-            )
-        if other := [f"{key}={value}" for key, value in typed.items() if found.settings.get(key) != value]:
-            raise BadSetting(f"{file} was not tuned with {', '.join(other)}; leave it out, or tune with it.")
-        return replace(plan, attack=Spec(name, dict(found.settings)), tuned=self.origin(name, file=file))
+        return replace(plan, attack=Spec(name, found.frozen(name, typed, file)), tuned=self.origin(name, file=file))
 
     def _applied_to_suite(self, plan: Plan, file: Path | str) -> Plan:
-        """Every member with the settings that were searched for it; what the user typed must be what was fixed."""
-        fixed = {member.name: member.params for member in member_specs(plan.attack)}
-        chosen: dict[str, Fact] = {}
+        """Every tuned member with its frozen settings."""
+        typed = {member.name: member.params for member in member_specs(plan.attack)}
+        chosen = dict(plan.attack.params)
         for name, found in self.attacks.items():
-            own = fixed.get(name, {})
-            if other := [f"{key}={value}" for key, value in own.items() if found.settings.get(key) != value]:
-                raise BadSetting(
-                    f"{file} was not tuned with {name}: {', '.join(other)}; leave it out, or tune with it."
-                )
-            searched = attacks.tunables(name).keys() - own.keys()
-            chosen |= {f"{name}.{key}": found.settings[key] for key in sorted(searched)}
-        spec = Spec(SUITE, plan.attack.params | chosen)
-        return replace(plan, attack=spec, tuned=self.origin(*self.attacks, file=file))
+            frozen = found.frozen(name, typed.get(name, {}), file)
+            chosen |= {f"{name}.{key}": value for key, value in frozen.items()}
+        return replace(plan, attack=Spec(SUITE, chosen), tuned=self.origin(*self.attacks, file=file))
 
     def origin(self, *names: str, file: Path | str = "tuned.json") -> Tuning:
         """What a plan remembers of where the settings of these attacks come from; of several, the mean scores."""

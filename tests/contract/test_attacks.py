@@ -71,6 +71,16 @@ def test_raises_not_granted_without_a_need(name, task):
             attack(replace(observation, **{need: None}, **dependent), quick(name))
 
 
+def test_its_floor_sees_nothing_of_the_client(name, task):
+    """Update, buffers and, where they are not granted, labels of another client change nothing."""
+    model = "resnet,blocks=1,width=8,preact=true"
+    own, other = (observed(model, task, threat=ThreatModel(public=4), count=2, seed=seed)[1] for seed in (0, 5))
+    other = replace(own, update=other.update, buffers=other.buffers)
+    floor = Spec("prior_only", {"of": name} | quick(name).params) if name != "prior_only" else quick(name)
+    first, second = (attack(observation, floor, seed=1) for observation in (own, other))
+    assert torch.equal(first.pictures, second.pictures)
+
+
 def test_the_docstring_says_when_it_applies_and_names_its_source(name):
     text = attacks.constructor(name).__doc__ or ""
     assert "Applies:" in text

@@ -118,3 +118,14 @@ def test_noise_in_the_update_lowers_the_confidence(name, task):
 
 def test_the_docstring_names_its_source(name):
     assert "Source:" in (label_rules.constructor(name).__doc__ or "")
+
+
+def test_the_observation_stays_as_it_was_also_behind_batchnorm_in_training_mode(name, task):
+    for rule in (LocalRule(), LocalRule("delta", epochs=2)):
+        _, observation = observed("resnet,blocks=1-1,width=8", task, rule=rule, threat=ThreatModel(public=8), count=4)
+        before = observation.digest()
+        try:
+            label_rules.build(name)(observation, 0)
+        except NotApplicable:
+            continue
+        assert observation.digest() == before

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leakmap.errors import NotApplicable
-from leakmap.local import Mode
+from leakmap.local import LocalRule, Mode
 from leakmap.observation import Observation
+
+MOST_PASSES = 10**6
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,31 @@ class BatchStatistics:
 
 
 @dataclass(frozen=True)
+class Assumed:
+    """The local rule that an attacker simulates.
+
+    Args:
+        rule: Granted, or one step in the mode that returned buffers show, else in training mode.
+        statement: In words, what of it is assumed; empty if it is granted.
+        used: Facts of the Observation that it rests on.
+    """
+
+    rule: LocalRule
+    statement: str
+    used: frozenset[str]
+
+
+def assumed_rule(observation: Observation) -> Assumed:
+    """The local rule of the client, as far as it is granted or shows."""
+    if observation.rule is not None:
+        return Assumed(observation.rule, "", frozenset({"rule"}))
+    shown = client_passes(observation).mode if observation.buffers is not None else None
+    rule = LocalRule(share=observation.update.kind, mode=shown or "train")
+    statement = f"{rule.share} of one step in {rule.mode} mode{', which the buffers show' if shown else ''}"
+    return Assumed(rule, statement, frozenset({"buffers"} if shown else ()))
+
+
+@dataclass(frozen=True)
 class Passes:
     """How a client used its BatchNorm layers.
 
@@ -70,6 +97,7 @@ def client_passes(observation: Observation) -> Passes:
 
     Raises:
         NotGranted: the buffers are not granted.
+        NotApplicable: a counter changed by an impossible number.
     """
     observation.need("buffers")
     layers = tracked_layers(observation)
@@ -85,7 +113,12 @@ def client_passes(observation: Observation) -> Passes:
         counter = f"{name}.num_batches_tracked"
         counted = 0
         if counter in sent and counter in returned:
-            counted = round(float(returned[counter]) - float(sent[counter]))
+            change = float(returned[counter]) - float(sent[counter])
+            if not 0 <= change <= MOST_PASSES:
+                raise NotApplicable(
+                    f"{counter!r} changed by {change:g}; a client makes 0 to {MOST_PASSES} forward passes in a round."
+                )
+            counted = round(change)
         forwards[name] = counted if counted > 0 else expected
     return Passes("train" if forwards else "eval", forwards)
 

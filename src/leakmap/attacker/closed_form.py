@@ -106,21 +106,6 @@ def qualifying_layer(observation: Observation, attack: Literal["linear", "spear"
     )
 
 
-def as_gradient(observation: Observation) -> dict[str, Tensor]:
-    """The update as a mean gradient in float64, by name.
-
-    A delta of SGD is turned around, scaled and freed of its weight decay, exactly for one step; without the rule it is
-    only turned around, so that its scale is unknown.
-    """
-    rule, shared = observation.rule, {name: t.double() for name, t in observation.update.tensors.items()}
-    if observation.update.kind == "gradient":
-        return shared
-    if rule is None:
-        return {name: -tensor for name, tensor in shared.items()}
-    length, weights = rule.lr * rule.steps(observation.count or 1), observation.network.weights
-    return {name: -t / length - rule.weight_decay * weights[name].double() for name, t in shared.items()}
-
-
 @dataclass(frozen=True, eq=False)
 class _Call:
     name: str
@@ -180,7 +165,7 @@ def _linear(trace: _Trace, call: _Call, count: int | None, rule: LocalRule) -> t
     layer = call.layer
     if isinstance(layer, nn.Conv2d):
         return False, "is a convolution, whose gradient is a sum over positions"
-    if not _same(call.inputs, trace.pictures):
+    if not _same(call.inputs, trace.pictures) or layer.in_features != trace.pictures[0].numel():
         return False, "sees features, not the picture: the features could be read, the picture not"
     if layer.bias is None:
         return False, "has no bias, by whose gradient that of the weight is divided"
@@ -275,6 +260,8 @@ def _april(trace: _Trace, count: int | None, rule: LocalRule) -> tuple[Finding, 
         why = f"does not see embedding plus position: the LayerNorm {norm.name} stands between"
     elif position is None:
         why = "does not see embedding plus learned positions"
+    elif (values := trace.network.weights[f"{first.name}.weight"][0].numel()) > dim:
+        why = f"sees patches of {values} values in {dim} dimensions, which cannot be inverted"
     elif length > dim:
         why = f"sees {length} tokens of width {dim}, which are more unknowns than equations"
     elif count not in (None, 1):

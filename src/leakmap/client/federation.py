@@ -51,16 +51,18 @@ def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> 
         network: Task, architecture and weights.
         rule: The local rule.
         batch: The client's examples.
-        seed: For dropout masks; nothing else is random.
+        seed: For dropout masks and the order of a rule that shuffles; nothing else is random.
 
     Raises:
         ModelError: the step fails, as BatchNorm does on a single value per channel in training mode.
     """
     module = arrange(network.module(), rule)
     x = network.task.normalise(batch.pictures)
-    masks = derive(seed, "client")
+    masks, order = derive(seed, "client"), derive(seed, "order")
     try:
-        signal = local_signal(module, network.weights, x, batch.y, rule, network.loss(), dropout_seed=masks)
+        signal = local_signal(
+            module, network.weights, x, batch.y, rule, network.loss(), dropout_seed=masks, order_seed=order
+        )
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ModelError(

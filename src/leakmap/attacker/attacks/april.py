@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.closed_form import as_gradient, first_attention
+from leakmap.attacker.closed_form import first_attention
+from leakmap.attacker.equations import as_gradient
 from leakmap.attacker.labels import recover
 from leakmap.attacker.reconstruction import Progress, Reconstruction
 from leakmap.errors import NotApplicable
@@ -79,7 +80,7 @@ class April:
                 "residual": residual,
                 "condition": float(values[0] / values[-1]),
                 "labels": labels.rule,
-                "used": ", ".join(["count", *labels.used]),
+                "used": ", ".join(sorted({"count", *labels.used, *(["rule"] if observation.rule else [])})),
             },
         )
 

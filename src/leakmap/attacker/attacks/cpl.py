@@ -13,6 +13,8 @@ def cpl(
 ) -> GradientMatching:
     """Squared distance and the client's own loss, L-BFGS from tiled noise, in the box.
 
+    Tiles are 4x4; published are 16x16, half of a CIFAR picture.
+
     Args:
         loss: Weight of the loss; published is 1 beside a matching term that is not scaled by the update.
         steps: Outer iterations, of up to 20 inner ones each.

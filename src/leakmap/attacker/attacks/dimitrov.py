@@ -34,7 +34,7 @@ def dimitrov(
         restarts: Independent starts.
         labels: ``auto``, or the name of a label rule.
 
-    Applies: to clients that send a delta of several epochs of mini-batches; its cost grows with their number.
+    Applies: to clients that shuffle mini-batches over several epochs; its cost grows with their number.
 
     Source: Dimitrov et al. 2022, "Data Leakage in Federated Averaging", arXiv:2206.12395.
     """

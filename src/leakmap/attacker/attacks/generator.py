@@ -31,7 +31,7 @@ def generator(
         tv: Weight of the total variation.
         width: Channels of the untrained network.
         steps: Iterations of each restart.
-        lr: Step size of Adam.
+        lr: Step size of Adam for weights; latent inputs take 50 times as much.
         restarts: Independent starts.
         labels: ``auto``, or the name of a label rule.
 

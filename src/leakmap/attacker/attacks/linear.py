@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.closed_form import as_gradient, qualifying_layer
+from leakmap.attacker.closed_form import qualifying_layer
+from leakmap.attacker.equations import as_gradient, ordered
 from leakmap.attacker.labels import recover
 from leakmap.attacker.reconstruction import Progress, Reconstruction
 from leakmap.errors import NotApplicable
@@ -47,26 +48,27 @@ class Linear:
         gradient = as_gradient(observation)
         labels = recover(observation, self.labels, derive(seed, "labels"))
         y = labels.y
-        rows = candidates(gradient[f"{layer}.weight"], gradient[f"{layer}.bias"], len(y))
-        task = observation.network.task
-        pictures = task.denormalise(rows.to(observation.network.dtype).view(-1, *task.shape))
-        pictures = pictures.repeat(math.ceil(len(y) / len(pictures)), 1, 1, 1)[: len(y)]
+        rows, dz = candidates(gradient[f"{layer}.weight"], gradient[f"{layer}.bias"], len(y))
+        network = observation.network
+        again = torch.arange(len(y), device=rows.device) % len(rows)
+        inputs = rows.to(network.dtype).view(-1, *network.task.shape)[again]
         progress(1.0)
         return Reconstruction(
-            pictures,
-            y,
+            network.task.denormalise(inputs),
+            ordered(y, network, f"{layer}.bias", inputs, dz[:, again]),
             math.nan,
             notes={
                 "layer": layer,
                 "rows found": len(rows),
                 "labels": labels.rule,
-                "used": ", ".join(["count", *labels.used]),
+                "used": ", ".join(sorted({"count", *labels.used, *(["rule"] if observation.rule else [])})),
             },
         )
 
 
-def candidates(weight: Tensor, bias: Tensor, count: int) -> Tensor:
-    """Up to ``count`` different inputs ``(n, features)``, those that most rows agree on first.
+def candidates(weight: Tensor, bias: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Up to ``count`` different inputs ``(n, features)``, those that most rows agree on first, and ``(outputs, n)`` the
+    gradient of the outputs that belong to each, 0 elsewhere.
 
     Args:
         weight: ``(outputs, features)`` gradient, float64.
@@ -84,7 +86,7 @@ def candidates(weight: Tensor, bias: Tensor, count: int) -> Tensor:
     rows = weight[order] / bias[order, None]
     scale = rows.norm(dim=1).clamp(min=1e-12)
     chosen: list[int] = []
-    support: list[int] = []
+    groups: list[Tensor] = []
     taken = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     for i in range(len(rows)):
         if taken[i]:
@@ -92,6 +94,9 @@ def candidates(weight: Tensor, bias: Tensor, count: int) -> Tensor:
         same = ((rows - rows[i]).norm(dim=1) <= 1e-2 * scale[i]) & ~taken
         taken |= same
         chosen.append(i)
-        support.append(int(same.sum()))
-    ranked = sorted(range(len(chosen)), key=lambda k: -support[k])[:count]
-    return rows[[chosen[k] for k in ranked]]
+        groups.append(order[same])
+    ranked = sorted(range(len(chosen)), key=lambda k: -len(groups[k]))[:count]
+    dz = bias.new_zeros(len(bias), len(ranked))
+    for place, k in enumerate(ranked):
+        dz[groups[k], place] = bias[groups[k]]
+    return rows[[chosen[k] for k in ranked]], dz

@@ -12,7 +12,7 @@ from leakmap.registry import Spec
 class Blindable(Protocol):
     """An attack with a floor of its own."""
 
-    def blind(self) -> GradientMatching:
+    def blind(self) -> Attack:
         """The same attack without all that came from the client."""
         ...
 

@@ -7,16 +7,14 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn import functional as F
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.closed_form import as_gradient, qualifying_layer
+from leakmap.attacker.closed_form import qualifying_layer
+from leakmap.attacker.equations import as_gradient, ordered
 from leakmap.attacker.labels import recover
 from leakmap.attacker.reconstruction import Progress, Reconstruction
 from leakmap.errors import NotApplicable
-from leakmap.models.network import Network
 from leakmap.observation import Observation
 from leakmap.seeds import derive, generator
 
@@ -91,7 +89,7 @@ class Spear:
                 "examples found": factors.rank,
                 "draws": drawn,
                 "labels": labels.rule,
-                "used": ", ".join(["count", *labels.used]),
+                "used": ", ".join(sorted({"count", *labels.used, *(["rule"] if observation.rule else [])})),
             },
         )
 
@@ -259,26 +257,3 @@ def independent(directions: Tensor) -> Tensor:
             chosen.append(direction)
             span = torch.cat([span, (rest / rest.norm())[None]])
     return torch.stack(chosen) if chosen else directions[:0]
-
-
-def ordered(y: Tensor, network: Network, name: str, inputs: Tensor, dz: Tensor) -> Tensor:
-    """The classes in the order in which they explain each picture's gradient best.
-
-    Args:
-        y: ``(count,)`` classes in any order.
-        network: Gives the gradient that a picture would have with a class.
-        name: Of the bias whose gradient that is.
-        inputs: ``(count, C, H, W)``, normalised.
-        dz: ``(outputs, count)`` gradient of each picture.
-    """
-    if not (y[0] == y).all():
-        module, loss = network.module().eval(), network.loss()
-        bias = module.get_parameter(name)
-        cost = dz.new_empty(len(inputs), len(y))
-        for i in range(len(inputs)):
-            outputs = module(inputs[i : i + 1])
-            for c in y.unique():
-                (own,) = torch.autograd.grad(loss(outputs, c[None]), bias, retain_graph=True)
-                cost[i, y == c] = -F.cosine_similarity(own.double(), dz[:, i], dim=0)
-        y = y[torch.as_tensor(linear_sum_assignment(cost.cpu())[1], device=y.device)]
-    return y

@@ -6,17 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.buffers import client_passes, tracked_layers
-from leakmap.attacker.matching.engine import matching_term
-from leakmap.attacker.matching.gradient_matching import GradientMatching, assumed_rule
+from leakmap.attacker.buffers import assumed_rule, client_passes, tracked_layers
+from leakmap.attacker.matching.gradient_matching import GradientMatching, unexplained
 from leakmap.attacker.matching.masks import open_masks
 from leakmap.attacker.matching.scene import Scene
+from leakmap.attacker.matching.statistics import norm_layers
 from leakmap.attacker.reconstruction import Attack, Attempt, Progress, Reconstruction
-from leakmap.errors import BadSetting, LeakmapError, NotApplicable
+from leakmap.errors import BadSetting, NonFinite, NotApplicable
 from leakmap.local import LocalRule
 from leakmap.observation import Observation
 from leakmap.registry import Spec
+from leakmap.seeds import derive
 
 SUITE, VERSION = "strongest", "v1"
 SOLVED = 1e-6
@@ -45,8 +48,8 @@ def _dropout(observation: Observation, rule: LocalRule) -> str:
 
 def _unknown_order(observation: Observation, rule: LocalRule) -> str:
     count = observation.count or 1
-    mixed = rule.epochs > 1 and (rule.batch_size or count) < count
-    return "" if mixed else "there are no mini-batches whose order changes from epoch to epoch"
+    mixed = rule.shuffle and rule.epochs > 1 and (rule.batch_size or count) < count
+    return "" if mixed else "no mini-batches are shuffled from epoch to epoch"
 
 
 MEMBERS: dict[str, Callable[[Observation, LocalRule], str]] = {
@@ -67,9 +70,10 @@ def strongest(*, steps: int | None = None, restarts: int | None = None, **settin
     """Every attack that the granted knowledge allows, cheapest first; the lowest matching term wins.
 
     Suite v1: the closed forms linear, spear and april; inverting_gradients; recovered_statistics where buffers moved;
-    proxy_statistics where public pictures are granted; dropout_inversion where dropout is active; dimitrov where the
-    order of mini-batches is unknown. All results are compared by one yardstick, the cosine distance of the whole update
-    in the client's mode; none is chosen by the truth. Once a result explains the update to 1e-6, the rest is left out.
+    proxy_statistics where public pictures are granted; dropout_inversion where dropout is active; dimitrov where
+    mini-batches are shuffled from epoch to epoch. All results are compared by one yardstick, the cosine distance of
+    the whole update in the client's mode, with dropout masks fitted to each result; none is chosen by the truth. Once a
+    result explains the update to 1e-6, the rest is left out.
 
     Args:
         steps: Iterations of every search; by default each member's own.
@@ -111,7 +115,7 @@ def member_specs(suite: Spec) -> list[Spec]:
 
 def why_not(member: str, observation: Observation) -> str:
     """Why a member of the suite does not apply; empty if it does, or if only trying will show."""
-    return MEMBERS[member](observation, assumed_rule(observation)[0])
+    return MEMBERS[member](observation, assumed_rule(observation).rule)
 
 
 @dataclass(frozen=True)
@@ -127,23 +131,24 @@ class Strongest:
     needs = frozenset({"count"})
     leaky_model = "convnet"
 
-    def blind(self) -> GradientMatching:
-        """The floor of the suite: that of its plain search."""
-        plain = dict(self.members)["inverting_gradients"]
-        return (plain if isinstance(plain, GradientMatching) else GradientMatching()).blind()
+    def blind(self) -> "Floor":
+        """The floor of the suite: its plain search, with public statistics where these are granted."""
+        members = dict(self.members)
+        searches = [members[name] for name in ("inverting_gradients", "proxy_statistics")]
+        plain, proxy = (m.blind() for m in searches if isinstance(m, GradientMatching))
+        return Floor(plain, proxy)
 
     def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
         """Attacks with every member that applies.
 
         Raises:
-            LeakmapError: no member came to a result; the message is the last one's.
+            NotApplicable: no member came to a result.
         """
-        rule, _ = assumed_rule(observation)
+        assumed = assumed_rule(observation)
         skipped = {name: why_not(name, observation) for name, _ in self.members}
         running = [name for name, why in skipped.items() if not why]
         attempts: list[Attempt] = []
         results: dict[str, Reconstruction] = {}
-        last: LeakmapError | None = None
         lowest = math.inf
         for name, member in self.members:
             why = skipped[name]
@@ -154,26 +159,57 @@ class Strongest:
                 continue
             place, started = running.index(name), time.perf_counter()
             try:
-                observation.need(*sorted(member.needs))
                 found = member(observation, seed, lambda f, p=place: progress((p + f) / len(running)))
-            except LeakmapError as error:
-                last = error
-                failed = "" if isinstance(error, NotApplicable) else f"{type(error).__name__}: "
-                attempts.append(Attempt(name, note=f"{failed}{error}", failed=bool(failed)))
+                term = _checked(observation, assumed.rule, found, seed)
+            except NotApplicable as error:
+                attempts.append(Attempt(name, note=str(error)))
                 continue
-            x = observation.network.task.normalise(found.pictures)
-            term = matching_term(Scene(observation, rule, found.y, seed), x)
+            except Exception as error:
+                attempts.append(Attempt(name, note=f"{type(error).__name__}: {error}", failed=True))
+                continue
             attempts.append(Attempt(name, found.pictures, found.y, term, time.perf_counter() - started))
             results[name] = found
             lowest = min(lowest, term)
         progress(1.0)
-        if last is not None and not results:
-            raise last
-        winner = min((a for a in attempts if a.pictures is not None), key=lambda a: _order(a.term))
+        if not results:
+            told = "; ".join(f"{attempt.name}: {attempt.note}" for attempt in attempts)
+            raise NotApplicable(f"No member of the suite came to a result ({told}).")
+        winner = min((attempt for attempt in attempts if attempt.pictures is not None), key=lambda a: a.term)
         best = results[winner.name]
-        notes = {**(best.notes or {}), "suite": VERSION, "won": winner.name}
+        used = assumed.used.union(*(str((r.notes or {}).get("used", "")).split(", ") for r in results.values()))
+        notes = {**(best.notes or {}), "suite": VERSION, "won": winner.name, "used": ", ".join(sorted(used - {""}))}
         return replace(best, objective=winner.term, notes=notes, attempts=tuple(attempts))
 
 
-def _order(term: float) -> float:
-    return term if math.isfinite(term) else math.inf
+def _checked(observation: Observation, rule: LocalRule, found: Reconstruction, seed: int) -> float:
+    """The yardstick of a result.
+
+    Raises:
+        NonFinite: its pictures or the yardstick are not finite.
+    """
+    x = observation.network.task.normalise(found.pictures)
+    term = unexplained(Scene(observation, rule, found.y, derive(seed, "yardstick")), x)
+    if not bool(torch.isfinite(found.pictures).all()) or not math.isfinite(term):
+        raise NonFinite("The pictures or the update that they would give are not finite.")
+    return term
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What the suite paints without all that came from the client.
+
+    Args:
+        plain: Where no public pictures are granted.
+        proxy: Where they are, and the network has normalisation layers.
+    """
+
+    plain: GradientMatching
+    proxy: GradientMatching
+
+    needs = frozenset({"count"})
+    leaky_model = "convnet"
+
+    def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
+        """Paints."""
+        proxy = observation.public is not None and norm_layers(observation.network.module())
+        return (self.proxy if proxy else self.plain)(observation, seed, progress)

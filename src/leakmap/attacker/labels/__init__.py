@@ -14,6 +14,7 @@ from torch import Tensor
 from leakmap.errors import NotApplicable
 from leakmap.observation import Observation
 from leakmap.registry import Registry
+from leakmap.seeds import generator
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def recover(observation: Observation, rule: str, seed: int) -> Labels:
     Args:
         observation: Gives ``count``, and labels or counts where granted.
         rule: ``auto`` takes granted labels or counts, else the most confident of the rules of :func:`fitting_rules`;
-            any other value is the name of a rule.
+            ``blind`` takes granted labels or counts, else random classes, for floors; any other value is the name of a
+            rule.
         seed: For the rule.
 
     Raises:
@@ -55,7 +57,11 @@ def recover(observation: Observation, rule: str, seed: int) -> Labels:
         NotApplicable: the rule's precondition does not hold.
     """
     observation.need("count")
-    if rule != "auto":
+    if rule == "blind" and observation.label_counts is None and observation.labels is None:
+        classes, count = observation.network.task.classes, observation.count or 1
+        y = torch.randint(classes, (count,), generator=generator(seed, "blind labels")).sort().values
+        return Labels(y.to(observation.network.device), "random", 0.0)
+    if rule not in ("auto", "blind"):
         return label_rules.build(rule)(observation, seed)
     if observation.labels is not None:
         return Labels(observation.labels.clone(), "granted", 1.0, ("labels",))

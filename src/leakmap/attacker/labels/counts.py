@@ -11,6 +11,7 @@ from leakmap.attacker.labels.counting import (
     listed,
 )
 from leakmap.attacker.labels.head import Head, check_magnitudes, check_scale, facts_used, head_gradient, stand_ins, view
+from leakmap.errors import NotApplicable
 from leakmap.observation import Observation
 
 
@@ -47,6 +48,11 @@ def labels_by_mean(
     """Labels from the mean prediction ``(classes,)`` and, where there is no bias, the mean sum of features."""
     total = observation.count or 0
     scale = total / (1 - label_smoothing(observation))
+    if head.bias is None and not abs(float(sums)) > 0:
+        raise NotApplicable(
+            f"{rule} needs the sum of the features where the last layer has no bias, and on stand-in pictures it is 0; "
+            "grant public pictures or the labels."
+        )
     if head.bias is None:
         bias, noise = head.weight.sum(1) / sums, scale * head.row_noise / abs(float(sums))
     else:

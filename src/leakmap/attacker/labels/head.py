@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from leakmap.attacker.buffers import assumed_rule
 from leakmap.errors import NotApplicable
 from leakmap.local import LocalRule, arrange
+from leakmap.models.adapt import freeze_running_statistics
 from leakmap.observation import Observation
 from leakmap.seeds import generator
 
@@ -132,11 +134,6 @@ def check_scale(observation: Observation) -> None:
     observation.need("count", *(["rule"] if observation.update.kind == "delta" else []))
 
 
-def assumed_rule(observation: Observation) -> LocalRule:
-    """The client's rule; without it, training mode, except for one example, which BatchNorm may refuse there."""
-    return observation.rule or LocalRule(mode="eval" if observation.count == 1 else "train")
-
-
 def facts_used(observation: Observation, *facts: str) -> tuple[str, ...]:
     """Those of ``facts`` that are granted, for :class:`leakmap.attacker.labels.Labels`."""
     return tuple(fact for fact in facts if observation.granted()[fact])
@@ -160,11 +157,12 @@ def view(observation: Observation, head: Head, x: Tensor, weights: Mapping[str, 
         x: ``(N, C, H, W)`` model inputs.
         weights: By name; None takes those that the server sent.
     """
-    rule = assumed_rule(observation)
-    module = arrange(observation.network.module(), rule, dropout=False)
+    rule = assumed_rule(observation).rule
+    module = freeze_running_statistics(arrange(observation.network.module(), rule, dropout=False))
     size = AT_ONCE
     if rule.mode == "train" and any(isinstance(layer, _BatchNorm) for layer in module.modules()):
         size = -(-(rule.batch_size or observation.count or len(x)) // rule.accumulate)
+        size = max(size, 2 if observation.rule is None else 1)
         x = x[: max(1, len(x) // size) * size]
     parts = x.split(size)[:PARTS]
     seen: list[Tensor] = []

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
 from leakmap.attacker.labels.counting import agreement, largest_remainder, listed, solve_counts
 from leakmap.attacker.labels.head import (
-    assumed_rule,
     bias_of,
     check_magnitudes,
     check_scale,
@@ -65,7 +65,7 @@ def erroneous_confidence(observation: Observation, y: Tensor, source: torch.Gene
         y: ``(count,)`` labels of the simulated client; their order is drawn.
         source: Of randomness.
     """
-    network, rule = observation.network, assumed_rule(observation)
+    network, rule = observation.network, assumed_rule(observation).rule
     y = y[torch.randperm(len(y), generator=source).to(y.device)]
     seen: list[Tensor] = []
 

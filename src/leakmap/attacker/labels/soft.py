@@ -47,6 +47,8 @@ def soft(*, shape: Literal["smoothing", "mixup"] = "smoothing") -> LabelRule:
             )
         check_magnitudes(observation, "soft")
         head = head_gradient(observation)
+        if not float(head.weight.norm()) > 0:
+            raise NotApplicable("soft reads the gradient of the last layer, which is zero in this update.")
         found = torch.stack([_closest(family, norms, several) for family, norms in _families(observation, head)])
         y = found[misshape(found, several).argmin()]
         energy = torch.linalg.svdvals(head.weight).square()

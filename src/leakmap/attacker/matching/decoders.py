@@ -1,6 +1,6 @@
 """What a search moves, and how that becomes pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,22 +21,25 @@ class Free:
         tensors: Leaves that require a gradient; an optimiser changes them in place.
         decode: The pictures that they stand for now, ``(N, C, H, W)`` or ``(epochs, N, C, H, W)``, normalised.
         project: Called after each iteration: puts the variables back where they belong.
+        pace: Factor of the step size in this stage.
     """
 
-    tensors: list[Tensor]
+    tensors: Sequence[Tensor]
     decode: Callable[[], Tensor]
     project: Callable[[], None] = lambda: None
+    pace: float = 1.0
 
 
 class Decoder(Protocol):
     """Sets up one stage of a search."""
 
-    def __call__(self, scene: Scene, start: Tensor) -> Free:
+    def __call__(self, scene: Scene, start: Tensor, before: Free | None = None) -> Free:
         """The free variables of the stage.
 
         Args:
             scene: What stays the same.
             start: ``(N, C, H, W)`` normalised: noise in the first stage, then the best pictures so far.
+            before: The stage before, as it ended.
         """
         ...
 
@@ -53,7 +56,7 @@ class Pixels:
     scale: float = 1.0
     box: bool = True
 
-    def __call__(self, scene: Scene, start: Tensor) -> Free:
+    def __call__(self, scene: Scene, start: Tensor, before: Free | None = None) -> Free:
         """One free value for each pixel of the coarse picture."""
         task = scene.observation.network.task
         size = [max(1, round(side * self.scale)) for side in task.shape[1:]]
@@ -73,6 +76,21 @@ class Pixels:
         return Free([x], decode, project)
 
 
+@dataclass(frozen=True, eq=False)
+class Still:
+    """Pictures that stay as they are, while masks are searched.
+
+    Args:
+        x: ``(N, C, H, W)``, normalised.
+    """
+
+    x: Tensor
+
+    def __call__(self, scene: Scene, start: Tensor, before: Free | None = None) -> Free:
+        """No free variable."""
+        return Free([], lambda: self.x)
+
+
 @dataclass(frozen=True)
 class PixelsOfEpochs:
     """Other pixels for each local epoch, as the order of the examples changes from epoch to epoch.
@@ -80,7 +98,7 @@ class PixelsOfEpochs:
     Source: Dimitrov et al. 2022, "Data Leakage in Federated Averaging", arXiv:2206.12395.
     """
 
-    def __call__(self, scene: Scene, start: Tensor) -> Free:
+    def __call__(self, scene: Scene, start: Tensor, before: Free | None = None) -> Free:
         """``(epochs, N, C, H, W)`` free values, the first epoch beginning at ``start``; one epoch is plain pixels."""
         epochs = scene.rule.epochs
         if epochs == 1:

@@ -55,7 +55,7 @@ def squared(dots: Tensor, squares: Tensor, target_squares: Tensor) -> tuple[Tens
 
 def _cosine(dot: Tensor, square: Tensor, target_square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     product = square.sqrt() * target_square.sqrt()
-    alive = product > 0
+    alive = (product > 0) | product.isnan()
     safe = torch.where(alive, product, torch.ones_like(product))
     c = torch.where(alive, (dot / safe).clamp(-1, 1), torch.zeros_like(dot))
     a = torch.where(alive, -1 / safe, torch.zeros_like(dot))

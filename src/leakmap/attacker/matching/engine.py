@@ -20,7 +20,8 @@ class Pull:
     """What an engine says about a guess.
 
     Args:
-        match: The matching term, 0-dim float64.
+        match: The matching term, 0-dim float64; over all entries where the emphasis changes from draw to draw, so that
+            iterates can be compared.
         penalty: The sum of the penalties, 0-dim float64.
         gradient: Of ``weight * match + penalty``, one tensor for each movable tensor of the guess.
     """
@@ -68,6 +69,7 @@ class Exact:
             raise NotApplicable(f"The update holds {strange[0]!r}, which is no trained parameter of {network.model}.")
         self._target = [tensor.detach() for tensor in update.tensors.values()]
         self._emphasis, self._draws = emphasis, 0
+        self._full_squares = _dots(self._target, self._target)
         self._entry_weights: list[Tensor] | None = None
         self._emphasise()
         self._penalties = tuple(penalties)
@@ -76,8 +78,8 @@ class Exact:
 
     def iteration(self, step: int) -> None:
         """Tells the number of the iteration, at which a random emphasis may be drawn anew."""
-        if self._emphasis is not None and self._emphasis.every and step and step % self._emphasis.every == 0:
-            self._draws += 1
+        if self._emphasis is not None and self._emphasis.every and step % self._emphasis.every == 0:
+            self._draws = step // self._emphasis.every
             self._emphasise()
 
     def value_and_grad(self, guess: Guess) -> Pull:
@@ -91,6 +93,8 @@ class Exact:
         along: list[Tensor] = []
         plain = [tensor.detach() for tensor in simulated]
         value, a, b = self._distance(*self._products(plain))
+        if self._emphasis is not None and self._emphasis.every:
+            value = self._distance(_dots(plain, self._target), _dots(plain, plain), self._full_squares)[0]
         if self._weight:
             cotangent = self._cotangent(self._weight * a, self._weight * b, plain)
             reached = [(s, v) for s, v in zip(simulated, cotangent, strict=True) if s.requires_grad]

@@ -15,6 +15,9 @@ from leakmap.registry import load_user_code
 from leakmap.seeds import derive, generator
 from leakmap.task import Task
 
+LATENT_PACE = 50.0
+"""Step size of latent inputs over that of weights."""
+
 
 class _Painter(nn.Module):
     """Noise at an eighth of the resolution -> pictures in [0, 1]: convolutions, upsampling three times."""
@@ -52,7 +55,7 @@ class Untrained:
     inputs: int = 32
     jitter: float = 0.03
 
-    def __call__(self, scene: Scene, start: Tensor) -> Free:
+    def __call__(self, scene: Scene, start: Tensor, before: Free | None = None) -> Free:
         """The weights; ``start`` gives only the number of pictures."""
         task = scene.observation.network.task
         with torch.random.fork_rng(devices=[]):
@@ -85,19 +88,20 @@ class Pretrained:
     build: str
     free: str = "latent"
 
-    def __call__(self, scene: Scene, start: Tensor) -> Free:
-        """The latent inputs, or the weights with the latent inputs that fit ``start`` best among those drawn."""
+    def __call__(self, scene: Scene, start: Tensor, before: Free | None = None) -> Free:
+        """The latent inputs, drawn from N(0, 1); or the weights, with the latent inputs of the stage before."""
         task = scene.observation.network.task
         painter = load_generator(self.build, task).to(start)
         latent: Any = painter.latent
-        z = torch.randn(len(start), *latent, generator=generator(scene.seed, "latent")).to(start)
-        if self.free == "latent":
-            z.requires_grad_()
+        if self.free == "latent" or before is None:
+            drawn = torch.randn(len(start), *latent, generator=generator(scene.seed, "latent"))
+            z = drawn.to(start).requires_grad_()
             painter.requires_grad_(False)
-            return Free([z], lambda: task.normalise(painter(z)))
+            return Free([z], lambda: task.normalise(painter(z)), pace=LATENT_PACE)
+        found = before.tensors[0].detach()
         painter.requires_grad_()
-        z = _nearest_latent(painter, task, z, start)
-        return Free([p for p in painter.parameters() if p.requires_grad], lambda: task.normalise(painter(z)))
+        weights = [p for p in painter.parameters() if p.requires_grad]
+        return Free(weights, lambda: task.normalise(painter(found)))
 
 
 def load_generator(reference: str, task: Task) -> nn.Module:
@@ -122,14 +126,3 @@ def load_generator(reference: str, task: Task) -> nn.Module:
             f"{reference} paints {tuple(pictures.shape)}; expected (1, {', '.join(map(str, task.shape))})."
         )
     return painter
-
-
-def _nearest_latent(painter: nn.Module, task: Task, z: Tensor, start: Tensor, steps: int = 100) -> Tensor:
-    """Latent inputs whose pictures come close to ``start``: the hand-over between the two stages."""
-    z = z.clone().requires_grad_()
-    adam = torch.optim.Adam([z], lr=0.05)
-    for _ in range(steps):
-        (gradient,) = torch.autograd.grad((task.normalise(painter(z)) - start).square().mean(), z)
-        z.grad = gradient
-        adam.step()
-    return z.detach()

@@ -7,25 +7,26 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from leakmap.attacker.buffers import client_passes
+from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.labels import Labels, label_rules, recover
-from leakmap.attacker.matching.decoders import Decoder, Free, Pixels, median_filter, merge_epochs
+from leakmap.attacker.matching.decoders import Decoder, Free, Pixels, Still, median_filter, merge_epochs
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.emphasis import Emphasis
-from leakmap.attacker.matching.engine import Exact
-from leakmap.attacker.matching.masks import draw_masks, rate_penalty
+from leakmap.attacker.matching.engine import Exact, matching_term
+from leakmap.attacker.matching.masks import draw_masks, open_masks, rate_penalty
 from leakmap.attacker.matching.priors import Prior, TotalVariation, total_variation
 from leakmap.attacker.matching.scene import Guess, Scene, Term
 from leakmap.attacker.matching.starts import Start, first_guess
 from leakmap.attacker.reconstruction import Progress, Reconstruction
 from leakmap.errors import NonFinite
-from leakmap.local import LocalRule
 from leakmap.observation import Observation
 from leakmap.seeds import derive, generator
 
 CHECK_EVERY = 25
 CURVE_POINTS = 200
+MASK_STEPS = 100
+"""Iterations in which the yardstick fits dropout masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class GradientMatching:
         masks: Weight of the dropout rates when masks are searched together with the pictures; None: the expected
             network is simulated.
         soft_labels: Whether classes are searched together with the pictures, as the softmax of free values.
-        labels: ``auto`` or the name of a label rule, see :func:`leakmap.attacker.labels.recover`.
+        labels: ``auto``, ``blind`` or the name of a label rule, see :func:`leakmap.attacker.labels.recover`.
         mode: ``client`` simulates the client's mode, ``eval`` forces inference mode.
         leaky_model: An architecture known to leak to the attack.
     """
@@ -79,7 +80,7 @@ class GradientMatching:
     leaky_model: str = "convnet"
 
     def __post_init__(self) -> None:
-        if self.labels != "auto":
+        if self.labels not in ("auto", "blind"):
             label_rules.constructor(self.labels)
 
     @property
@@ -95,8 +96,8 @@ class GradientMatching:
 
     def blind(self) -> "GradientMatching":
         """The same search without the update and without all else that came from this client: its floor."""
-        uninformed = tuple(term for term in self.terms if not term.informed)
-        return replace(self, match=0.0, terms=uninformed, masks=None, soft_labels=False, flatness=0.0)
+        terms = tuple(blind for term in self.terms if (blind := term.blind()) is not None)
+        return replace(self, match=0.0, terms=terms, masks=None, soft_labels=False, flatness=0.0, labels="blind")
 
     def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
         """Attacks.
@@ -106,7 +107,8 @@ class GradientMatching:
             NotApplicable: the precondition of a term does not hold.
             NonFinite: the search left the finite numbers in every restart.
         """
-        rule, assumed = assumed_rule(observation, self.mode)
+        assumed = assumed_rule(observation)
+        rule = replace(assumed.rule, mode="eval") if self.mode == "eval" else assumed.rule
         found = self._labels(observation, seed)
         y = found.y if found.probabilities is None else found.probabilities
         scene = Scene(observation, rule, y, seed)
@@ -128,7 +130,8 @@ class GradientMatching:
             raise searches[0].lost or NonFinite("The search left the finite numbers.")
         results = [search.result() for search in alive]
         best = choose(results)
-        notes = self._notes(scene, found, assumed, frozenset().union(*(penalty.used for penalty in penalties)))
+        used = assumed.used.union(found.used, {"count"}, *(penalty.used for penalty in penalties))
+        notes = self._notes(scene, found, assumed.statement, used)
         notes |= {"restart": searches.index(alive[best])} | {
             f"known {i}" if i else "known": p.note for i, p in enumerate(penalties) if p.note
         }
@@ -149,15 +152,14 @@ class GradientMatching:
         return Labels(classes, "searched with the pictures", 0.0)
 
     def _notes(self, scene: Scene, labels: Labels, assumed: str, used: frozenset[str]) -> dict[str, str | int | float]:
-        used |= {"count", *(["rule"] if scene.observation.rule else []), *labels.used}
         notes: dict[str, str | int | float] = {
             "labels": labels.rule,
             "label confidence": labels.confidence,
             "mode simulated": scene.rule.mode,
             "used": ", ".join(sorted(used)),
         }
-        if scene.rule.batch_size is not None and labels.rule != "granted":
-            notes["label order"] = "unknown: mini-batches are simulated with sorted classes"
+        if scene.rule.batch_size is not None and (labels.rule != "granted" or scene.rule.shuffle):
+            notes["label order"] = "unknown: mini-batches are simulated in one order for all epochs"
         return notes | ({"assumed": assumed} if assumed else {})
 
     def _run(self, searches: "list[_Search]", progress: Progress) -> None:
@@ -181,21 +183,27 @@ class GradientMatching:
         progress(1.0)
 
 
-def assumed_rule(observation: Observation, mode: Literal["client", "eval"] = "client") -> tuple[LocalRule, str]:
-    """The local rule that an attack simulates, and in words what of it is assumed.
+def unexplained(scene: Scene, x: Tensor) -> float:
+    """The yardstick of all attacks: how far the whole update is from the one that ``x`` would give.
 
-    Granted, or one step in the mode that returned buffers show, else in training mode.
+    The cosine distance, in [0, 2]. Where dropout is active, unknown masks are fitted to these pictures first, for
+    all pictures alike, as the truth itself is far from the update without its masks.
 
     Args:
-        observation: What the attacker holds.
-        mode: ``eval`` forces inference mode.
+        scene: Gives network, update and rule.
+        x: ``(N, C, H, W)``, normalised.
     """
-    rule, assumed = observation.rule, ""
-    if rule is None:
-        shown = client_passes(observation).mode if observation.buffers is not None else None
-        rule = LocalRule(share=observation.update.kind, mode=shown or "train")
-        assumed = f"{rule.share} of one step in {rule.mode} mode{', which the buffers show' if shown else ''}"
-    return (replace(rule, mode="eval") if mode == "eval" else rule), assumed
+    if not open_masks(scene.observation.network.module(), scene.rule).layers:
+        return matching_term(scene, x)
+    engine = Exact(scene, DISTANCES["cosine"], masks=True)
+    how = GradientMatching(priors=(), stages=(Still(x),), descent=Descent(0.1), masks=0.0, steps=MASK_STEPS)
+    search = _Search(how, scene, engine, 0)
+    with torch.no_grad():
+        for mask, (_, rate) in zip(search.masks, engine.masks.shapes if engine.masks else [], strict=True):
+            mask.fill_(1 - rate)
+    for step in range(how.steps):
+        search.iterate(step)
+    return float(search.best)
 
 
 @dataclass(frozen=True)
@@ -242,16 +250,26 @@ class _Search:
             drawn_masks = draw_masks(engine.masks.shapes, self.best_x, generator(scene.seed, "masks", restart))
             self.masks = [mask.requires_grad_() for mask in drawn_masks]
         self.length = max(1, how.steps // len(how.stages))
+        self.free: Free | None = None
         self._enter(how.stages[0])
 
     def _enter(self, stage: Decoder) -> None:
-        self.free: Free = stage(replace(self.scene, seed=derive(self.scene.seed, "stage", self.restart)), self.best_x)
-        self.leaves = [*self.free.tensors, *([] if self.logits is None else [self.logits]), *self.masks]
+        """Begins a stage at the best pictures so far; without an update to match there are no better ones than now."""
+        start = self.best_x if self.values or self.free is None else self.pictures()
+        scene = replace(self.scene, seed=derive(self.scene.seed, "stage", self.restart))
+        self.free = stage(scene, start, self.free)
+        self.leaves = [*self._stage.tensors, *([] if self.logits is None else [self.logits]), *self.masks]
         self.optimizer = self.how.descent.start(self.leaves)
 
     def pictures(self) -> Tensor:
         """What it shows now, detached."""
-        return self.free.decode().detach()
+        return self._stage.decode().detach()
+
+    @property
+    def _stage(self) -> Free:
+        if self.free is None:
+            raise RuntimeError("the search has not begun")
+        return self.free
 
     def mask_share(self) -> float:
         """Free mask values for each free value of the pictures."""
@@ -265,16 +283,16 @@ class _Search:
         within = step - self.length * min(step // self.length, len(stages) - 1)
         length = self.length if step < self.length * (len(stages) - 1) else how.steps - self.length * (len(stages) - 1)
         for group in self.optimizer.param_groups:
-            group["lr"] = how.descent.size(within, length)
+            group["lr"] = how.descent.size(within, length) * self._stage.pace
         if self.engine is not None:
             self.engine.iteration(step)
         self.optimizer.step(lambda: self._evaluate(within, length, mean))
-        self.free.project()
+        self._stage.project()
         with torch.no_grad():
             for mask in self.masks:
                 mask.clamp_(0, 1)
             if how.median_every and (step + 1) % how.median_every == 0:
-                for tensor in self.free.tensors:
+                for tensor in self._stage.tensors:
                     tensor.copy_(median_filter(tensor))
         last = step == how.steps - 1
         if (step % CHECK_EVERY == 0 or last) and not bool(self.finite):
@@ -285,7 +303,7 @@ class _Search:
     def _evaluate(self, step: int, steps: int, mean: Tensor | None) -> float:
         """Sets the gradients of the leaves; returns the objective, for optimisers that search along a line."""
         with torch.enable_grad():
-            x = self.free.decode()
+            x = self._stage.decode()
             y = self.scene.y if self.logits is None else self.logits.softmax(1)
         guess = Guess(x.detach(), y.detach(), tuple(mask.detach() for mask in self.masks))
         pulls = [torch.zeros_like(tensor) for tensor in (x, *([] if self.logits is None else [y]), *self.masks)]
@@ -300,7 +318,14 @@ class _Search:
                 pull += gradient
             total = total + penalty.detach()
         outputs = [x, *([] if self.logits is None else [y]), *self.masks]
-        gradients = torch.autograd.grad(outputs, self.leaves, pulls, allow_unused=True, materialize_grads=True)
+        moved = [(output, pull) for output, pull in zip(outputs, pulls, strict=True) if output.requires_grad]
+        gradients = torch.autograd.grad(
+            [output for output, _ in moved],
+            self.leaves,
+            [pull for _, pull in moved],
+            allow_unused=True,
+            materialize_grads=True,
+        )
         adam = self.how.descent.optimizer == "adam"
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
             self.finite = self.finite & torch.isfinite(gradient).all()

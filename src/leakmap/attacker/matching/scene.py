@@ -102,9 +102,8 @@ class Term(Protocol):
         """Facts of the Observation that it cannot do without."""
         ...
 
-    @property
-    def informed(self) -> bool:
-        """Whether it draws on anything that came from this client; then a floor leaves it out."""
+    def blind(self) -> "Term | None":
+        """What is left of it without all that came from this client: part of a floor."""
         ...
 
     def __call__(self, scene: Scene) -> Penalty:

@@ -1,7 +1,7 @@
 """What the attacker knows about the inputs of normalisation layers, as a term of the objective."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from leakmap.attacker.buffers import recover_statistics, tracked_layers
 from leakmap.attacker.matching.scene import Penalty, Scene, Trace
-from leakmap.errors import NotApplicable
+from leakmap.errors import BadSetting, NotApplicable
 from leakmap.local import arrange
 from leakmap.models.adapt import freeze_running_statistics
 from leakmap.seeds import generator
@@ -48,7 +48,8 @@ class Statistics:
 
     Args:
         source: ``recovered`` from the change of the client's buffers; ``proxy`` from public pictures; ``running``:
-            the client's running statistics after its step, or the server's where buffers are not returned.
+            the client's running statistics after its step, or the server's where buffers are not returned; ``server``:
+            those that the server sent.
         weight: Of the term.
         form: ``paper``: ``sum_l |mean_l - target|_2 + |variance_l - target|_2``; ``calibrated``: mean over all channels
             of the squared deviation over its variance between batches (``proxy`` only).
@@ -59,7 +60,7 @@ class Statistics:
     for ``first``.
     """
 
-    source: Literal["recovered", "proxy", "running"]
+    source: Literal["recovered", "proxy", "running", "server"]
     weight: float
     form: Literal["paper", "calibrated"] = "paper"
     first: float = 1.0
@@ -68,12 +69,19 @@ class Statistics:
     @property
     def needs(self) -> frozenset[str]:
         """The facts that it cannot do without."""
-        return frozenset({"recovered": {"buffers"}, "proxy": {"count", "public"}, "running": set()}[self.source])
+        return frozenset({"recovered": {"buffers"}, "proxy": {"count", "public"}}.get(self.source, ()))
 
-    @property
-    def informed(self) -> bool:
-        """Whether it draws on the client's own buffers."""
-        return self.source != "proxy"
+    def __post_init__(self) -> None:
+        if self.form == "calibrated" and (self.source != "proxy" or self.batches < 2):
+            raise BadSetting(
+                f"form=calibrated measures how public batches differ, so it needs several; got batches={self.batches}."
+            )
+
+    def blind(self) -> "Statistics | None":
+        """Public or the server's own statistics; of the client's nothing is left."""
+        if self.source == "recovered":
+            return None
+        return replace(self, source="server") if self.source == "running" else self
 
     def __call__(self, scene: Scene) -> Penalty:
         """Prepares the targets.
@@ -84,9 +92,9 @@ class Statistics:
         used = self.needs
         if self.source == "recovered":
             targets, note = recovered_targets(scene)
-        elif self.source == "running":
-            targets, note = running_targets(scene)
-            used |= {"buffers"} if scene.observation.buffers is not None else set()
+        elif self.source != "proxy":
+            targets, note = running_targets(scene, returned=self.source == "running")
+            used |= {"buffers"} if self.source == "running" and scene.observation.buffers is not None else set()
         else:
             targets, note = proxy_targets(scene, self.batches)
         network = scene.observation.network
@@ -187,15 +195,19 @@ def recovered_targets(scene: Scene) -> tuple[dict[str, Target], str]:
     )
 
 
-def running_targets(scene: Scene) -> tuple[dict[str, Target], str]:
+def running_targets(scene: Scene, *, returned: bool = True) -> tuple[dict[str, Target], str]:
     """The running statistics after the client's step, or those that the server sent.
+
+    Args:
+        scene: Gives network and buffers.
+        returned: Whether to take the client's where they are granted.
 
     Raises:
         NotApplicable: the model has no BatchNorm layer with running statistics.
     """
     observation = scene.observation
     sent = observation.network.weights
-    if observation.buffers is not None:
+    if returned and observation.buffers is not None:
         names, state, whose = list(tracked_layers(observation)), observation.buffers, "client's"
     else:
         modules = observation.network.module().named_modules()
@@ -229,6 +241,11 @@ def proxy_targets(scene: Scene, batches: int = 1) -> tuple[dict[str, Target], st
     if len(public.pictures) < size:
         raise NotApplicable(
             f"{len(public.pictures)} public pictures are fewer than the client's batch; grant at least {size}."
+        )
+    if batches > 1 and len(public.pictures) < 2 * size:
+        raise NotApplicable(
+            f"{len(public.pictures)} public pictures make no two different batches of {size}; grant {2 * size}, or "
+            "take form=paper."
         )
     module = freeze_running_statistics(arrange(network.module(), rule, dropout=False))
     layers = norm_layers(module)

@@ -26,10 +26,15 @@ class Features:
     weight: float
 
     needs = frozenset[str]()
-    informed = True
+
+    def blind(self) -> None:
+        """Nothing: features come from the update."""
 
     def __call__(self, scene: Scene) -> Penalty:
         """Reads the features off the update."""
+        count = scene.observation.count or len(scene.y)
+        if scene.rule.forwards(count) > 1:
+            return Penalty((), _nothing, "no features: the client made several forward passes")
         try:
             head = head_gradient(scene.observation)
         except NotApplicable as error:
@@ -65,7 +70,10 @@ class TaskLoss:
     weight: float
 
     needs = frozenset[str]()
-    informed = False
+
+    def blind(self) -> "TaskLoss":
+        """Itself: a floor takes granted labels or random ones."""
+        return self
 
     def __call__(self, scene: Scene) -> Penalty:
         """Uses the labels of the scene."""
