@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from leakmap import LocalRule, ThreatModel, attack, build_network, observe, simulate
-from leakmap.attacker.matching.decoders import Pixels, PixelsOfEpochs, median_filter, merge_epochs
+from leakmap.attacker.matching.decoders import Free, Pixels, PixelsOfEpochs, median_filter, merge_epochs
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.emphasis import ByDepth, Largest, Partial, Support
@@ -283,3 +283,31 @@ def test_iterates_are_compared_over_all_entries_where_a_random_share_is_matched(
     found = attack(observation, GradientMatching(steps=30, emphasis=Partial(0.3, every=5)), seed=0)
     scene = Scene(observation, LocalRule(), found.y, 0)
     assert matching_term(scene, task.normalise(found.pictures)) == pytest.approx(found.objective, rel=1e-3)
+
+
+class Own:
+    """A user's decoder: pixels, from where it likes."""
+
+    def __init__(self, start=None):
+        self.start = start
+
+    def __call__(self, scene, start, before=None):
+        x = (start if self.start is None else self.start).clone().requires_grad_()
+        low, high = scene.observation.network.task.bounds(x)
+
+        def project():
+            with torch.no_grad():
+                x.clamp_(low, high)
+
+        project()
+        return Free([x], lambda: x, project)
+
+
+def test_a_decoder_of_the_users_own(task):
+    round, observation = observed("convnet,width=8", task, threat=ThreatModel("known"))
+    plain = attack(observation, GradientMatching(steps=6), seed=3)
+    assert same(attack(observation, GradientMatching(steps=6, stages=(Own(),)), seed=3), plain)
+    truth = task.normalise(round.batch.pictures)
+    stays = attack(observation, GradientMatching(steps=6, stages=(Own(truth),), priors=()), seed=3)
+    assert stays.objective < 1e-6
+    assert (stays.pictures - round.batch.pictures).abs().max() < 1e-5
