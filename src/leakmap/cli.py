@@ -299,6 +299,8 @@ def list_(
     console = Console(highlight=False)
     for entry in catalogue.catalogue():
         console.print(f"[dim]{entry.kind}[/] [bold]{entry.name}[/]  {escape(entry.summary)}")
+        if entry.applies:
+            console.print(Padding(f"[dim]applies[/] {escape(entry.applies)}", (0, 0, 0, 4)))
         if entry.settings:
             console.print(Padding(escape(", ".join(entry.settings)), (0, 0, 0, 4)))
 

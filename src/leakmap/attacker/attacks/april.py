@@ -80,6 +80,7 @@ class April:
                 "residual": residual,
                 "condition": float(values[0] / values[-1]),
                 "labels": labels.rule,
+                "label confidence": labels.confidence,
                 "used": ", ".join(sorted({"count", *labels.used, *(["rule"] if observation.rule else [])})),
             },
         )

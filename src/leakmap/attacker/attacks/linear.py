@@ -61,6 +61,7 @@ class Linear:
                 "layer": layer,
                 "rows found": len(rows),
                 "labels": labels.rule,
+                "label confidence": labels.confidence,
                 "used": ", ".join(sorted({"count", *labels.used, *(["rule"] if observation.rule else [])})),
             },
         )

@@ -89,6 +89,7 @@ class Spear:
                 "examples found": factors.rank,
                 "draws": drawn,
                 "labels": labels.rule,
+                "label confidence": labels.confidence,
                 "used": ", ".join(sorted({"count", *labels.used, *(["rule"] if observation.rule else [])})),
             },
         )
