@@ -150,3 +150,16 @@ def test_an_audit_with_the_suite_shows_what_each_member_reached(tmp_path):
     page = found.save(tmp_path).read_text()
     assert "What each attack of the suite reached" in page
     assert "rgap" in page
+
+
+def test_the_yardstick_covers_the_returned_buffers_too(task):
+    for rule in (LocalRule(), LocalRule("delta", epochs=2, lr=0.1)):
+        round, observation = observed(
+            "resnet,blocks=1-1,width=8", task, rule=rule, threat=ThreatModel("known"), count=4
+        )
+        scene = Scene(observation, rule, round.batch.y, 0)
+        truth, other = (task.normalise(p) for p in (round.batch.pictures, pictures(4, task, 9)))
+        assert module.buffers_unexplained(scene, truth) < 1e-6
+        assert module.buffers_unexplained(scene, other) > 1e-2
+        withheld = replace(scene, observation=replace(observation, buffers=None))
+        assert module.buffers_unexplained(withheld, other) == 0

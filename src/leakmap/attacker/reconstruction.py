@@ -20,7 +20,7 @@ class Attempt:
         name: Of the attack.
         pictures: ``(N, C, H, W)`` in [0, 1]; None if it did not run or did not finish.
         y: ``(N,)`` classes that it worked with.
-        term: The suite's yardstick.
+        term: The suite's yardstick: how far it is from what the client sent.
         seconds: Wall time.
         note: Why there are no pictures.
         failed: Whether it should have come to a result.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.buffers import assumed_rule, client_passes, tracked_layers
@@ -16,7 +17,7 @@ from leakmap.attacker.matching.scene import Scene
 from leakmap.attacker.matching.statistics import norm_layers
 from leakmap.attacker.reconstruction import Attack, Attempt, Progress, Reconstruction
 from leakmap.errors import BadSetting, NonFinite, NotApplicable
-from leakmap.local import LocalRule
+from leakmap.local import LocalRule, arrange, local_signal
 from leakmap.observation import Observation
 from leakmap.registry import Spec
 from leakmap.seeds import derive
@@ -71,9 +72,10 @@ def strongest(*, steps: int | None = None, restarts: int | None = None, **settin
 
     Suite v1: the closed forms linear, spear and april; inverting_gradients; recovered_statistics where buffers moved;
     proxy_statistics where public pictures are granted; dropout_inversion where dropout is active; dimitrov where
-    mini-batches are shuffled from epoch to epoch. All results are compared by one yardstick, the cosine distance of
-    the whole update in the client's mode, with dropout masks fitted to each result; none is chosen by the truth. Once a
-    result explains the update to 1e-6, the rest is left out.
+    mini-batches are shuffled from epoch to epoch. All results are compared by one yardstick, how far each
+    is from what the client sent: the cosine distance of the whole update in the client's mode, with dropout masks
+    fitted to each result, plus the squared relative distance of the returned running statistics where they moved. None
+    is chosen by the truth. Once a result explains the update to 1e-6, the rest is left out.
 
     Args:
         steps: Iterations of every search; by default each member's own.
@@ -160,7 +162,7 @@ class Strongest:
             place, started = running.index(name), time.perf_counter()
             try:
                 found = member(observation, seed, lambda f, p=place: progress((p + f) / len(running)))
-                term = _checked(observation, assumed.rule, found, seed)
+                distance, term = _yardstick(observation, assumed.rule, found, seed)
             except NotApplicable as error:
                 attempts.append(Attempt(name, note=str(error)))
                 continue
@@ -169,7 +171,7 @@ class Strongest:
                 continue
             attempts.append(Attempt(name, found.pictures, found.y, term, time.perf_counter() - started))
             results[name] = found
-            lowest = min(lowest, term)
+            lowest = min(lowest, distance)
         progress(1.0)
         if not results:
             told = "; ".join(f"{attempt.name}: {attempt.note}" for attempt in attempts)
@@ -181,17 +183,49 @@ class Strongest:
         return replace(best, objective=winner.term, notes=notes, attempts=tuple(attempts))
 
 
-def _checked(observation: Observation, rule: LocalRule, found: Reconstruction, seed: int) -> float:
-    """The yardstick of a result.
+def _yardstick(observation: Observation, rule: LocalRule, found: Reconstruction, seed: int) -> tuple[float, float]:
+    """How far a result is from the update, and from all that the client sent, by which results are compared.
 
     Raises:
         NonFinite: its pictures or the yardstick are not finite.
     """
+    scene = Scene(observation, rule, found.y, derive(seed, "yardstick"))
     x = observation.network.task.normalise(found.pictures)
-    term = unexplained(Scene(observation, rule, found.y, derive(seed, "yardstick")), x)
+    distance = unexplained(scene, x)
+    term = distance + buffers_unexplained(scene, x)
     if not bool(torch.isfinite(found.pictures).all()) or not math.isfinite(term):
-        raise NonFinite("The pictures or the update that they would give are not finite.")
-    return term
+        raise NonFinite("The pictures, or the update that they would give, are not finite.")
+    return distance, term
+
+
+def buffers_unexplained(scene: Scene, x: Tensor) -> float:
+    """How far the client's returned running statistics are from those that ``x`` would leave.
+
+    The squared distance over the squared change, averaged over all running means and variances that moved; on the scale
+    of a cosine distance. 0 where no buffers are granted or none moved.
+
+    Args:
+        scene: Gives network, buffers and rule.
+        x: ``(N, C, H, W)``, normalised.
+    """
+    observation, network = scene.observation, scene.observation.network
+    sent, returned = network.weights, observation.buffers or {}
+    layers = tracked_layers(observation) if returned else {}
+    changes = {
+        name: returned[name].double() - sent[name].double()
+        for layer in layers
+        for name in (f"{layer}.running_mean", f"{layer}.running_var")
+    }
+    changes = {name: change for name, change in changes.items() if float(change.norm()) > 0}
+    if not changes:
+        return 0.0
+    module = arrange(network.module(), scene.rule, dropout=False)
+    left = local_signal(module, sent, x, scene.y, scene.rule, network.loss()).buffers
+    errors = [
+        float(((left[name].double() - returned[name].double()).norm() / change.norm()).square())
+        for name, change in changes.items()
+    ]
+    return sum(errors) / len(errors)
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ class GradientMatching:
 
 
 def unexplained(scene: Scene, x: Tensor) -> float:
-    """The yardstick of all attacks: how far the whole update is from the one that ``x`` would give.
+    """How far the whole update is from the one that ``x`` would give.
 
     The cosine distance, in [0, 2]. Where dropout is active, unknown masks are fitted to these pictures first, for
     all pictures alike, as the truth itself is far from the update without its masks.
