@@ -47,9 +47,12 @@ def main() -> None:
             except NotApplicable:
                 rows[name].append("–")
     print("# What an iteration costs\n")
-    print("In plain training steps (forward and backward, as the client takes them) on the same network, "
-          f"batch {BATCH}, 32 px: the median of {ROUNDS} interleaved rounds. L-BFGS evaluates several times in an "
-          "iteration; a dash: without BatchNorm the attack does not apply; dimitrov simulates a client of four local steps.\n")  # fmt: skip
+    print(
+        "In plain training steps (forward and backward, as the client takes them) on the same network, "
+        f"batch {BATCH}, 32 px: the median of {ROUNDS} interleaved rounds. L-BFGS evaluates several times in an "
+        "iteration; dimitrov simulates a client of four local steps; a dash: without BatchNorm the attack does not "
+        "apply.\n"
+    )
     print("    python -m benchmarks.cost > docs/results/cost.md\n")
     print(f"| attack | {' | '.join(f'`{model}`' for model in NETWORKS)} |\n|---|{'---|' * len(NETWORKS)}")
     for name, cells in rows.items():
