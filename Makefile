@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/leakmap demo --out runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .

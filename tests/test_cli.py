@@ -65,7 +65,7 @@ def test_a_tuning_is_followed_by_the_audit_that_it_prints(call, tmp_path):
     code, out, _ = call(*following, "--workers", "0")
     assert code == 0
     assert "2 settings × 1 public client," in " ".join(out.split())
-    assert "not tuned with steps=4" in call(*following, "--steps", "4")[2]
+    assert "not tuned with inverting_gradients: steps=4" in call(*following, "--steps", "4")[2]
     assert "leave --rehearsals out" in call(*tuning, "--oracle")[2]
 
 
@@ -120,7 +120,8 @@ def test_wrong_input_gives_one_sentence_and_exit_code_3(call, words, expected, t
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_continues(finished, tmp_path):
     """At once, while the workers are still starting, and in the middle."""
     words = [sys.executable, "-m", "leakmap", "audit", "--model", "resnet,blocks=1,width=8", "--image-size", "16",
-             "--victims", "2", "--steps", "150", "--workers", "2", "--out", str(tmp_path / "o")]  # fmt: skip
+             "--victims", "2", "--steps", "150", "--workers", "2", "--out", str(tmp_path / "o"),
+             "--attack", "inverting_gradients"]  # fmt: skip
     running = subprocess.Popen(
         words,
         stderr=subprocess.PIPE,
