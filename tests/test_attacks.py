@@ -10,7 +10,8 @@ from leakmap import LocalRule, ThreatModel, Update, attack, build_network, obser
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Exact, matching_term
-from leakmap.attacker.matching.gradient_matching import GradientMatching, Run, choose
+from leakmap.attacker.matching.gradient_matching import GradientMatching
+from leakmap.attacker.matching.restarts import Run, choose
 from leakmap.attacker.matching.scene import Guess, Scene
 from leakmap.errors import NonFinite, NotApplicable
 from leakmap.local import arrange, local_signal

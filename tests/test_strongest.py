@@ -10,8 +10,8 @@ from leakmap import LocalRule, Spec, ThreatModel, attack
 from leakmap.attacker.attacks import strongest as module
 from leakmap.attacker.attacks.strongest import MEMBERS, Strongest
 from leakmap.attacker.matching.engine import matching_term
-from leakmap.attacker.matching.gradient_matching import unexplained
 from leakmap.attacker.matching.scene import Scene
+from leakmap.attacker.matching.yardstick import buffers_unexplained, update_unexplained
 from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.auditing import perform
 from leakmap.errors import BadSetting, NonFinite, NotApplicable
@@ -92,8 +92,8 @@ def test_dropout_clients_are_judged_with_masks_fitted_to_each_result(task):
     scene = Scene(observation, LocalRule(), round.batch.y, 0)
     truth = task.normalise(round.batch.pictures)
     assert matching_term(scene, truth) > 0.05
-    assert unexplained(scene, truth) < 1e-3
-    assert unexplained(scene, task.normalise(pictures(1, task, 7))) > 10 * unexplained(scene, truth)
+    assert update_unexplained(scene, truth) < 1e-3
+    assert update_unexplained(scene, task.normalise(pictures(1, task, 7))) > 10 * update_unexplained(scene, truth)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def test_the_yardstick_covers_the_returned_buffers_too(task):
         )
         scene = Scene(observation, rule, round.batch.y, 0)
         truth, other = (task.normalise(p) for p in (round.batch.pictures, pictures(4, task, 9)))
-        assert module.buffers_unexplained(scene, truth) < 1e-6
-        assert module.buffers_unexplained(scene, other) > 1e-2
+        assert buffers_unexplained(scene, truth) < 1e-6
+        assert buffers_unexplained(scene, other) > 1e-2
         withheld = replace(scene, observation=replace(observation, buffers=None))
-        assert module.buffers_unexplained(withheld, other) == 0
+        assert buffers_unexplained(withheld, other) == 0

@@ -18,6 +18,7 @@ import torch
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.strongest import SUITE, member_specs, why_not
+from leakmap.attacker.buffers import assumed_rule
 from leakmap.auditing import run_all
 from leakmap.errors import BadSetting
 from leakmap.plan import Column, Fact, Plan, Prepared, Progress, check_needs, facts
@@ -116,7 +117,8 @@ def _to_tune(clients: "_Clients") -> list[Spec]:
     if attack.name != SUITE:
         return [attack]
     observation = seen_by_server(clients.trials(attack)[0], clients.stage)
-    members = [member for member in member_specs(attack) if not why_not(member.name, observation)]
+    rule = assumed_rule(observation).rule
+    members = [member for member in member_specs(attack) if not why_not(member.name, observation, rule)]
     return [member for member in members if attacks.tunables(member.name)]
 
 

@@ -18,6 +18,7 @@ from leakmap.local import LocalRule, Mode
 from leakmap.observation import Observation
 
 MOST_PASSES = 10**6
+RUNNING = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def client_passes(observation: Observation) -> Passes:
     expected = rule.forwards(count) if rule and count else 1
     forwards: dict[str, int] = {}
     for name in layers:
-        if not any(_moved(sent, returned, f"{name}.{which}") for which in ("running_mean", "running_var")):
+        if all(torch.equal(sent[f"{name}.{which}"], returned[f"{name}.{which}"]) for which in RUNNING):
             continue
         counter = f"{name}.num_batches_tracked"
         counted = 0
@@ -146,7 +147,7 @@ def recover_statistics(observation: Observation) -> dict[str, BatchStatistics]:
         tracked = float(sent.get(f"{name}.num_batches_tracked", torch.tensor(0)))
         mean, variance = (
             unmix(sent[f"{name}.{which}"], returned[f"{name}.{which}"], momentum, forwards, tracked)
-            for which in ("running_mean", "running_var")
+            for which in RUNNING
         )
         found[name] = BatchStatistics(mean, variance, mixture(momentum, forwards).to(mean.device))
     return found
@@ -186,9 +187,6 @@ def tracked_layers(observation: Observation) -> dict[str, _BatchNorm]:
     return {
         name: layer
         for name, layer in observation.network.module().named_modules()
-        if isinstance(layer, _BatchNorm) and f"{name}.running_mean" in sent and f"{name}.running_mean" in returned
+        if isinstance(layer, _BatchNorm)
+        and all(f"{name}.{which}" in state for which in RUNNING for state in (sent, returned))
     }
-
-
-def _moved(sent: Mapping[str, Tensor], returned: Mapping[str, Tensor], name: str) -> bool:
-    return name in sent and name in returned and not torch.equal(sent[name], returned[name])

@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.buffers import assumed_rule, client_passes, tracked_layers
-from leakmap.attacker.matching.gradient_matching import GradientMatching, unexplained
+from leakmap.attacker.buffers import assumed_rule, client_passes
+from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.masks import open_masks
 from leakmap.attacker.matching.scene import Scene
 from leakmap.attacker.matching.statistics import norm_layers
+from leakmap.attacker.matching.yardstick import buffers_unexplained, update_unexplained
 from leakmap.attacker.reconstruction import Attack, Attempt, Progress, Reconstruction
 from leakmap.errors import BadSetting, NonFinite, NotApplicable
-from leakmap.local import LocalRule, arrange, local_signal
+from leakmap.local import LocalRule
 from leakmap.observation import Observation
 from leakmap.registry import Spec
 from leakmap.seeds import derive
 
 SUITE, VERSION = "strongest", "v1"
 SOLVED = 1e-6
-"""Matching term at which nothing is left to find: the rest of the suite is not run."""
+"""Cosine distance of the update at which nothing is left to find: the rest of the suite is not run."""
 
 
 def _always(observation: Observation, rule: LocalRule) -> str:
@@ -34,9 +34,10 @@ def _always(observation: Observation, rule: LocalRule) -> str:
 def _moved_buffers(observation: Observation, rule: LocalRule) -> str:
     if observation.buffers is None:
         return "the client's buffers are not granted"
-    if not tracked_layers(observation):
+    mode = client_passes(observation).mode
+    if mode is None:
         return "there is no BatchNorm layer"
-    return "" if client_passes(observation).mode == "train" else "the client ran in inference mode"
+    return "" if mode == "train" else "the client ran in inference mode"
 
 
 def _public(observation: Observation, rule: LocalRule) -> str:
@@ -68,7 +69,7 @@ MEMBERS: dict[str, Callable[[Observation, LocalRule], str]] = {
 
 @attacks.add(SUITE)
 def strongest(*, steps: int | None = None, restarts: int | None = None, **settings: Any) -> "Strongest":
-    """Every attack that the granted knowledge allows, cheapest first; the lowest matching term wins.
+    """Every attack that the granted knowledge allows, cheapest first; what explains best what the client sent wins.
 
     Suite v1: the closed forms linear, spear and april; inverting_gradients; recovered_statistics where buffers moved;
     proxy_statistics where public pictures are granted; dropout_inversion where dropout is active; dimitrov where
@@ -115,9 +116,9 @@ def member_specs(suite: Spec) -> list[Spec]:
     ]
 
 
-def why_not(member: str, observation: Observation) -> str:
-    """Why a member of the suite does not apply; empty if it does, or if only trying will show."""
-    return MEMBERS[member](observation, assumed_rule(observation).rule)
+def why_not(member: str, observation: Observation, rule: LocalRule) -> str:
+    """Why a member of the suite does not apply to a client; empty if it does, or if only trying will show."""
+    return MEMBERS[member](observation, rule)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Strongest:
             NotApplicable: no member came to a result.
         """
         assumed = assumed_rule(observation)
-        skipped = {name: why_not(name, observation) for name, _ in self.members}
+        skipped = {name: why_not(name, observation, assumed.rule) for name, _ in self.members}
         running = [name for name, why in skipped.items() if not why]
         attempts: list[Attempt] = []
         results: dict[str, Reconstruction] = {}
@@ -191,41 +192,11 @@ def _yardstick(observation: Observation, rule: LocalRule, found: Reconstruction,
     """
     scene = Scene(observation, rule, found.y, derive(seed, "yardstick"))
     x = observation.network.task.normalise(found.pictures)
-    distance = unexplained(scene, x)
+    distance = update_unexplained(scene, x)
     term = distance + buffers_unexplained(scene, x)
     if not bool(torch.isfinite(found.pictures).all()) or not math.isfinite(term):
         raise NonFinite("The pictures, or the update that they would give, are not finite.")
     return distance, term
-
-
-def buffers_unexplained(scene: Scene, x: Tensor) -> float:
-    """How far the client's returned running statistics are from those that ``x`` would leave.
-
-    The squared distance over the squared change, averaged over all running means and variances that moved; on the scale
-    of a cosine distance. 0 where no buffers are granted or none moved.
-
-    Args:
-        scene: Gives network, buffers and rule.
-        x: ``(N, C, H, W)``, normalised.
-    """
-    observation, network = scene.observation, scene.observation.network
-    sent, returned = network.weights, observation.buffers or {}
-    layers = tracked_layers(observation) if returned else {}
-    changes = {
-        name: returned[name].double() - sent[name].double()
-        for layer in layers
-        for name in (f"{layer}.running_mean", f"{layer}.running_var")
-    }
-    changes = {name: change for name, change in changes.items() if float(change.norm()) > 0}
-    if not changes:
-        return 0.0
-    module = arrange(network.module(), scene.rule, dropout=False)
-    left = local_signal(module, sent, x, scene.y, scene.rule, network.loss()).buffers
-    errors = [
-        float(((left[name].double() - returned[name].double()).norm() / change.norm()).square())
-        for name, change in changes.items()
-    ]
-    return sum(errors) / len(errors)
 
 
 @dataclass(frozen=True)

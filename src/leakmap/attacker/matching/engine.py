@@ -153,7 +153,7 @@ class Exact:
 
 
 def matching_term(scene: Scene, x: Tensor) -> float:
-    """Cosine distance between the observed update and the one that ``x`` would give: the yardstick for all attacks.
+    """Cosine distance between the observed update and the one that ``x`` would give in the expected network.
 
     Args:
         scene: Gives network, update and rule.

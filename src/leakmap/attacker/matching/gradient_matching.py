@@ -9,13 +9,14 @@ from torch import Tensor
 
 from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.labels import Labels, label_rules, recover
-from leakmap.attacker.matching.decoders import Decoder, Free, Pixels, Still, median_filter, merge_epochs
+from leakmap.attacker.matching.decoders import Decoder, Free, Pixels, median_filter, merge_epochs
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.emphasis import Emphasis
-from leakmap.attacker.matching.engine import Exact, matching_term
-from leakmap.attacker.matching.masks import draw_masks, open_masks, rate_penalty
+from leakmap.attacker.matching.engine import Exact
+from leakmap.attacker.matching.masks import draw_masks, rate_penalty
 from leakmap.attacker.matching.priors import Prior, TotalVariation, total_variation
+from leakmap.attacker.matching.restarts import Run, choose
 from leakmap.attacker.matching.scene import Guess, Scene, Term
 from leakmap.attacker.matching.starts import Start, first_guess
 from leakmap.attacker.reconstruction import Progress, Reconstruction
@@ -25,8 +26,6 @@ from leakmap.seeds import derive, generator
 
 CHECK_EVERY = 25
 CURVE_POINTS = 200
-MASK_STEPS = 100
-"""Iterations in which the yardstick fits dropout masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class GradientMatching:
 
     Args:
         distance: ``cosine``, ``layer_cosine``, ``angular`` or ``squared``.
-        match: Weight of the matching term; 0 ignores the update.
+        match: Weight of the matching term; 0 ignores the update, the client's buffers and labels that are not granted.
         emphasis: Which entries of the update count; None: all alike.
         priors: What is believed about pictures.
         terms: What is known about the client's forward passes.
@@ -55,7 +54,7 @@ class GradientMatching:
         masks: Weight of the dropout rates when masks are searched together with the pictures; None: the expected
             network is simulated.
         soft_labels: Whether classes are searched together with the pictures, as the softmax of free values.
-        labels: ``auto``, ``blind`` or the name of a label rule, see :func:`leakmap.attacker.labels.recover`.
+        labels: ``auto`` or the name of a label rule, see :func:`leakmap.attacker.labels.recover`.
         mode: ``client`` simulates the client's mode, ``eval`` forces inference mode.
         leaky_model: An architecture known to leak to the attack.
     """
@@ -80,7 +79,7 @@ class GradientMatching:
     leaky_model: str = "convnet"
 
     def __post_init__(self) -> None:
-        if self.labels not in ("auto", "blind"):
+        if self.labels != "auto":
             label_rules.constructor(self.labels)
 
     @property
@@ -97,7 +96,7 @@ class GradientMatching:
     def blind(self) -> "GradientMatching":
         """The same search without the update and without all else that came from this client: its floor."""
         terms = tuple(blind for term in self.terms if (blind := term.blind()) is not None)
-        return replace(self, match=0.0, terms=terms, masks=None, soft_labels=False, flatness=0.0, labels="blind")
+        return replace(self, match=0.0, terms=terms, masks=None, soft_labels=False, flatness=0.0)
 
     def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
         """Attacks.
@@ -107,6 +106,8 @@ class GradientMatching:
             NotApplicable: the precondition of a term does not hold.
             NonFinite: the search left the finite numbers in every restart.
         """
+        if not self.match:
+            observation = replace(observation, buffers=None)
         assumed = assumed_rule(observation)
         rule = replace(assumed.rule, mode="eval") if self.mode == "eval" else assumed.rule
         found = self._labels(observation, seed)
@@ -123,7 +124,7 @@ class GradientMatching:
                 penalties=penalties,
                 masks=self.masks is not None,
             )
-        searches = [_Search(self, scene, engine, restart) for restart in range(self.restarts)]
+        searches = [Search(self, scene, engine, restart) for restart in range(self.restarts)]
         self._run(searches, progress)
         alive = [search for search in searches if search.lost is None]
         if not alive:
@@ -146,7 +147,7 @@ class GradientMatching:
 
     def _labels(self, observation: Observation, seed: int) -> Labels:
         if not self.soft_labels:
-            return recover(observation, self.labels, derive(seed, "labels"))
+            return recover(observation, self.labels if self.match else "blind", derive(seed, "labels"))
         observation.need("count")
         classes = torch.zeros(observation.count or 1, dtype=torch.int64, device=observation.network.device)
         return Labels(classes, "searched with the pictures", 0.0)
@@ -162,7 +163,7 @@ class GradientMatching:
             notes["label order"] = "unknown: mini-batches are simulated in one order for all epochs"
         return notes | ({"assumed": assumed} if assumed else {})
 
-    def _run(self, searches: "list[_Search]", progress: Progress) -> None:
+    def _run(self, searches: "list[Search]", progress: Progress) -> None:
         """In step where restarts pull each other, else one after the other."""
         if self.group:
             for step in range(self.steps):
@@ -183,49 +184,7 @@ class GradientMatching:
         progress(1.0)
 
 
-def unexplained(scene: Scene, x: Tensor) -> float:
-    """How far the whole update is from the one that ``x`` would give.
-
-    The cosine distance, in [0, 2]. Where dropout is active, unknown masks are fitted to these pictures first, for
-    all pictures alike, as the truth itself is far from the update without its masks.
-
-    Args:
-        scene: Gives network, update and rule.
-        x: ``(N, C, H, W)``, normalised.
-    """
-    if not open_masks(scene.observation.network.module(), scene.rule).layers:
-        return matching_term(scene, x)
-    engine = Exact(scene, DISTANCES["cosine"], masks=True)
-    how = GradientMatching(priors=(), stages=(Still(x),), descent=Descent(0.1), masks=0.0, steps=MASK_STEPS)
-    search = _Search(how, scene, engine, 0)
-    with torch.no_grad():
-        for mask, (_, rate) in zip(search.masks, engine.masks.shapes if engine.masks else [], strict=True):
-            mask.fill_(1 - rate)
-    for step in range(how.steps):
-        search.iterate(step)
-    return float(search.best)
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where a restart ended.
-
-    Args:
-        x: Its kept iterate, normalised.
-        y: ``(N,)`` classes.
-        objective: The matching term there; NaN without an update.
-        curve: The matching term along the way.
-        tv: Total variation of ``x``.
-    """
-
-    x: Tensor
-    y: Tensor
-    objective: float
-    curve: tuple[float, ...]
-    tv: float
-
-
-class _Search:
+class Search:
     """One restart in progress."""
 
     def __init__(self, how: GradientMatching, scene: Scene, engine: Exact | None, restart: int):
@@ -250,26 +209,17 @@ class _Search:
             drawn_masks = draw_masks(engine.masks.shapes, self.best_x, generator(scene.seed, "masks", restart))
             self.masks = [mask.requires_grad_() for mask in drawn_masks]
         self.length = max(1, how.steps // len(how.stages))
-        self.free: Free | None = None
-        self._enter(how.stages[0])
+        self._enter(how.stages[0], self.best_x, None)
 
-    def _enter(self, stage: Decoder) -> None:
-        """Begins a stage at the best pictures so far; without an update to match there are no better ones than now."""
-        start = self.best_x if self.values or self.free is None else self.pictures()
+    def _enter(self, stage: Decoder, start: Tensor, before: Free | None) -> None:
         scene = replace(self.scene, seed=derive(self.scene.seed, "stage", self.restart))
-        self.free = stage(scene, start, self.free)
-        self.leaves = [*self._stage.tensors, *([] if self.logits is None else [self.logits]), *self.masks]
+        self.free = stage(scene, start, before)
+        self.leaves = [*self.free.tensors, *([] if self.logits is None else [self.logits]), *self.masks]
         self.optimizer = self.how.descent.start(self.leaves)
 
     def pictures(self) -> Tensor:
         """What it shows now, detached."""
-        return self._stage.decode().detach()
-
-    @property
-    def _stage(self) -> Free:
-        if self.free is None:
-            raise RuntimeError("the search has not begun")
-        return self.free
+        return self.free.decode().detach()
 
     def mask_share(self) -> float:
         """Free mask values for each free value of the pictures."""
@@ -279,20 +229,21 @@ class _Search:
         """One iteration; ``mean`` of all restarts pulls at this one."""
         how, stages = self.how, self.how.stages
         if step and step % self.length == 0 and step // self.length < len(stages):
-            self._enter(stages[step // self.length])
+            best = self.best_x if self.values else self.pictures()
+            self._enter(stages[step // self.length], best, self.free)
         within = step - self.length * min(step // self.length, len(stages) - 1)
         length = self.length if step < self.length * (len(stages) - 1) else how.steps - self.length * (len(stages) - 1)
         for group in self.optimizer.param_groups:
-            group["lr"] = how.descent.size(within, length) * self._stage.pace
+            group["lr"] = how.descent.size(within, length) * self.free.pace
         if self.engine is not None:
             self.engine.iteration(step)
         self.optimizer.step(lambda: self._evaluate(within, length, mean))
-        self._stage.project()
+        self.free.project()
         with torch.no_grad():
             for mask in self.masks:
                 mask.clamp_(0, 1)
             if how.median_every and (step + 1) % how.median_every == 0:
-                for tensor in self._stage.tensors:
+                for tensor in self.free.tensors:
                     tensor.copy_(median_filter(tensor))
         last = step == how.steps - 1
         if (step % CHECK_EVERY == 0 or last) and not bool(self.finite):
@@ -303,7 +254,7 @@ class _Search:
     def _evaluate(self, step: int, steps: int, mean: Tensor | None) -> float:
         """Sets the gradients of the leaves; returns the objective, for optimisers that search along a line."""
         with torch.enable_grad():
-            x = self._stage.decode()
+            x = self.free.decode()
             y = self.scene.y if self.logits is None else self.logits.softmax(1)
         guess = Guess(x.detach(), y.detach(), tuple(mask.detach() for mask in self.masks))
         pulls = [torch.zeros_like(tensor) for tensor in (x, *([] if self.logits is None else [y]), *self.masks)]
@@ -381,12 +332,3 @@ class _Search:
         every = max(1, len(self.values) // CURVE_POINTS)
         curve = tuple(torch.stack(self.values[::every]).tolist())
         return Run(self.best_x, y, float(self.best), curve, float(total_variation(self.best_x)))
-
-
-def choose(runs: list[Run]) -> int:
-    """Index of the run with the lowest objective; ties within 1 % go to the lower total variation."""
-    lowest = min((run.objective for run in runs), default=math.nan)
-    if math.isnan(lowest):
-        return 0
-    tied = [i for i, run in enumerate(runs) if run.objective <= lowest * 1.01]
-    return min(tied, key=lambda i: runs[i].tv)
