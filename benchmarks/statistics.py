@@ -11,18 +11,18 @@ import argparse
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from leakmap.auditing import run_all
 from leakmap.local import LocalRule
 from leakmap.plan import Plan, Prepared, prepare
-from leakmap.pool import StageFile, run_in_pool
 from leakmap.registry import Spec
-from leakmap.scoring.lineup import cross_correlation
+from leakmap.scoring.lineup import likeness
 from leakmap.scoring.statistics import mean_interval, paired_p, rank_sum_p
 from leakmap.store import Store
 from leakmap.threat import ThreatModel
@@ -112,16 +112,16 @@ def run(cell: tuple[str, int], plan: Plan, chosen: Mapping[str, float], options,
     }
     columns["prior only"] = Spec("prior_only", {"of": PLAIN, **fixed(options)})
     base = Trial(prepared.main.digest, plan.rule, plan.threat, columns["plain"], seed=plan.seed)
-    trials = {name: [_replaced(base, spec, client) for client in range(plan.victims)] for name, spec in columns.items()}
-    trials["swapped"] = [_replaced(base, columns["plain"], client, 1) for client in range(plan.victims)]
+    victims = range(plan.victims)
+    trials = {name: [replace(base, attack=spec, client=v) for v in victims] for name, spec in columns.items()}
+    trials["swapped"] = [replace(base, client=v, swap=1) for v in victims]
     outcomes = _finish(trials, prepared, Store(folder), options, lambda f: bar.update(task, completed=f))
-    likeness = {name: [_likeness(o, prepared) for o in of] for name, of in outcomes.items()}
+    alike = {
+        name: [likeness(o.score.pictures, held_by(o.trial, prepared.main).pictures) for o in of]
+        for name, of in outcomes.items()
+    }
     bar.update(task, completed=1.0)
-    return Cell(*cell, prepared.accuracy, chosen, outcomes, likeness)
-
-
-def _replaced(trial: Trial, spec: Spec, client: int, swap: int = 0) -> Trial:
-    return Trial(trial.stage, trial.rule, trial.threat, spec, client=client, swap=swap, seed=trial.seed)
+    return Cell(*cell, prepared.accuracy, chosen, outcomes, alike)
 
 
 def _finish(trials, prepared: Prepared, store: Store, options, report) -> dict[str, list[Outcome]]:
@@ -135,21 +135,11 @@ def _finish(trials, prepared: Prepared, store: Store, options, report) -> dict[s
         outcomes[outcome.trial.key] = outcome
         report(len(outcomes) / len(everything))
 
-    if missing:
-        path = store.folder / "stage.safetensors"
-        prepared.main.save(path)
-        network = prepared.main.network
-        files = {prepared.main.digest: StageFile(path, network.model, network.task.loss)}
-        run_in_pool(missing, files, done, lambda key, fraction: None, workers=options.workers, device="cpu")
+    run_all(missing, {"stage": prepared.main}, store, done, lambda key, fraction: None, options.workers, "cpu")
     for outcome in outcomes.values():
         if outcome.failure:
             raise SystemExit(f"A run failed with {': '.join(outcome.failure)}")
     return {name: [outcomes[trial.key] for trial in of] for name, of in trials.items()}
-
-
-def _likeness(outcome: Outcome, prepared: Prepared) -> float:
-    truth = held_by(outcome.trial, prepared.main).pictures
-    return float(cross_correlation(outcome.score.pictures, truth).diagonal().mean())
 
 
 def table(cells: list[Cell], options: argparse.Namespace) -> str:

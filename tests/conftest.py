@@ -5,6 +5,9 @@ import pytest
 import torch
 
 from leakmap import Batch, LocalRule, Task, ThreatModel, build_network, observe, simulate
+from leakmap.attacker.matching.distances import DISTANCES
+from leakmap.attacker.matching.engine import Engine
+from leakmap.attacker.matching.scene import Guess, Scene
 from leakmap.observation import Public
 from leakmap.seeds import generator
 
@@ -38,6 +41,11 @@ def pictures(count: int, task: Task, seed: int = 0) -> torch.Tensor:
 
 def batch_of(count: int, task: Task, seed: int = 0) -> Batch:
     return Batch(pictures(count, task, seed), (torch.arange(count) + seed) % task.classes)
+
+
+def matching_term(scene: Scene, x: torch.Tensor) -> float:
+    """Cosine distance between the observed update and the one of normalised pictures ``x`` in the expected network."""
+    return float(Engine(scene, DISTANCES["cosine"]).value(Guess(x, scene.y)))
 
 
 def observed(model: str, task: Task, *, rule=None, threat=None, count=2, seed=0):

@@ -11,11 +11,10 @@ from torch.nn import functional as F
 from leakmap import LocalRule, Task, ThreatModel, Update, attack, build_network, observe, simulate
 from leakmap.attacker.attacks.april import unembed
 from leakmap.attacker.closed_form import Attention, diagnose, summary
-from leakmap.attacker.equations import as_gradient
-from leakmap.attacker.matching.engine import matching_term
+from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.matching.scene import Scene
 from leakmap.errors import NotApplicable
-from tests.conftest import batch_of, observed
+from tests.conftest import batch_of, matching_term, observed
 
 
 @pytest.fixture
@@ -132,13 +131,26 @@ def test_the_linear_closed_form_names_layer_and_reason(task):
         attack(seen("convnet,width=8", task, 1)[1], "linear")
 
 
-def test_a_delta_of_one_step_becomes_its_gradient(task):
+@pytest.mark.parametrize(
+    ("rule", "tolerance"),
+    [
+        (LocalRule(share="delta", lr=0.5, weight_decay=0.1), 1e-6),
+        (LocalRule(share="delta", lr=1e-4, epochs=3, momentum=0.9, weight_decay=0.1), 5e-3),
+    ],
+    ids=["one step", "small steps with momentum"],
+)
+def test_a_delta_becomes_its_gradient(rule, tolerance, task):
     batch = noisy(3, task)
-    rule = LocalRule(share="delta", lr=0.5, weight_decay=0.1)
     gradient = seen("mlp,hidden=16", task, 3, batch=batch)[1].update.tensors
-    turned = as_gradient(seen("mlp,hidden=16", task, 3, rule, batch)[1])
+    turned = mean_gradient(seen("mlp,hidden=16", task, 3, rule, batch)[1], gradient)
     for name, tensor in gradient.items():
-        assert (turned[name] - tensor).abs().max() < 1e-6
+        assert (turned[name] - tensor).abs().max() < tolerance
+
+
+def test_a_delta_without_its_rule_is_only_turned_around(task):
+    observation = replace(seen("mlp,hidden=16", task, 3, LocalRule(share="delta", weight_decay=0.1))[1], rule=None)
+    for name, turned in mean_gradient(observation, observation.update.tensors).items():
+        assert torch.equal(turned, -observation.update.tensors[name].double())
 
 
 @pytest.mark.parametrize("model", ["vit,prenorm=false,skip=false", "vit,prenorm=false,skip=false,class_token=false"])

@@ -11,14 +11,14 @@ from leakmap.attacker.matching.decoders import Free, Pixels, PixelsOfEpochs, med
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.emphasis import ByDepth, Largest, Partial, Support
-from leakmap.attacker.matching.engine import Exact, matching_term
+from leakmap.attacker.matching.engine import Engine
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.masks import Masked
 from leakmap.attacker.matching.priors import SamePictures, TotalVariation
 from leakmap.attacker.matching.scene import Guess, Scene
 from leakmap.attacker.matching.starts import first_guess
 from leakmap.errors import BadSetting, UsageError
-from tests.conftest import batch_of, observed, pictures
+from tests.conftest import batch_of, matching_term, observed, pictures
 
 DROPPING = "resnet,blocks=1-1,width=8,dropout=0.5"
 
@@ -85,7 +85,9 @@ def test_masked_matching_ignores_what_pruning_removed(task):
     observation = replace(observation, update=replace(observation.update, tensors=pruned))
     truth = Guess(task.normalise(round.batch.pictures), round.batch.y)
     scene = Scene(observation, LocalRule(), round.batch.y, 0)
-    plain, masked = (Exact(scene, DISTANCES["cosine"], emphasis=e).value(truth) for e in (None, Support(0.0)))
+    plain, masked = (
+        Engine(scene, DISTANCES["cosine"], kind="exact", emphasis=e).value(truth) for e in (None, Support(0.0))
+    )
     assert float(masked) < 1e-6 < 1e-3 < float(plain)
 
 
@@ -107,7 +109,7 @@ def test_with_the_true_masks_the_distance_at_the_truth_is_zero(task):
     round = simulate(network, LocalRule(), batch, seed=1)
     observation = observe(round, ThreatModel("known"))
     scene = Scene(observation, LocalRule(), batch.y, 0)
-    engine = Exact(scene, DISTANCES["cosine"], masks=True)
+    engine = Engine(scene, DISTANCES["cosine"], kind="exact", masks=True)
     x = task.normalise(batch.pictures)
     engine.record_masks(x, batch.y)
     shapes = [shape for shape, _ in engine.masks.shapes]
@@ -119,7 +121,7 @@ def test_with_the_true_masks_the_distance_at_the_truth_is_zero(task):
     gradient = torch.autograd.grad(network.loss()(module(x), batch.y), list(module.parameters()))
     names = [name for name, _ in module.named_parameters()]
     truth = replace(observation, update=replace(observation.update, tensors=dict(zip(names, gradient, strict=True))))
-    engine = Exact(replace(scene, observation=truth), DISTANCES["cosine"], masks=True)
+    engine = Engine(replace(scene, observation=truth), DISTANCES["cosine"], kind="exact", masks=True)
     engine.record_masks(x, batch.y)
     assert [tuple(mask.shape) for mask in kept] == shapes
     assert float(engine.value(Guess(x, batch.y, tuple(kept)))) < 1e-6
@@ -159,7 +161,7 @@ def test_several_epochs_in_another_order_are_searched_apart_and_merged(task):
     truth = task.normalise(round.batch.pictures)
     free = PixelsOfEpochs()(scene, truth)
     assert free.decode().shape == (2, 4, *task.shape)
-    engine = Exact(scene, DISTANCES["cosine"])
+    engine = Engine(scene, DISTANCES["cosine"], kind="exact")
     repeated = torch.stack([truth, truth])
     assert float(engine.value(Guess(repeated, round.batch.y))) == pytest.approx(0, abs=1e-6)
     shuffled = torch.stack([truth, truth[[2, 1, 0, 3]]])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from leakmap import Batch, Reconstruction, metrics, score
-from leakmap.scoring.lineup import MIXED, cross_correlation, pick_distractors, rank
+from leakmap.scoring.lineup import MIXED, cross_correlation, likeness, pick_distractors, rank
 from leakmap.scoring.match import matched
 from leakmap.scoring.statistics import mean_interval, paired_p, rank_sum_p, share_interval
 from leakmap.scoring.verdict import LEVELS, Client, Evidence, judge, line_up
@@ -73,6 +73,7 @@ def test_rank_ties_count_half_and_a_constant_answer_is_at_chance(task):
 def test_cross_correlation_ignores_brightness_and_contrast(task):
     truth = pictures(2, task)
     assert torch.allclose(cross_correlation(truth * 0.5 + 0.2, truth).diag(), torch.ones(2).double(), atol=1e-6)
+    assert likeness(truth * 0.5 + 0.2, truth) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("size", [1, 4])

@@ -10,7 +10,7 @@ from leakmap import LocalRule, ThreatModel, attack, build_network, observe, simu
 from leakmap.attacker.buffers import client_passes, recover_statistics, unmix
 from leakmap.attacker.labels import recover
 from leakmap.attacker.matching.distances import DISTANCES
-from leakmap.attacker.matching.engine import Exact
+from leakmap.attacker.matching.engine import Engine
 from leakmap.attacker.matching.scene import Guess, Scene, Trace
 from leakmap.attacker.matching.statistics import Statistics, layer_statistics, norm_layers, proxy_targets
 from leakmap.errors import BadSetting, NotApplicable
@@ -29,7 +29,7 @@ def seen_by_layers(round):
     trace = Trace(module, layers)
     with torch.no_grad():
         module(network.task.normalise(round.batch.pictures.double()))
-    return {n: x[0] for n, x in trace.inputs.items()}
+    return {n: x[0] for n, x in trace.take().inputs.items()}
 
 
 def with_buffers(task, momentum, mean=None, var=None, seed=0, model=MODEL):
@@ -111,7 +111,7 @@ def test_five_local_steps_leave_no_penalty_at_the_truth(task, momentum):
     round, observation = round_of(with_buffers(task, momentum), task, 4, rule)
     scene = Scene(observation, rule, round.batch.y, 0)
     term = Statistics("recovered", 1.0)
-    engine = Exact(scene, DISTANCES["cosine"], penalties=[term(scene)])
+    engine = Engine(scene, DISTANCES["cosine"], kind="exact", penalties=[term(scene)])
     pull = engine.value_and_grad(Guess(task.normalise(round.batch.pictures), round.batch.y))
     assert float(pull.penalty) < 1e-3
     assert float(pull.match) < 1e-6
@@ -132,7 +132,7 @@ def test_gradient_accumulation_counts_a_pass_for_each_micro_batch(task):
     assert rule.forwards(4) == 2
     assert set(client_passes(observation).forwards.values()) == {2}
     scene = Scene(observation, rule, round.batch.y, 0)
-    engine = Exact(scene, DISTANCES["cosine"], penalties=[Statistics("recovered", 1.0)(scene)])
+    engine = Engine(scene, DISTANCES["cosine"], kind="exact", penalties=[Statistics("recovered", 1.0)(scene)])
     pull = engine.value_and_grad(Guess(task.normalise(round.batch.pictures), round.batch.y))
     assert float(pull.penalty) < 1e-3
     assert float(pull.match) < 1e-6
@@ -176,7 +176,7 @@ def test_layers_are_keyed_by_name_and_not_by_their_order(task):
     found = client_passes(observation)
     assert found.forwards == {"late": 2, "early": 1}
     scene = Scene(observation, LocalRule(), round.batch.y, 0)
-    engine = Exact(scene, DISTANCES["cosine"], penalties=[Statistics("recovered", 1.0)(scene)])
+    engine = Engine(scene, DISTANCES["cosine"], kind="exact", penalties=[Statistics("recovered", 1.0)(scene)])
     pull = engine.value_and_grad(Guess(task.normalise(round.batch.pictures), round.batch.y))
     assert float(pull.penalty) < 1e-4
 
@@ -184,7 +184,7 @@ def test_layers_are_keyed_by_name_and_not_by_their_order(task):
 def test_the_objective_at_the_truth_is_the_prior(task):
     round, observation = observed(MODEL, task, threat=ThreatModel("known"), count=4)
     scene = Scene(observation, LocalRule(), round.batch.y, 0)
-    engine = Exact(scene, DISTANCES["cosine"], penalties=[Statistics("recovered", 1.6e-4)(scene)])
+    engine = Engine(scene, DISTANCES["cosine"], kind="exact", penalties=[Statistics("recovered", 1.6e-4)(scene)])
     pull = engine.value_and_grad(Guess(task.normalise(round.batch.pictures), round.batch.y))
     assert float(pull.match + pull.penalty) < 1e-4
 
@@ -258,11 +258,12 @@ def test_the_clients_own_pictures_as_public_ones_leave_no_penalty(task, proxied)
     module = round.network.module().train()
     trace = Trace(module, norm_layers(module))
     module(task.normalise(round.batch.pictures))
+    seen = trace.take()
     for name, layer in norm_layers(module).items():
-        mean, variance = layer_statistics(layer, trace.inputs[name][0])
+        mean, variance = layer_statistics(layer, seen.inputs[name][0])
         assert (targets[name].mean - mean).abs().max() <= 1e-6
         assert (targets[name].variance - variance).abs().max() <= 1e-6
-    engine = Exact(scene, DISTANCES["cosine"], penalties=[Statistics("proxy", 1.0)(scene)])
+    engine = Engine(scene, DISTANCES["cosine"], kind="exact", penalties=[Statistics("proxy", 1.0)(scene)])
     truth = Guess(task.normalise(round.batch.pictures), round.batch.y)
     assert float(engine.value_and_grad(truth).penalty) < 1e-5
 
@@ -277,7 +278,9 @@ def test_public_pictures_of_another_kind_fit_worse(task, form):
         threat = ThreatModel("known", public=32)
         observation = observe(round, threat, Public(public, torch.arange(32) % task.classes))
         scene = Scene(observation, LocalRule(), round.batch.y, 0)
-        engine = Exact(scene, DISTANCES["cosine"], penalties=[Statistics("proxy", 1.0, form, batches=8)(scene)])
+        engine = Engine(
+            scene, DISTANCES["cosine"], kind="exact", penalties=[Statistics("proxy", 1.0, form, batches=8)(scene)]
+        )
         pull = engine.value_and_grad(Guess(task.normalise(round.batch.pictures), round.batch.y))
         penalties.append(float(pull.penalty))
     assert penalties[0] < penalties[1]
@@ -304,7 +307,7 @@ def test_inferred_labels_leave_the_recovered_statistics_right(task):
     seen = recover(observation, "auto", 0)
     assert seen.rule != "granted"
     scene = Scene(observation, LocalRule(), round.batch.y, 0)
-    engine = Exact(scene, DISTANCES["cosine"], penalties=[Statistics("recovered", 1.0)(scene)])
+    engine = Engine(scene, DISTANCES["cosine"], kind="exact", penalties=[Statistics("recovered", 1.0)(scene)])
     truth = Guess(task.normalise(round.batch.pictures), round.batch.y)
     assert float(engine.value_and_grad(truth).penalty) < 1e-3
 

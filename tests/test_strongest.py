@@ -9,14 +9,13 @@ import torch
 from leakmap import LocalRule, Spec, ThreatModel, attack
 from leakmap.attacker.attacks import strongest as module
 from leakmap.attacker.attacks.strongest import MEMBERS, Strongest
-from leakmap.attacker.matching.engine import matching_term
 from leakmap.attacker.matching.scene import Scene
 from leakmap.attacker.matching.yardstick import buffers_unexplained, update_unexplained
 from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.auditing import perform
 from leakmap.errors import BadSetting, NonFinite, NotApplicable
 from leakmap.plan import Plan, prepare
-from tests.conftest import observed, pictures
+from tests.conftest import matching_term, observed, pictures
 
 BATCHNORM = "resnet,blocks=1-1,width=8,dropout=0.3"
 

@@ -1,17 +1,17 @@
 """The client step, written once.
 
-:func:`local_signal` runs in the simulated client and, with ``differentiable=True``, inside the attack. So the distance
-between an update and its simulation at the truth is 0 for every model and every rule without randomness.
+:class:`Training` is local training, one gradient at a time. The simulated client runs it through :func:`local_signal`,
+and an attack differentiates the same steps. So the distance between an update and its simulation at the truth is 0 for
+every model and every rule without randomness.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.dropout import _DropoutNd
 
 from leakmap.errors import BadSetting
@@ -129,6 +129,74 @@ def arrange(module: nn.Module, rule: LocalRule, *, dropout: bool = True) -> nn.M
     return module
 
 
+class Training:
+    """Local training of one client, one gradient at a time; nothing of the module changes.
+
+    Args:
+        module: Arranged by :func:`arrange`; its own weights are not used.
+        weights: Every parameter and buffer by name, as the server sent them.
+        rule: The local rule.
+        loss: ``loss(outputs, y) -> scalar``.
+
+    Attributes:
+        names: The trained parameters, in the order of all lists of tensors here.
+        start: Their weights at the beginning, leaves that require gradients.
+        buffers: Every buffer by name; training-mode passes move them in place.
+    """
+
+    def __init__(self, module: nn.Module, weights: Mapping[str, Tensor], rule: LocalRule, loss: Loss):
+        self.names = [name for name, p in module.named_parameters() if p.requires_grad]
+        self.start = [weights[name].detach().requires_grad_() for name in self.names]
+        self.buffers = {name: weights[name].detach().clone() for name, _ in module.named_buffers() if name in weights}
+        self._fixed = {name: weights[name] for name, p in module.named_parameters() if not p.requires_grad}
+        self._module, self._rule, self._loss = module, rule, loss
+        self._ties = len(list(module.named_parameters(remove_duplicate=False))) > len(list(module.named_parameters()))
+        self._optimizer = _OPTIMIZERS[rule.optimizer]
+
+    def batch(self, step: int, x: Tensor, y: Tensor, order_seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """The mini-batch of a local step.
+
+        Args:
+            step: Its number, from 0 to ``rule.steps(N) - 1``.
+            x: ``(N, C, H, W)``, normalised; or ``(epochs, N, C, H, W)``, an attacker's own pictures for every epoch.
+            y: What the loss takes, first dimension ``N``.
+            order_seed: Seeds the orders of a rule that shuffles; None keeps the order of ``x``.
+        """
+        size = self._rule.batch_size or len(y)
+        epoch, place = divmod(step, -(-len(y) // size))
+        held = x[epoch] if x.ndim == 5 else x
+        part = slice(place * size, min((place + 1) * size, len(y)))
+        if not self._rule.shuffle or order_seed is None:
+            return held[part], y[part]
+        order = torch.randperm(len(y), generator=generator(order_seed, "epoch", epoch)).to(x.device)[part]
+        return held[order], y[order]
+
+    def objective(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """The mean loss of one mini-batch, micro-batch after micro-batch; carries a graph."""
+        state = {**dict(zip(self.names, parameters, strict=True)), **self._fixed, **self.buffers}
+        parts = list(_slices(len(x), self._rule._micro(len(x))))
+        values = [
+            self._loss(functional_call(self._module, state, (x[part],), tie_weights=self._ties), y[part])
+            for part in parts
+        ]
+        if len(parts) == 1:
+            return values[0]
+        return torch.stack([v * ((p.stop - p.start) / len(x)) for p, v in zip(parts, values, strict=True)]).sum()
+
+    def advance(
+        self, step: int, parameters: Sequence[Tensor], gradients: Sequence[Tensor], memory: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and optimiser state after a local step; of plain tensor operations, so it can be differentiated.
+
+        Args:
+            step: Its number, from 0.
+            parameters: Weights before it.
+            gradients: Of :meth:`objective` there.
+            memory: State of the optimiser; empty before the first step.
+        """
+        return self._optimizer(self._rule, step, parameters, gradients, memory)
+
+
 def local_signal(
     module: nn.Module,
     weights: Mapping[str, Tensor],
@@ -137,7 +205,6 @@ def local_signal(
     rule: LocalRule,
     loss: Loss,
     *,
-    differentiable: bool = False,
     dropout_seed: int | None = None,
     order_seed: int | None = None,
 ) -> Signal:
@@ -150,45 +217,24 @@ def local_signal(
         y: What the loss takes, first dimension ``N``.
         rule: The local rule.
         loss: ``loss(outputs, y) -> scalar``.
-        differentiable: Whether the result carries a graph back to ``x`` (and ``y``).
         dropout_seed: Seeds the dropout masks; None draws from torch's global stream.
         order_seed: Seeds the orders of a rule that shuffles; None keeps the order of ``x``.
     """
-    trainable = [name for name, p in module.named_parameters() if p.requires_grad]
-    buffers = {name: weights[name].detach().clone() for name, _ in module.named_buffers() if name in weights}
-    fixed = {name: weights[name] for name, p in module.named_parameters() if not p.requires_grad}
-    start = [weights[name].detach().requires_grad_() for name in trainable]
-
-    def gradient(parameters: list[Tensor], x: Tensor, y: Tensor) -> list[Tensor]:
-        state = {**dict(zip(trainable, parameters, strict=True)), **fixed, **buffers}
-        parts = list(_slices(len(x), rule._micro(len(x))))
-        with sdpa_kernel(SDPBackend.MATH):
-            values = [loss(functional_call(module, state, (x[part],)), y[part]) for part in parts]
-        value = values[0]
-        if len(parts) > 1:
-            value = torch.stack([v * ((p.stop - p.start) / len(x)) for p, v in zip(parts, values, strict=True)]).sum()
-        return list(torch.autograd.grad(value, parameters, create_graph=differentiable, materialize_grads=True))
-
+    training = Training(module, weights, rule, loss)
+    parameters, memory, shared = training.start, [], []
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else [], enabled=dropout_seed is not None):
         if dropout_seed is not None:
             torch.manual_seed(dropout_seed)
-        if rule.share == "gradient":
-            shared = gradient(start, x, y)
-        else:
-            parameters, step = start, OPTIMIZERS[rule.optimizer](rule)
-            for epoch in range(rule.epochs):
-                held, labels = x[epoch] if x.ndim == 5 else x, y
-                if rule.shuffle and order_seed is not None:
-                    order = torch.randperm(len(held), generator=generator(order_seed, "epoch", epoch)).to(x.device)
-                    held, labels = held[order], y[order]
-                for part in _slices(len(held), rule.batch_size or len(held)):
-                    parameters = step(parameters, gradient(parameters, held[part], labels[part]))
-                    if not differentiable:
-                        parameters = [p.detach().requires_grad_() for p in parameters]
-            shared = [after - before.detach() for after, before in zip(parameters, start, strict=True)]
-    if not differentiable:
-        shared = [tensor.detach() for tensor in shared]
-    return Signal(dict(zip(trainable, shared, strict=True)), buffers)
+        for step in range(rule.steps(len(y))):
+            value = training.objective(parameters, *training.batch(step, x, y, order_seed))
+            shared = list(torch.autograd.grad(value, parameters, materialize_grads=True))
+            if rule.share == "delta":
+                with torch.no_grad():
+                    parameters, memory = training.advance(step, parameters, shared, memory)
+                parameters = [p.requires_grad_() for p in parameters]
+    if rule.share == "delta":
+        shared = [after.detach() - before.detach() for after, before in zip(parameters, training.start, strict=True)]
+    return Signal(dict(zip(training.names, shared, strict=True)), training.buffers)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:
@@ -197,50 +243,37 @@ def _slices(count: int, size: int) -> Iterator[slice]:
         yield slice(first, min(first + size, count))
 
 
-Step = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
+Tensors = Sequence[Tensor]
+Advance = Callable[[LocalRule, int, Tensors, Tensors, Tensors], tuple[list[Tensor], list[Tensor]]]
+"""``(rule, step, parameters, gradients, memory) -> (parameters, memory)``."""
 
 
-def _sgd(rule: LocalRule) -> Step:
-    velocity: list[Tensor] = []
-
-    def step(parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-        if rule.weight_decay:
-            gradients = [g + rule.weight_decay * p for g, p in zip(gradients, parameters, strict=True)]
-        if rule.momentum:
-            previous = [rule.momentum * v for v in velocity] or [torch.zeros_like(g) for g in gradients]
-            velocity[:] = gradients = [v + g for v, g in zip(previous, gradients, strict=True)]
-        return [p - rule.lr * g for p, g in zip(parameters, gradients, strict=True)]
-
-    return step
+def _sgd(
+    rule: LocalRule, step: int, parameters: Tensors, gradients: Tensors, memory: Tensors
+) -> tuple[list[Tensor], list[Tensor]]:
+    if rule.weight_decay:
+        gradients = [g + rule.weight_decay * p for g, p in zip(gradients, parameters, strict=True)]
+    if not rule.momentum:
+        return [torch.sub(p, g, alpha=rule.lr) for p, g in zip(parameters, gradients, strict=True)], []
+    velocity = [rule.momentum * v + g for v, g in zip(memory, gradients, strict=True)] if memory else list(gradients)
+    return [torch.sub(p, v, alpha=rule.lr) for p, v in zip(parameters, velocity, strict=True)], velocity
 
 
-def _adam(rule: LocalRule) -> Step:
+def _adam(
+    rule: LocalRule, step: int, parameters: Tensors, gradients: Tensors, memory: Tensors
+) -> tuple[list[Tensor], list[Tensor]]:
     beta1, beta2, epsilon = 0.9, 0.999, 1e-8
-    first: list[Tensor] = []
-    second: list[Tensor] = []
-    decoupled = rule.optimizer == "adamw"
-    count = 0
-
-    def root(v: Tensor) -> Tensor:
-        return torch.where(v > 0, v.where(v > 0, 1.0).sqrt(), 0.0)
-
-    def step(parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-        nonlocal count
-        count += 1
-        if rule.weight_decay and decoupled:
-            parameters = [p * (1 - rule.lr * rule.weight_decay) for p in parameters]
-        elif rule.weight_decay:
-            gradients = [g + rule.weight_decay * p for g, p in zip(gradients, parameters, strict=True)]
-        if not first:
-            first.extend(torch.zeros_like(g) for g in gradients)
-            second.extend(torch.zeros_like(g) for g in gradients)
-        first[:] = [beta1 * m + (1 - beta1) * g for m, g in zip(first, gradients, strict=True)]
-        second[:] = [beta2 * v + (1 - beta2) * g * g for v, g in zip(second, gradients, strict=True)]
-        size, scale = rule.lr / (1 - beta1**count), (1 - beta2**count) ** 0.5
-        moved = zip(parameters, first, second, strict=True)
-        return [p - size * m / (root(v) / scale + epsilon) for p, m, v in moved]
-
-    return step
+    if rule.weight_decay and rule.optimizer == "adamw":
+        parameters = [p * (1 - rule.lr * rule.weight_decay) for p in parameters]
+    elif rule.weight_decay:
+        gradients = [g + rule.weight_decay * p for g, p in zip(gradients, parameters, strict=True)]
+    before = memory or [torch.zeros_like(g) for g in (*gradients, *gradients)]
+    first = [beta1 * m + (1 - beta1) * g for m, g in zip(before[: len(gradients)], gradients, strict=True)]
+    second = [beta2 * v + (1 - beta2) * g * g for v, g in zip(before[len(gradients) :], gradients, strict=True)]
+    size, scale = rule.lr / (1 - beta1 ** (step + 1)), (1 - beta2 ** (step + 1)) ** 0.5
+    roots = [torch.where(v > 0, v.where(v > 0, 1.0).sqrt(), 0.0) for v in second]
+    moved = zip(parameters, first, roots, strict=True)
+    return [p - size * m / (root / scale + epsilon) for p, m, root in moved], [*first, *second]
 
 
-OPTIMIZERS: dict[str, Callable[[LocalRule], Step]] = {"sgd": _sgd, "adam": _adam, "adamw": _adam}
+_OPTIMIZERS: dict[str, Advance] = {"sgd": _sgd, "adam": _adam, "adamw": _adam}

@@ -27,6 +27,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from leakmap.errors import BadSetting, UnknownName, UsageError
 
 T = TypeVar("T")
+Constructor = TypeVar("Constructor", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,10 @@ class Registry(Generic[T]):
         self._entries: dict[str, Callable[..., T]] = {}
         self._discovered = False
 
-    def add(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    def add(self, name: str) -> Callable[[Constructor], Constructor]:
         """Registers the decorated constructor under a name that must be free."""
 
-        def register(constructor: Callable[..., T]) -> Callable[..., T]:
+        def register(constructor: Constructor) -> Constructor:
             if name in self._entries:
                 raise ValueError(f"the {self.kind} name {name!r} is taken by {self._entries[name]!r}")
             self._entries[name] = constructor

@@ -18,3 +18,16 @@ def derive(seed: int, *role: str | int) -> int:
 def generator(seed: int, *role: str | int) -> torch.Generator:
     """A CPU generator for one role. Draw on the CPU and move: then every device starts from the same numbers."""
     return torch.Generator().manual_seed(derive(seed, *role))
+
+
+def random_state(device: torch.device) -> torch.Tensor:
+    """Where torch's global stream of a device stands."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """Puts torch's global stream of a device back to a :func:`random_state`."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)

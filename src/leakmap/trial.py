@@ -181,7 +181,7 @@ class Outcome:
     Args:
         trial: As it was asked for.
         score: How the reconstruction fared.
-        objective: Its matching term.
+        objective: Its matching term; of a suite its yardstick.
         curve: The matching term along the run.
         notes: What the attack recorded.
         failure: ``(kind, message)`` if it failed.

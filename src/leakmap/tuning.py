@@ -23,7 +23,7 @@ from leakmap.auditing import run_all
 from leakmap.errors import BadSetting
 from leakmap.plan import Column, Fact, Plan, Prepared, Progress, check_needs, facts
 from leakmap.registry import Spec, Tunable, user_code_digest
-from leakmap.scoring.lineup import cross_correlation
+from leakmap.scoring.lineup import likeness
 from leakmap.seeds import derive
 from leakmap.store import Store, write_json
 from leakmap.trial import Outcome, Stage, Trial, held_by, seen_by_server, versions_of
@@ -168,7 +168,7 @@ class _Clients:
         if self.objective != "likeness":
             return statistics.fmean(outcome.score.values[self.objective])
         truth = held_by(outcome.trial, self.stage).pictures
-        return float(cross_correlation(outcome.score.pictures, truth).diagonal().mean())
+        return likeness(outcome.score.pictures, truth)
 
 
 class _StoppedEarly(Exception):

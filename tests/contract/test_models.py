@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from leakmap import LocalRule, Network, Task, build_network, models, simulate
-from leakmap.attacker.matching.engine import matching_term
+from leakmap import LocalRule, Network, Task, attack, build_network, models, simulate
 from leakmap.attacker.matching.scene import Scene
 from leakmap.threat import ThreatModel, observe
-from tests.conftest import batch_of
+from tests.conftest import batch_of, matching_term
 
 FAMILIES = [name for name in models.names() if not name.endswith("/")]
 VARIANTS = [
@@ -88,13 +87,29 @@ def test_no_client_step_touches_the_network(name, task):
     assert all(torch.equal(before[key], network.weights[key]) for key in before)
 
 
-def test_an_operation_without_a_second_derivative_is_refused_before_any_work(task):
+class Sigmoid(nn.Module):
+    """A layer with a first derivative only."""
+
+    def forward(self, x):
+        return nn.functional.hardsigmoid(x)
+
+
+class Step(nn.Module):
+    """A layer without any derivative."""
+
+    def forward(self, x):
+        return (x > 0).to(x.dtype)
+
+
+def test_an_operation_without_a_second_derivative_is_attacked_by_differences(task):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 8), Sigmoid(), nn.Linear(8, 4))
+    round = simulate(build_network(task, model), LocalRule(), batch_of(1, task))
+    found = attack(observe(round, ThreatModel()), "inverting_gradients,steps=3")
+    assert "against central differences" in str(found.notes["engine"])
+
+
+def test_a_network_without_a_derivative_is_refused_before_any_work(task):
     from leakmap.errors import ModelError
 
-    class Layer(nn.Module):
-        def forward(self, x):
-            return nn.functional.hardsigmoid(x)
-
-    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 8), Layer(), nn.Linear(8, 4))
-    with pytest.raises(ModelError, match="second derivative"):
-        build_network(task, model)
+    with pytest.raises(ModelError, match="needs a derivative"):
+        build_network(task, nn.Sequential(nn.Flatten(), nn.Linear(768, 4), Step()))

@@ -65,12 +65,9 @@ def diagnose(network: Network, count: int | None = None, rule: LocalRule | None 
     arXiv:2112.14087; rgap: Zhu and Blaschko 2021, arXiv:2010.07733.
     """
     trace, rule = _trace(network), rule or LocalRule()
-    layers = [call for call in trace.calls if isinstance(call.layer, nn.Linear | nn.Conv2d)]
-    linear = [_finding("linear", call, *_linear(trace, call, count, rule)) for call in layers]
-    spear = [_finding("spear", call, *_spear(trace, call, count, rule)) for call in layers]
     return [
-        *(linear or [Finding("linear", "", "", False, "the network calls no linear layer")]),
-        *(spear or [Finding("spear", "", "", False, "the network calls no linear layer")]),
+        *_layers("linear", trace, count, rule),
+        *_layers("spear", trace, count, rule),
         _april(trace, count, rule)[0],
         *_rgap(trace, count),
     ]
@@ -95,7 +92,7 @@ def qualifying_layer(observation: Observation, attack: Literal["linear", "spear"
         NotApplicable: there is none; the sentence says which layer was looked at and what stands in the way.
     """
     network, rule = observation.network, observation.rule or LocalRule(mode="eval")
-    findings = [f for f in diagnose(network, observation.count, rule) if f.attack == attack]
+    findings = _layers(attack, _trace(network), observation.count, rule)
     for finding in findings:
         if finding.qualifies and f"{finding.layer}.weight" in observation.update.tensors:
             return finding.layer
@@ -159,6 +156,14 @@ def _finding(attack: ClosedForm, call: _Call, qualifies: bool, why: str) -> Find
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.reshape(len(a), -1), b.reshape(len(b), -1))
+
+
+def _layers(attack: Literal["linear", "spear"], trace: _Trace, count: int | None, rule: LocalRule) -> list[Finding]:
+    """A closed form for linear layers against every layer that might be one."""
+    reads = {"linear": _linear, "spear": _spear}[attack]
+    layers = [call for call in trace.calls if isinstance(call.layer, nn.Linear | nn.Conv2d)]
+    findings = [_finding(attack, call, *reads(trace, call, count, rule)) for call in layers]
+    return findings or [Finding(attack, "", "", False, "the network calls no linear layer")]
 
 
 def _linear(trace: _Trace, call: _Call, count: int | None, rule: LocalRule) -> tuple[bool, str]:

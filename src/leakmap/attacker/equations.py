@@ -1,27 +1,19 @@
-"""What closed forms share: the update as a gradient, and which class goes with which picture."""
+"""What closed forms share: which class goes with which picture, and what is recorded."""
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
+from leakmap.attacker.labels import Labels
 from leakmap.models.network import Network
 from leakmap.observation import Observation
 
 
-def as_gradient(observation: Observation) -> dict[str, Tensor]:
-    """The update as a mean gradient in float64, by name.
-
-    A delta of SGD is turned around, scaled and freed of its weight decay, exactly for one step; without the rule it is
-    only turned around, so that its scale is unknown.
-    """
-    rule, shared = observation.rule, {name: t.double() for name, t in observation.update.tensors.items()}
-    if observation.update.kind == "gradient":
-        return shared
-    if rule is None:
-        return {name: -tensor for name, tensor in shared.items()}
-    length, weights = rule.lr * rule.steps(observation.count or 1), observation.network.weights
-    return {name: -t / length - rule.weight_decay * weights[name].double() for name, t in shared.items()}
+def label_notes(observation: Observation, labels: Labels) -> dict[str, str | int | float]:
+    """What every closed form records: the label rule, its confidence, and the facts that were used."""
+    used = {"count", *labels.used, *(["rule"] if observation.rule else [])}
+    return {"labels": labels.rule, "label confidence": labels.confidence, "used": ", ".join(sorted(used))}
 
 
 def ordered(y: Tensor, network: Network, name: str, inputs: Tensor, dz: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ class Reconstruction:
     Args:
         pictures: ``(N, C, H, W)`` in [0, 1].
         y: ``(N,)`` classes that the attack worked with.
-        objective: The matching term of what is returned, by which restarts and attacks are chosen; NaN where a closed
-            form has none.
+        objective: The matching term of what is returned, by which restarts are chosen; of a suite its yardstick, by
+            which attacks are; NaN where a closed form has none.
         curve: The matching term along the chosen restart, evenly spaced.
         notes: Facts for the record: label rule, chosen restart, what was assumed.
         attempts: Of a suite, what each of its attacks came to.

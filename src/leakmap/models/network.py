@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from leakmap.errors import LeakmapError, ModelError, NonFinite
 from leakmap.models import models
@@ -267,10 +266,10 @@ def _checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def check_network(network: Network) -> None:
-    """Tries one forward pass and one second derivative, so that a model that cannot be attacked is refused at once.
+    """Tries one forward and one backward pass, so that a model that cannot be attacked is refused at once.
 
     Raises:
-        ModelError: the outputs have the wrong shape, or an operation has no double backward.
+        ModelError: the outputs have the wrong shape, or the loss has no derivative.
     """
     task, spec = network.task, network.model
     module = network.module().eval()
@@ -278,8 +277,7 @@ def check_network(network: Network) -> None:
     x = torch.zeros(2, *task.shape, device=device, requires_grad=True)
     y = torch.arange(2, device=device) % task.classes
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            outputs = module(x)
+        outputs = module(x)
     except Exception as error:
         raise ModelError(
             f"{spec} does not take inputs of shape (N, {', '.join(map(str, task.shape))}): {error}."
@@ -291,16 +289,12 @@ def check_network(network: Network) -> None:
     if not parameters:
         raise ModelError(f"{spec} has no trainable parameter, so a client has nothing to share.")
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            loss = network.loss()(outputs, y)
-        signal = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
-        total = torch.stack([g.square().sum() for g in signal]).sum()
-        if total.requires_grad:
-            torch.autograd.grad(total, x, allow_unused=True)
+        loss = network.loss()(outputs, y)
+        signal = torch.autograd.grad(loss, [*parameters, x], allow_unused=True, materialize_grads=True)
     except (RuntimeError, NotImplementedError) as error:
         raise ModelError(
             f"{spec} cannot be attacked by gradient matching: {str(error).splitlines()[0].rstrip('.')}. "
-            "Every operation needs a second derivative; replace that layer by a differentiable one."
+            "The loss needs a derivative with respect to the weights and the pictures."
         ) from error
-    if not torch.isfinite(total):
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in signal):
         raise NonFinite(f"{spec} gives a gradient that is not finite for black pictures.")

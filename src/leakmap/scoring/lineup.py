@@ -27,6 +27,16 @@ def cross_correlation(pictures: Tensor, candidates: Tensor) -> Tensor:
     return unit(pictures) @ unit(candidates).T
 
 
+def likeness(reconstructed: Tensor, truth: Tensor) -> float:
+    """Mean normalised cross-correlation of reconstructions to their originals, in [-1, 1].
+
+    Args:
+        reconstructed: ``(N, C, H, W)``, the i-th of the i-th original, see :func:`leakmap.scoring.match.matched`.
+        truth: ``(N, C, H, W)``.
+    """
+    return float(cross_correlation(reconstructed, truth).diagonal().mean())
+
+
 def rank(pictures: Tensor, truth: Tensor, distractors: Tensor, likeness: Likeness = cross_correlation) -> float:
     """Rank of the true picture among the candidates, 1 is best; ties count half.
 

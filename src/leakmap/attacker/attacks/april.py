@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.closed_form import first_attention
-from leakmap.attacker.equations import as_gradient
+from leakmap.attacker.equations import label_notes
+from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import recover
 from leakmap.attacker.reconstruction import Progress, Reconstruction
 from leakmap.errors import NotApplicable
@@ -57,9 +58,10 @@ class April:
         names = first_attention(observation)
         labels = recover(observation, self.labels, derive(seed, "labels"))
         network = observation.network
-        if missing := [name for name in (names.position, *names.readers) if name not in observation.update.tensors]:
+        read = (names.position, *names.readers)
+        if missing := [name for name in read if name not in observation.update.tensors]:
             raise NotApplicable(f"APRIL needs the gradient of {missing[0]!r}, which the client does not share.")
-        matrix, right = names.system(network, as_gradient(observation))
+        matrix, right = names.system(network, mean_gradient(observation, read))
         tokens = torch.linalg.pinv(matrix) @ right
         residual = float((matrix @ tokens - right).norm() / right.norm())
         if not residual < RESIDUAL:
@@ -79,9 +81,7 @@ class April:
                 "attention": names.readers[0],
                 "residual": residual,
                 "condition": float(values[0] / values[-1]),
-                "labels": labels.rule,
-                "label confidence": labels.confidence,
-                "used": ", ".join(sorted({"count", *labels.used, *(["rule"] if observation.rule else [])})),
+                **label_notes(observation, labels),
             },
         )
 

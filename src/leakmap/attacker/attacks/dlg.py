@@ -1,5 +1,7 @@
 """The first attacks: squared distance and L-BFGS, with searched or inferred labels."""
 
+from dataclasses import replace
+
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.matching.decoders import Pixels
 from leakmap.attacker.matching.descent import Descent
@@ -48,13 +50,4 @@ def idlg(*, steps: Count = 300, lr: Positive = 1.0, restarts: Count = 1, labels:
 
     Source: Zhao et al. 2020, "iDLG: Improved Deep Leakage from Gradients", arXiv:2001.02610.
     """
-    return GradientMatching(
-        distance="squared",
-        priors=(),
-        stages=(Pixels(box=False),),
-        descent=Descent(lr, "lbfgs", "constant"),
-        steps=steps,
-        restarts=restarts,
-        labels=labels,
-        leaky_model="convnet,width=16,activation=tanh",
-    )
+    return replace(dlg(steps=steps, lr=lr, restarts=restarts), soft_labels=False, labels=labels)

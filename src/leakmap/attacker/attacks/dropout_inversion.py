@@ -1,9 +1,10 @@
 """Dropout masks searched together with the pictures."""
 
+from dataclasses import replace
+
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.matching.descent import Descent
+from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
 from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.attacker.matching.priors import TotalVariation
 from leakmap.attacker.matching.settings import TV, Count, LearningRate, Weight
 
 
@@ -34,11 +35,5 @@ def dropout_inversion(
 
     Source: Scheliga et al. 2023, "Dropout is NOT All You Need to Prevent Gradient Leakage", arXiv:2208.06163.
     """
-    return GradientMatching(
-        priors=(TotalVariation(tv),),
-        masks=masks,
-        descent=Descent(lr),
-        steps=steps,
-        restarts=restarts,
-        labels=labels,
-    )
+    plain = inverting_gradients(tv=tv, steps=steps, lr=lr, restarts=restarts, labels=labels)
+    return replace(plain, masks=masks)

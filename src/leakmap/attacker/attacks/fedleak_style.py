@@ -1,14 +1,14 @@
 """Partial matching and a flat objective, in the style of FedLeak."""
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.matching.descent import Descent
+from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
 from leakmap.attacker.matching.emphasis import Partial
 from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.attacker.matching.priors import TotalVariation
 from leakmap.attacker.matching.settings import TV, Count, LearningRate, Share
 from leakmap.registry import Tunable
 
@@ -44,12 +44,5 @@ def fedleak_style(
 
     Source: after FedLeak, 2025, arXiv:2506.08435.
     """
-    return GradientMatching(
-        priors=(TotalVariation(tv),),
-        emphasis=Partial(share, by) if share < 1 else None,
-        flatness=flatness,
-        descent=Descent(lr),
-        steps=steps,
-        restarts=restarts,
-        labels=labels,
-    )
+    plain = inverting_gradients(tv=tv, steps=steps, lr=lr, restarts=restarts, labels=labels)
+    return replace(plain, emphasis=Partial(share, by) if share < 1 else None, flatness=flatness)

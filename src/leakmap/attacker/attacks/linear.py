@@ -8,7 +8,8 @@ from torch import Tensor
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.closed_form import qualifying_layer
-from leakmap.attacker.equations import as_gradient, ordered
+from leakmap.attacker.equations import label_notes, ordered
+from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import recover
 from leakmap.attacker.reconstruction import Progress, Reconstruction
 from leakmap.errors import NotApplicable
@@ -45,7 +46,7 @@ class Linear:
             NotApplicable: no linear layer with a bias sees the pictures themselves, or its gradient vanishes.
         """
         layer = qualifying_layer(observation, "linear")
-        gradient = as_gradient(observation)
+        gradient = mean_gradient(observation, (f"{layer}.weight", f"{layer}.bias"))
         labels = recover(observation, self.labels, derive(seed, "labels"))
         y = labels.y
         rows, dz = candidates(gradient[f"{layer}.weight"], gradient[f"{layer}.bias"], len(y))
@@ -57,13 +58,7 @@ class Linear:
             network.task.denormalise(inputs),
             ordered(y, network, f"{layer}.bias", inputs, dz[:, again]),
             math.nan,
-            notes={
-                "layer": layer,
-                "rows found": len(rows),
-                "labels": labels.rule,
-                "label confidence": labels.confidence,
-                "used": ", ".join(sorted({"count", *labels.used, *(["rule"] if observation.rule else [])})),
-            },
+            notes={"layer": layer, "rows found": len(rows), **label_notes(observation, labels)},
         )
 
 

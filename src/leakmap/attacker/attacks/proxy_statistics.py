@@ -1,12 +1,12 @@
 """The paper's second attack: public pictures stand in for the statistics of the client's batches."""
 
+from dataclasses import replace
 from typing import Literal
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.matching.descent import Descent, Schedule
-from leakmap.attacker.matching.emphasis import Largest
+from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
+from leakmap.attacker.matching.descent import Schedule
 from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.attacker.matching.priors import TotalVariation
 from leakmap.attacker.matching.settings import TV, Count, LearningRate, StatisticsWeight, Whole
 from leakmap.attacker.matching.statistics import Statistics
 
@@ -52,14 +52,15 @@ def proxy_statistics(
     Source: Valadi et al. 2025, arXiv:2508.19819 ("GIA Estimate"); the calibrated form is this project's.
     """
     batches = batches or (8 if form == "calibrated" else 1)
-    return GradientMatching(
-        priors=(TotalVariation(tv),),
-        terms=(Statistics("proxy", weight, form, batches=batches),),
-        descent=Descent(lr, schedule=schedule, sign=sign),
-        emphasis=Largest(top) if top else None,
-        median_every=median_every,
+    plain = inverting_gradients(
+        tv=tv,
         steps=steps,
+        lr=lr,
+        schedule=schedule,
+        sign=sign,
         restarts=restarts,
+        top=top,
+        median_every=median_every,
         labels=labels,
-        leaky_model="convnet,norm=batch",
     )
+    return replace(plain, terms=(Statistics("proxy", weight, form, batches=batches),), leaky_model="convnet,norm=batch")

@@ -1,11 +1,12 @@
 """Running statistics as if they were the batch's: the strongest attack before the paper's."""
 
+from dataclasses import replace
 from typing import Literal
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.matching.descent import Descent, Schedule
+from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
+from leakmap.attacker.matching.descent import Schedule
 from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.attacker.matching.priors import TotalVariation
 from leakmap.attacker.matching.settings import TV, Count, LearningRate, StatisticsWeight
 from leakmap.attacker.matching.statistics import Statistics
 
@@ -41,12 +42,7 @@ def running_statistics(
     Source: Huang et al. 2021, "Evaluating Gradient Inversion Attacks and Defenses in Federated Learning",
     arXiv:2112.00059 (GradAttack).
     """
-    return GradientMatching(
-        priors=(TotalVariation(tv),),
-        terms=(Statistics("running", weight),),
-        descent=Descent(lr, schedule=schedule, sign=sign),
-        steps=steps,
-        restarts=restarts,
-        labels=labels,
-        leaky_model="convnet,norm=batch",
+    plain = inverting_gradients(
+        tv=tv, steps=steps, lr=lr, schedule=schedule, sign=sign, restarts=restarts, labels=labels
     )
+    return replace(plain, terms=(Statistics("running", weight),), leaky_model="convnet,norm=batch")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.closed_form import qualifying_layer
-from leakmap.attacker.equations import as_gradient, ordered
+from leakmap.attacker.equations import label_notes, ordered
+from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import recover
 from leakmap.attacker.reconstruction import Progress, Reconstruction
 from leakmap.errors import NotApplicable
@@ -73,7 +74,7 @@ class Spear:
         layer = qualifying_layer(observation, "spear")
         labels = recover(observation, self.labels, derive(seed, "labels"))
         count, network = len(labels.y), observation.network
-        gradient = as_gradient(observation)
+        gradient = mean_gradient(observation, (f"{layer}.weight", f"{layer}.bias"))
         factors = decompose(gradient[f"{layer}.weight"], gradient[f"{layer}.bias"], count)
         weight, bias = (network.weights[f"{layer}.{name}"].double() for name in ("weight", "bias"))
         drawn, inputs, dz = self._solution(factors, weight, bias, derive(seed, "rows"), progress)
@@ -88,9 +89,7 @@ class Spear:
                 "layer": layer,
                 "examples found": factors.rank,
                 "draws": drawn,
-                "labels": labels.rule,
-                "label confidence": labels.confidence,
-                "used": ", ".join(sorted({"count", *labels.used, *(["rule"] if observation.rule else [])})),
+                **label_notes(observation, labels),
             },
         )
 

@@ -3,17 +3,10 @@
 import torch
 from torch import Tensor
 
+from leakmap.attacker.gradients import step_weights
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
 from leakmap.attacker.labels.counts import labels_by_mean
-from leakmap.attacker.labels.head import (
-    check_magnitudes,
-    check_scale,
-    facts_used,
-    head_gradient,
-    path,
-    stand_ins,
-    view,
-)
+from leakmap.attacker.labels.head import check_magnitudes, check_scale, facts_used, head_gradient, stand_ins, view
 from leakmap.observation import Observation
 
 
@@ -64,5 +57,5 @@ def progress(observation: Observation) -> Tensor:
     """How far from the server's weights (0) to the client's (1) the steps start on average, by their weight."""
     if observation.rule is None or observation.update.kind == "gradient":
         return torch.zeros((), dtype=torch.float64)
-    weight = torch.tensor(path(observation.rule, observation.count or 1), dtype=torch.float64)
+    weight = torch.tensor(step_weights(observation.rule, observation.count or 1), dtype=torch.float64)
     return (weight * torch.arange(len(weight)) / len(weight)).sum() / weight.sum()

@@ -9,8 +9,9 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leakmap.attacker.buffers import assumed_rule
+from leakmap.attacker.gradients import mean_gradient
 from leakmap.errors import NotApplicable
-from leakmap.local import LocalRule, arrange
+from leakmap.local import arrange
 from leakmap.models.adapt import freeze_running_statistics
 from leakmap.observation import Observation
 from leakmap.seeds import generator
@@ -59,8 +60,7 @@ class View:
 
 
 def head_gradient(observation: Observation) -> Head:
-    """The gradient of the last linear layer; a delta is turned back into the mean gradient of its steps,
-    without the weight decay. Of a delta without the rule, only signs and ratios can be used.
+    """The gradient of the last linear layer, as :func:`leakmap.attacker.gradients.mean_gradient` reads it.
 
     Raises:
         NotApplicable: the model does not end in a linear layer with one output per class, or it was not shared.
@@ -82,23 +82,9 @@ def head_gradient(observation: Observation) -> Head:
             f"Label recovery reads the gradient of a final linear layer with {classes} outputs, which "
             f"{network.model} does not share; grant the labels."
         )
-    rule = observation.rule
-    scale = 1.0
-    if observation.update.kind == "delta":
-        scale = -1.0 / sum(path(rule, observation.count or 1)) if rule else -1.0
-    decay = rule.weight_decay if rule and rule.optimizer != "adam" else 0.0
-
-    def gradient(name: str) -> Tensor:
-        return shared[name].double() * scale - decay * network.weights[name].double()
-
-    bias = f"{linear[-1]}.bias"
-    return Head(linear[-1], gradient(bias) if bias in shared else None, gradient(f"{linear[-1]}.weight"))
-
-
-def path(rule: LocalRule, count: int) -> list[float]:
-    """The coefficient with which the gradient of each local step enters a delta, for SGD; for Adam only the scale."""
-    steps = rule.steps(count)
-    return [rule.lr * sum(rule.momentum**j for j in range(steps - i)) for i in range(steps)]
+    weight, bias = f"{linear[-1]}.weight", f"{linear[-1]}.bias"
+    gradient = mean_gradient(observation, [name for name in (weight, bias) if name in shared])
+    return Head(linear[-1], gradient.get(bias), gradient[weight])
 
 
 def bias_of(head: Head, rule: str) -> Tensor:

@@ -4,16 +4,10 @@ import torch
 from torch import Tensor
 
 from leakmap.attacker.buffers import assumed_rule
+from leakmap.attacker.gradients import step_weights
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
 from leakmap.attacker.labels.counting import agreement, largest_remainder, listed, solve_counts
-from leakmap.attacker.labels.head import (
-    bias_of,
-    check_magnitudes,
-    check_scale,
-    facts_used,
-    head_gradient,
-    path,
-)
+from leakmap.attacker.labels.head import bias_of, check_magnitudes, check_scale, facts_used, head_gradient
 from leakmap.local import LocalRule, arrange, local_signal
 from leakmap.observation import Observation
 from leakmap.seeds import generator
@@ -85,7 +79,7 @@ def _weights(rule: LocalRule, count: int) -> Tensor:
     """``(epochs * count,)`` weight of each example of each epoch in the mean gradient, up to a scale."""
     size = rule.batch_size or count
     parts = [min(size, count - first) for first in range(0, count, size)] * rule.epochs
-    steps = zip(parts, path(rule, count), strict=True)
+    steps = zip(parts, step_weights(rule, count), strict=True)
     return torch.cat([torch.full((part,), weight / part, dtype=torch.float64) for part, weight in steps])
 
 

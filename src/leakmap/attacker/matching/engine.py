@@ -2,17 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from leakmap.attacker.matching.distances import DISTANCES, Distance
+from leakmap.attacker.matching.adjoint import Simulation
+from leakmap.attacker.matching.derivatives import Derivative, Exact, Frozen
+from leakmap.attacker.matching.distances import Distance
 from leakmap.attacker.matching.emphasis import Emphasis
 from leakmap.attacker.matching.masks import Masks, open_masks
 from leakmap.attacker.matching.scene import Guess, Penalty, Scene, Trace
+from leakmap.attacker.matching.selfcheck import SelfCheck
 from leakmap.errors import NotApplicable
-from leakmap.local import arrange, local_signal
+from leakmap.local import Training, arrange
 from leakmap.models.adapt import freeze_running_statistics
+
+Kind = Literal["auto", "exact", "frozen"]
 
 
 @dataclass(frozen=True)
@@ -31,20 +37,26 @@ class Pull:
     gradient: list[Tensor]
 
 
-class Exact:
-    """Double backward with an explicit cotangent.
+class Engine:
+    """Simulates the client at a guess and pulls the distance between the updates back to the guess.
 
-    The update is simulated with a graph; the cotangent ``v = dD/dg`` is computed without one from the distance's
-    coefficients, and one backward pass of ``g`` along ``v`` gives ``dD/dx``. No second-order gradient with respect to
-    the weights is formed, and nothing is read back to the host.
+    The update is simulated plainly; the cotangent ``v = dD/dg`` is formed from the distance's coefficients without a
+    graph and goes back through the client's local steps, last to first: through each optimiser step, and through each
+    gradient by one derivative of it along one direction. What is kept of a local step are its weights and the state
+    of the optimiser, not its activations. Nothing is read back to the host except in a self-check.
 
     Args:
         scene: Gives network, update and rule.
         distance: Between simulated and observed update.
+        kind: How gradients are differentiated: ``exact`` by double backward, ``frozen`` by differences with kinks held,
+            ``auto`` by differences as long as they agree with double backward.
         weight: Of the matching term; with 0 only the penalties pull.
         emphasis: Which entries of the update count; None: all alike.
         penalties: Read off the same forward passes.
         masks: Whether dropout takes its masks from the guess; else it is simulated by the expected network.
+
+    Raises:
+        NotApplicable: the update holds what the network does not train.
     """
 
     def __init__(
@@ -52,6 +64,7 @@ class Exact:
         scene: Scene,
         distance: Distance,
         *,
+        kind: Kind = "auto",
         weight: float = 1.0,
         emphasis: Emphasis | None = None,
         penalties: Sequence[Penalty] = (),
@@ -60,13 +73,12 @@ class Exact:
         network, update = scene.observation.network, scene.observation.update
         module = network.module()
         self.masks: Masks | None = open_masks(module, scene.rule) if masks else None
-        self._module = freeze_running_statistics(arrange(module, scene.rule, dropout=False))
-        self._weights, self._loss = network.weights, network.loss()
+        module = freeze_running_statistics(arrange(module, scene.rule, dropout=False))
+        self._training = Training(module, network.weights, scene.rule, network.loss())
         self._rule, self._distance, self._weight, self._seed = scene.rule, distance, weight, scene.seed
-        self._names = list(update.tensors)
-        trained = {name for name, p in module.named_parameters() if p.requires_grad}
-        if strange := [name for name in self._names if name not in trained]:
+        if strange := [name for name in update.tensors if name not in self._training.names]:
             raise NotApplicable(f"The update holds {strange[0]!r}, which is no trained parameter of {network.model}.")
+        self._places = [self._training.names.index(name) for name in update.tensors]
         self._target = [tensor.detach() for tensor in update.tensors.values()]
         self._emphasis, self._draws = emphasis, 0
         self._full_squares = _dots(self._target, self._target)
@@ -74,7 +86,12 @@ class Exact:
         self._emphasise()
         self._penalties = tuple(penalties)
         watched = dict.fromkeys(name for penalty in penalties for name in penalty.layers)
-        self._trace = Trace(self._module, watched) if penalties else None
+        self._trace = Trace(module, watched) if penalties else None
+        self._derivative: Derivative = Exact() if kind == "exact" or not weight else Frozen()
+        self.check = SelfCheck() if kind == "auto" and weight else None
+
+    def __str__(self) -> str:
+        return str(self.check or self._derivative)
 
     def iteration(self, step: int) -> None:
         """Tells the number of the iteration, at which a random emphasis may be drawn anew."""
@@ -83,56 +100,47 @@ class Exact:
             self._emphasise()
 
     def value_and_grad(self, guess: Guess) -> Pull:
-        """The matching term and the penalties at a guess, and their gradient."""
-        held = [tensor.detach().requires_grad_() for tensor in guess.movable()]
-        y = held[1] if guess.y.is_floating_point() else guess.y
-        if self.masks is not None:
-            self.masks.give(held[len(held) - len(guess.masks) :])
-        simulated = self._simulate(held[0], y, differentiable=True)
-        outputs: list[Tensor] = []
-        along: list[Tensor] = []
-        plain = [tensor.detach() for tensor in simulated]
-        value, a, b = self._distance(*self._products(plain))
-        if self._emphasis is not None and self._emphasis.every:
-            value = self._distance(_dots(plain, self._target), _dots(plain, plain), self._full_squares)[0]
-        if self._weight:
-            cotangent = self._cotangent(self._weight * a, self._weight * b, plain)
-            reached = [(s, v) for s, v in zip(simulated, cotangent, strict=True) if s.requires_grad]
-            outputs += [s for s, _ in reached]
-            along += [v for _, v in reached]
-        penalty = torch.zeros_like(value)
-        if self._trace is not None:
-            terms = torch.stack([p.value(self._trace) for p in self._penalties])
-            self._trace.clear()
-            penalty = terms.detach().double().sum()
-            if terms.requires_grad:
-                outputs.append(terms)
-                along.append(torch.ones_like(terms))
-        if not outputs:
-            return Pull(value, penalty, [torch.zeros_like(tensor) for tensor in held])
-        gradient = torch.autograd.grad(outputs, held, along, allow_unused=True, materialize_grads=True)
-        return Pull(value, penalty, list(gradient))
+        """The matching term and the penalties at a guess, and their gradient.
+
+        Raises:
+            NotApplicable: the self-check found no derivative that can be trusted.
+        """
+        if self.check is not None and self.check.due():
+            self._derivative = self.check.choose(lambda how: self._pull(guess, how, None).gradient)
+        return self._pull(guess, self._derivative, self._trace)
 
     def value(self, guess: Guess) -> Tensor:
         """The matching term alone, 0-dim float64."""
-        if self.masks is not None:
-            self.masks.give(guess.masks)
-        value = self._distance(*self._products(self._simulate(guess.x, guess.y, differentiable=False)))[0]
-        if self._trace is not None:
-            self._trace.clear()
-        return value
+        return self._distance(*self._products(self._selected(self._simulate(guess).shared)))[0]
 
     def record_masks(self, x: Tensor, y: Tensor) -> None:
         """Runs the client once, so that :attr:`masks` knows its shapes."""
-        self._simulate(x, y, differentiable=False)
-        if self._trace is not None:
-            self._trace.clear()
+        self._simulate(Guess(x, y))
 
-    def _simulate(self, x: Tensor, y: Tensor, *, differentiable: bool) -> list[Tensor]:
-        signal = local_signal(
-            self._module, self._weights, x, y, self._rule, self._loss, differentiable=differentiable
-        ).tensors
-        return [signal[name] for name in self._names]
+    def _simulate(self, guess: Guess, how: Derivative | None = None, trace: Trace | None = None) -> Simulation:
+        found = Simulation(self._training, self._rule, guess, how, masks=self.masks, trace=trace)
+        if self._trace is not None:
+            self._trace.take()
+        return found
+
+    def _pull(self, guess: Guess, how: Derivative, trace: Trace | None) -> Pull:
+        client = self._simulate(guess, how, trace)
+        plain = self._selected(client.shared)
+        value, a, b = self._distance(*self._products(plain))
+        if self._emphasis is not None and self._emphasis.every:
+            value = self._distance(_dots(plain, self._target), _dots(plain, plain), self._full_squares)[0]
+        along: list[Tensor | None] = [None] * len(client.shared)
+        if self._weight:
+            for place, direction in zip(self._places, self._cotangent(a, b, plain), strict=True):
+                along[place] = direction
+        penalty, total = None, torch.zeros_like(value)
+        if client.seen is not None:
+            penalty = torch.stack([p.value(client.seen) for p in self._penalties]).sum()
+            total = penalty.detach().double()
+        return Pull(value, total, client.pull(along, penalty))
+
+    def _selected(self, shared: Sequence[Tensor]) -> list[Tensor]:
+        return [shared[place] for place in self._places]
 
     def _emphasise(self) -> None:
         if self._emphasis is not None:
@@ -149,26 +157,14 @@ class Exact:
         return _dots(weighted, self._target), _dots(weighted, plain), self._target_squares
 
     def _cotangent(self, a: Tensor, b: Tensor, plain: list[Tensor]) -> list[Tensor]:
-        return self._weighted(_combined(a, self._target, b, plain))
-
-
-def matching_term(scene: Scene, x: Tensor) -> float:
-    """Cosine distance between the observed update and the one that ``x`` would give in the expected network.
-
-    Args:
-        scene: Gives network, update and rule.
-        x: ``(N, C, H, W)``, normalised.
-    """
-    return float(Exact(scene, DISTANCES["cosine"]).value(Guess(x, scene.y)))
+        return self._weighted(_combined(self._weight * a, self._target, self._weight * b, plain))
 
 
 def _combined(a: Tensor, left: list[Tensor], b: Tensor, right: list[Tensor]) -> list[Tensor]:
-    """``a * left + b * right``, tensor by tensor; ``a`` and ``b`` stay on their device."""
-    a, b = a.to(left[0].dtype), b.to(left[0].dtype)
-    if a.ndim:
-        return [i * s + j * t for i, s, j, t in zip(a, left, b, right, strict=True)]
-    result = torch._foreach_mul(left, a)  # pyright: ignore[reportPrivateImportUsage]
-    torch._foreach_add_(result, torch._foreach_mul(right, b))  # pyright: ignore[reportPrivateImportUsage]
+    """``a * left + b * right``, tensor by tensor; ``a`` and ``b``, 0-dim or one for each, stay on their device."""
+    of_left, of_right = (list(c.to(left[0].dtype).expand(len(left)).unbind()) for c in (a, b))
+    result = torch._foreach_mul(left, of_left)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_addcmul_(result, right, of_right)  # pyright: ignore[reportPrivateImportUsage]
     return list(result)
 
 

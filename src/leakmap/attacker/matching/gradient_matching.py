@@ -13,7 +13,7 @@ from leakmap.attacker.matching.decoders import Decoder, Free, Pixels, median_fil
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.emphasis import Emphasis
-from leakmap.attacker.matching.engine import Exact
+from leakmap.attacker.matching.engine import Engine, Kind
 from leakmap.attacker.matching.masks import draw_masks, rate_penalty
 from leakmap.attacker.matching.priors import Prior, TotalVariation, total_variation
 from leakmap.attacker.matching.restarts import Run, choose
@@ -56,6 +56,7 @@ class GradientMatching:
         soft_labels: Whether classes are searched together with the pictures, as the softmax of free values.
         labels: ``auto`` or the name of a label rule, see :func:`leakmap.attacker.labels.recover`.
         mode: ``client`` simulates the client's mode, ``eval`` forces inference mode.
+        engine: How the matching term is differentiated, see :class:`leakmap.attacker.matching.engine.Engine`.
         leaky_model: An architecture known to leak to the attack.
     """
 
@@ -76,6 +77,7 @@ class GradientMatching:
     soft_labels: bool = False
     labels: str = "auto"
     mode: Literal["client", "eval"] = "client"
+    engine: Kind = "auto"
     leaky_model: str = "convnet"
 
     def __post_init__(self) -> None:
@@ -116,9 +118,10 @@ class GradientMatching:
         penalties = [term(scene) for term in self.terms]
         engine = None
         if self.match or penalties:
-            engine = Exact(
+            engine = Engine(
                 scene,
                 DISTANCES[self.distance],
+                kind=self.engine,
                 weight=self.match,
                 emphasis=self.emphasis,
                 penalties=penalties,
@@ -136,6 +139,8 @@ class GradientMatching:
         notes |= {"restart": searches.index(alive[best])} | {
             f"known {i}" if i else "known": p.note for i, p in enumerate(penalties) if p.note
         }
+        if engine is not None and self.match:
+            notes["engine"] = str(engine)
         if len(alive) < len(searches):
             notes["restarts lost"] = len(searches) - len(alive)
         if engine is not None and engine.masks is not None:
@@ -187,7 +192,7 @@ class GradientMatching:
 class Search:
     """One restart in progress."""
 
-    def __init__(self, how: GradientMatching, scene: Scene, engine: Exact | None, restart: int):
+    def __init__(self, how: GradientMatching, scene: Scene, engine: Engine | None, restart: int):
         self.how, self.scene, self.engine, self.restart = how, scene, engine, restart
         self.lost: NonFinite | None = None
         network, count = scene.observation.network, len(scene.y)
@@ -283,7 +288,7 @@ class Search:
             leaf.grad = self.how.descent.shape(gradient, step, steps, self.noise) if adam else gradient
         return float(total) if not adam else 0.0
 
-    def _pull(self, engine: Exact, guess: Guess, pulls: list[Tensor]) -> Tensor:
+    def _pull(self, engine: Engine, guess: Guess, pulls: list[Tensor]) -> Tensor:
         how = self.how
         found = engine.value_and_grad(guess)
         self._keep(guess, found.match)

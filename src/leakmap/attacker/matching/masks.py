@@ -10,30 +10,31 @@ from leakmap.local import LocalRule, arrange
 
 
 class Masks:
-    """The masks of one simulated client step, in the order of their use.
+    """The masks of one simulated client, in the order of their use.
 
     Attributes:
         layers: Layers that take their masks from here.
-        shapes: Shape and rate of each mask, once a step was simulated without masks.
+        shapes: Shape and rate of each mask, once a client was simulated without masks.
+        place: Which mask is taken next.
     """
 
     def __init__(self) -> None:
         self.layers = 0
         self.shapes: list[tuple[tuple[int, ...], float]] = []
+        self.place = 0
         self._given: Sequence[Tensor] | None = None
-        self._next = 0
 
     def give(self, masks: Sequence[Tensor]) -> None:
-        """Sets the masks for the next step."""
-        self._given, self._next = masks, 0
+        """Sets the masks for the next simulated client."""
+        self._given, self.place = masks, 0
 
     def take(self, shape: tuple[int, ...], rate: float) -> Tensor | None:
         """The next mask; None while shapes are only being recorded."""
         if self._given is None:
             self.shapes.append((shape, rate))
             return None
-        self._next += 1
-        return self._given[self._next - 1]
+        self.place += 1
+        return self._given[self.place - 1]
 
 
 class Masked(nn.Module):

@@ -1,6 +1,6 @@
 """What a search works with: the scene it is set in, the guess it improves, the trace that a guess leaves."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,8 +46,40 @@ class Guess:
         return [self.x, *([self.y] if self.y.is_floating_point() else []), *self.masks]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What forward passes showed, one entry for each pass.
+
+    Args:
+        inputs: Inputs of the watched layers, by name.
+        outputs: Outputs of the network.
+    """
+
+    inputs: dict[str, list[Tensor]]
+    outputs: list[Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in a fixed order."""
+        return [*(tensor for passes in self.inputs.values() for tensor in passes), *self.outputs]
+
+    def leaves(self) -> "Seen":
+        """The same values, as leaves that require gradients."""
+        return Seen(
+            {name: [tensor.detach().requires_grad_() for tensor in passes] for name, passes in self.inputs.items()},
+            [tensor.detach().requires_grad_() for tensor in self.outputs],
+        )
+
+    @staticmethod
+    def joined(parts: "Sequence[Seen]") -> "Seen":
+        """One after the other."""
+        return Seen(
+            {name: [tensor for part in parts for tensor in part.inputs[name]] for name in parts[0].inputs},
+            [tensor for part in parts for tensor in part.outputs],
+        )
+
+
 class Trace:
-    """Inputs of chosen layers, and outputs of the model, in every forward pass since :meth:`clear`.
+    """Watches layers of a network, and its outputs, in every forward pass.
 
     Args:
         module: The network.
@@ -55,26 +87,25 @@ class Trace:
     """
 
     def __init__(self, module: nn.Module, layers: Iterable[str]):
-        self.inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
-        self.outputs: list[Tensor] = []
-        for name in self.inputs:
+        self._seen = Seen({name: [] for name in layers}, [])
+        for name in self._seen.inputs:
             module.get_submodule(name).register_forward_pre_hook(self._watcher(name))
         module.register_forward_hook(self._note_output)
 
     def _watcher(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
-            self.inputs[name].append(args[0])
+            self._seen.inputs[name].append(args[0])
 
         return note
 
     def _note_output(self, layer: nn.Module, args: Any, output: Any) -> None:
-        self.outputs.append(output)
+        self._seen.outputs.append(output)
 
-    def clear(self) -> None:
-        """Forgets what was seen."""
-        self.outputs.clear()
-        for kept in self.inputs.values():
-            kept.clear()
+    def take(self) -> Seen:
+        """What was seen since the last time."""
+        seen = self._seen
+        self._seen = Seen({name: [] for name in seen.inputs}, [])
+        return seen
 
 
 @dataclass(frozen=True)
@@ -83,13 +114,13 @@ class Penalty:
 
     Args:
         layers: Names of the layers whose inputs it reads.
-        value: ``value(trace) -> scalar``, weight included.
+        value: ``value(seen) -> scalar``, weight included.
         note: For the record.
         used: Facts of the Observation that it drew on.
     """
 
     layers: tuple[str, ...]
-    value: Callable[[Trace], Tensor]
+    value: Callable[[Seen], Tensor]
     note: str = ""
     used: frozenset[str] = frozenset()
 

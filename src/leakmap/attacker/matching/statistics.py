@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from leakmap.attacker.buffers import recover_statistics, tracked_layers
-from leakmap.attacker.matching.scene import Penalty, Scene, Trace
+from leakmap.attacker.matching.scene import Penalty, Scene, Seen, Trace
 from leakmap.errors import BadSetting, NotApplicable
 from leakmap.local import arrange
 from leakmap.models.adapt import freeze_running_statistics
@@ -102,11 +102,11 @@ class Statistics:
         targets = {name: _placed(target, network.device, network.dtype) for name, target in targets.items()}
         read = calibrated if self.form == "calibrated" else paper
         if not targets:
-            return Penalty((), lambda trace: torch.zeros((), device=network.device), note, used)
+            return Penalty((), lambda seen: torch.zeros((), device=network.device), note, used)
 
-        def value(trace: Trace) -> Tensor:
+        def value(seen: Seen) -> Tensor:
             differences = {
-                name: difference(layers[name], trace.inputs[name], target) for name, target in targets.items()
+                name: difference(layers[name], seen.inputs[name], target) for name, target in targets.items()
             }
             return self.weight * read(differences, targets, self.first)
 
@@ -253,15 +253,15 @@ def proxy_targets(scene: Scene, batches: int = 1) -> tuple[dict[str, Target], st
         raise NotApplicable(f"{network.model} has no normalisation layer, so public statistics say nothing.")
     trace = Trace(module, layers)
     source = generator(scene.seed, "proxy")
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
     with torch.no_grad():
         for _ in range(batches):
             chosen = torch.randperm(len(public.pictures), generator=source)[:size]
             module(network.task.normalise(public.pictures[chosen.to(public.pictures.device)]))
+            inputs = trace.take().inputs
             for name, layer in layers.items():
-                seen[name] += [layer_statistics(layer, x) for x in trace.inputs[name]]
-            trace.clear()
-    used = {name: pairs for name, pairs in seen.items() if pairs}
+                found[name] += [layer_statistics(layer, x) for x in inputs[name]]
+    used = {name: pairs for name, pairs in found.items() if pairs}
     targets = {name: _averaged(pairs) for name, pairs in used.items()}
     return targets, f"of {batches} public batch{'es' if batches > 1 else ''} of {size}, {len(targets)} layers"
 

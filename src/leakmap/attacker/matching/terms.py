@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.attacker.labels.head import head_gradient
-from leakmap.attacker.matching.scene import Penalty, Scene, Trace
+from leakmap.attacker.matching.scene import Penalty, Scene, Seen
 from leakmap.errors import NotApplicable
 
 
@@ -47,14 +47,14 @@ class Features:
         rows = classes[single]
         features = (head.weight[rows] / head.bias[rows][:, None]).to(scene.observation.network.dtype)
 
-        def value(trace: Trace) -> Tensor:
-            return self.weight * F.mse_loss(trace.inputs[head.name][0][single], features)
+        def value(seen: Seen) -> Tensor:
+            return self.weight * F.mse_loss(seen.inputs[head.name][0][single], features)
 
         return Penalty((head.name,), value, f"features of {len(rows)} examples")
 
 
-def _nothing(trace: Trace) -> Tensor:
-    return torch.zeros((), device=trace.outputs[0].device)
+def _nothing(seen: Seen) -> Tensor:
+    return torch.zeros((), device=seen.outputs[0].device)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class TaskLoss:
         """Uses the labels of the scene."""
         loss = scene.observation.network.loss()
 
-        def value(trace: Trace) -> Tensor:
-            return self.weight * loss(trace.outputs[0], scene.y[: len(trace.outputs[0])])
+        def value(seen: Seen) -> Tensor:
+            return self.weight * loss(seen.outputs[0], scene.y[: len(seen.outputs[0])])
 
         return Penalty((), value)

@@ -7,7 +7,7 @@ from leakmap.attacker.buffers import RUNNING, tracked_layers
 from leakmap.attacker.matching.decoders import Still
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
-from leakmap.attacker.matching.engine import Exact
+from leakmap.attacker.matching.engine import Engine
 from leakmap.attacker.matching.gradient_matching import GradientMatching, Search
 from leakmap.attacker.matching.scene import Guess, Scene
 from leakmap.local import arrange, local_signal
@@ -29,7 +29,7 @@ def update_unexplained(scene: Scene, x: Tensor) -> float:
     Raises:
         NonFinite: fitting the masks left the finite numbers.
     """
-    engine = Exact(scene, DISTANCES["cosine"], masks=True)
+    engine = Engine(scene, DISTANCES["cosine"], masks=True)
     if engine.masks is None or not engine.masks.layers:
         return float(engine.value(Guess(x, scene.y)))
     how = GradientMatching(priors=(), stages=(Still(x),), descent=Descent(0.1), masks=0.0, steps=MASK_STEPS)

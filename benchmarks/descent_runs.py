@@ -1,0 +1,277 @@
+"""The runs of benchmarks.descent: networks, settings, clients, and one record for each run."""
+
+import argparse
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from leakmap.attacker.attacks import attack
+from leakmap.attacker.matching.descent import Descent
+from leakmap.attacker.matching.gradient_matching import GradientMatching
+from leakmap.attacker.matching.priors import TotalVariation
+from leakmap.client.data import Pictures
+from leakmap.client.federation import Batch, simulate
+from leakmap.errors import NonFinite
+from leakmap.local import LocalRule, Mode, arrange
+from leakmap.models.network import user_code
+from leakmap.plan import Plan, prepare
+from leakmap.registry import Spec
+from leakmap.scoring.lineup import cross_correlation
+from leakmap.scoring.match import matched
+from leakmap.scoring.score import likenesses
+from leakmap.seeds import derive
+from leakmap.store import read_json, write_json
+from leakmap.threat import ThreatModel, observe
+from leakmap.trial import Stage, versions_of
+
+SEED, STUDIED, CANDIDATES, SATURATED = 100, 256, 64, 1e-4
+FIRST, CLIENTS = 2, 8
+THREAT = ThreatModel("known")
+WARMUP = 0.1
+DESCENTS = {
+    "published: signed Adam 0.1, steps": Descent(0.1, schedule="step"),
+    "signed 0.1": Descent(0.1),
+    "signed 0.3": Descent(0.3),
+    "signed 1.0": Descent(1.0),
+    "unsigned 0.3": Descent(0.3, sign="none"),
+    "unsigned 1.0": Descent(1.0, sign="none"),
+    "unsigned 3.0": Descent(3.0, sign="none"),
+    "soft sign 0.3": Descent(0.3, sign="soft"),
+    "signed 0.3, warm-up": Descent(0.3),
+}
+VARIATIONS = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network with its clients.
+
+    Args:
+        title: In tables.
+        model: Its specification.
+        cost: Milliseconds of an iteration, roughly: for the progress bar alone.
+        mode: Of the clients.
+        batch: Pictures of each client.
+        steps: Iterations of each run.
+        epochs: Of brief training.
+        weights: Whether they come from a file.
+    """
+
+    title: str
+    model: str
+    cost: int
+    mode: Mode = "eval"
+    batch: int = 1
+    steps: int = 100
+    epochs: int = 0
+    weights: bool = False
+
+    def iterations(self, effort: float) -> int:
+        """Of each run, at some effort."""
+        return max(1, round(self.steps * effort))
+
+
+PRE, POST = "resnet,blocks=1-1-1,width=24,preact=true", "resnet,blocks=1-1-1,width=24"
+NETS = (
+    Net("ConvNet", "convnet", 13),
+    Net("pre-act, train, B=4", PRE, 62, "train", 4),
+    Net("pre-act", PRE, 27),
+    Net("post-act", POST, 28),
+    Net("ResNet-18", "resnet", 260, steps=50),
+    Net("ViT", "vit,patch=4,depth=4", 52),
+    Net("pre-act, briefly trained, train, B=4", PRE, 62, "train", 4, epochs=3),
+    Net("ResNet-20, trained", "", 36, weights=True),
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A point of the grid."""
+
+    descent: str
+    tv: float
+
+    def __str__(self) -> str:
+        return f"{self.descent}, TV {self.tv:g}"
+
+    def attack(self, steps: int, engine: str | None) -> GradientMatching:
+        """The search that it stands for."""
+        descent = DESCENTS[self.descent]
+        if "warm-up" in self.descent:
+            descent = replace(descent, warmup=round(steps * WARMUP))
+        settings: dict[str, Any] = {"engine": engine} if engine else {}
+        return GradientMatching(priors=(TotalVariation(self.tv),), descent=descent, steps=steps, **settings)
+
+
+GRID = [Setting(descent, tv) for descent in DESCENTS for tv in VARIATIONS]
+DEFAULT, PUBLISHED = Setting("signed 0.3", 1e-2), Setting("published: signed Adam 0.1, steps", 1e-3)
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A network at hand.
+
+    Args:
+        net: What it is.
+        path: File of its stage.
+        model: Of its architecture, which a worker builds if it is a user's own.
+        digest: Of weights and public facts.
+        clients: Of each client, its pictures in the groups of the stage.
+        digests: Likewise, the SHA-256 of the pictures.
+        saturated: Clients that were passed over.
+    """
+
+    net: Net
+    path: Path
+    model: Spec
+    digest: str
+    clients: tuple[tuple[int, ...], ...]
+    digests: tuple[tuple[str, ...], ...]
+    saturated: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attack on one client."""
+
+    cast: Cast
+    setting: Setting
+    client: int
+    how: GradientMatching
+    path: Path = field(default=Path())
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides the result."""
+        net, pictures = self.cast.net, self.cast.digests[self.client]
+        client = {"mode": net.mode, "client": self.client, "pictures": pictures, "seed": SEED}
+        return {"network": self.cast.digest, **client, "attack": asdict(self.how)}
+
+
+def cast_of(net: Net, pictures: Pictures, used: set[str], options: argparse.Namespace) -> Cast:
+    """Builds, trains or loads a network, and chooses its clients."""
+    plan = Plan(
+        options.resnet20 if net.weights else net.model,
+        "untouched",
+        rule=LocalRule(mode=net.mode),
+        threat=THREAT,
+        weights=options.weights if net.weights else None,
+        normalise="imagenet" if net.weights else "data",
+        train_epochs=net.epochs,
+        victims=CANDIDATES // net.batch,
+        batch_size=net.batch,
+        seed=SEED,
+    )
+    digest = hashlib.sha256(json.dumps(asdict(replace(plan, weights=None)), sort_keys=True).encode())
+    for part in (pictures, pictures.spare):
+        digest.update(b"" if part is None else part.images.numpy().tobytes())
+    digest.update(Path(plan.weights).read_bytes() if plan.weights else b"")
+    path = options.out / "stages" / f"{digest.hexdigest()}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        prepare(plan, pictures).main.save(path)
+    model = Spec.parse(plan.model)
+    stage = Stage.load(path, user_code(model, Spec("cross_entropy")))
+    rows = _unsaturated(stage, plan.rule)
+    if len(rows) < CLIENTS:
+        raise SystemExit(f"{net.title}: only {len(rows)} of {plan.victims} clients have a loss above {SATURATED:g}.")
+    rows, saturated = rows[:CLIENTS], rows[CLIENTS - 1] + 1 - CLIENTS
+    members = stage.groups.victims[rows]
+    digests = tuple(tuple(stage.groups.digests(row)) for row in members)
+    if any(not used.isdisjoint(row) for row in digests):
+        raise SystemExit(f"{net.title}: a picture of another table is among those studied.")
+    return Cast(net, path, model, stage.network_digest, tuple(map(tuple, members.tolist())), digests, saturated)
+
+
+@torch.no_grad()
+def _unsaturated(stage: Stage, rule: LocalRule) -> list[int]:
+    module, groups = arrange(stage.network.module(), rule), stage.groups
+    found = []
+    for i, row in enumerate(groups.victims):
+        outputs = module(stage.network.task.normalise(groups.pictures(row)))
+        if F.cross_entropy(outputs, groups.labels[row]) >= SATURATED:
+            found.append(i)
+    return found
+
+
+_worker: dict[str, Any] = {}
+_stages: dict[Path, Stage] = {}
+
+
+def start(stop: Any) -> None:
+    """Sets up a worker, which stops at its next sign of life once ``stop`` is set, and with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    _worker["stop"] = stop
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _alive(fraction: float) -> None:
+    if _worker["stop"].is_set():
+        raise KeyboardInterrupt
+
+
+def play(run: Run) -> None:
+    """Plays a run in a worker, and writes its record."""
+    cast = run.cast
+    if cast.path not in _stages:
+        _stages[cast.path] = Stage.load(cast.path, user_code(cast.model, Spec("cross_entropy")))
+    stage = _stages[cast.path]
+    index = torch.tensor(cast.clients[run.client])
+    truth = Batch(stage.groups.pictures(index), stage.groups.labels[index])
+    round = simulate(stage.network, LocalRule(mode=cast.net.mode), truth, derive(SEED, "client", run.client))
+    observation = observe(round, THREAT)
+    record: dict[str, Any] = {"facts": run.facts(), "net": cast.net.title, "setting": str(run.setting)}
+    record["versions"] = versions_of(torch.device("cpu"))
+    started = time.process_time()
+    try:
+        found = attack(observation, run.how, derive(SEED, "attack", run.client), _alive)
+    except NonFinite as error:
+        record |= {"failure": str(error), "likeness": None, "psnr": None, "term": None, "curve": []}
+    else:
+        pictures = matched(found.pictures, truth.pictures)
+        likeness = float(cross_correlation(pictures, truth.pictures).diagonal().mean())
+        psnr = statistics.fmean(likenesses(pictures, truth.pictures, ("psnr",))["psnr"])
+        record |= {"failure": None, "likeness": likeness, "psnr": psnr, "term": found.objective}
+        record |= {"curve": found.curve, "notes": found.notes}
+    write_json(run.path, record | {"seconds": time.process_time() - started})
+
+
+Records = dict[tuple[str, Setting, int], dict[str, Any]]
+"""Network, setting, client -> record."""
+
+
+def runs_of(casts: Iterable[Cast], settings: list[Setting], clients: int, options: argparse.Namespace) -> list[Run]:
+    """Every run, client by client, so that a stop at any time leaves all networks and settings equally far."""
+    runs = []
+    for client, setting, cast in itertools.product(range(clients), settings, casts):
+        how = setting.attack(cast.net.iterations(options.effort), options.engine)
+        run = Run(cast, setting, client, how)
+        key = hashlib.sha256(json.dumps(run.facts(), sort_keys=True).encode()).hexdigest()
+        runs.append(replace(run, path=options.out / "runs" / f"{key}.json"))
+    return runs
+
+
+def read(runs: list[Run]) -> Records:
+    """The records that are there."""
+    found = {(run.cast.net.title, run.setting, run.client): read_json(run.path) for run in runs}
+    return {key: record for key, record in found.items() if record is not None}

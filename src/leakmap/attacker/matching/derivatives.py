@@ -1,0 +1,194 @@
+"""How the gradient of a loss is differentiated once more: exactly, or by differences with frozen kinks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from leakmap.attacker.matching.kinks import Kinks
+
+Loss = Callable[[Sequence[Tensor]], Tensor]
+"""``loss(parameters) -> scalar``; the same every time it is called."""
+
+
+Beside = Sequence[tuple[Tensor, Tensor]]
+"""Tensors of a forward pass that carry its graph, each with the direction along which it is pulled back."""
+
+
+class Linearised(Protocol):
+    """A gradient at one point, which can be pulled back along a direction."""
+
+    @property
+    def gradient(self) -> list[Tensor]:
+        """Of the loss with respect to the parameters, without a graph."""
+        ...
+
+    def pull(self, along: Sequence[Tensor | None], wrt: Sequence[Tensor], beside: "Beside") -> list[Tensor]:
+        """The gradient of ``<gradient, along> + <beside>`` with respect to some of the leaves.
+
+        Args:
+            along: One direction for each parameter; None where it is zero.
+            wrt: Some of ``held`` and ``parameters``.
+            beside: Further tensors of the same pass, with a direction for each.
+        """
+        ...
+
+
+class Derivative(Protocol):
+    """Differentiates a loss."""
+
+    def __call__(
+        self, loss: Loss, parameters: Sequence[Tensor], held: Sequence[Tensor], *, watched: bool = False
+    ) -> Linearised:
+        """Linearises the gradient of a loss.
+
+        Args:
+            loss: May be called several times.
+            parameters: Leaves that require gradients.
+            held: Further leaves that the loss depends on.
+            watched: Whether other tensors of the pass will be pulled back beside the gradient.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Double backward along an explicit cotangent; no second-order gradient of a parameter is formed unasked.
+
+    Attention runs under the math kernel, the only one with a double backward.
+    """
+
+    def __call__(
+        self, loss: Loss, parameters: Sequence[Tensor], held: Sequence[Tensor], *, watched: bool = False
+    ) -> Linearised:
+        """Linearises."""
+        with sdpa_kernel(SDPBackend.MATH):
+            value = loss(parameters)
+        graph = torch.autograd.grad(value, parameters, create_graph=True, materialize_grads=True)
+        return _Graph(list(graph))
+
+    def __str__(self) -> str:
+        return "exact"
+
+
+@dataclass(frozen=True)
+class _Graph:
+    graph: list[Tensor]
+
+    @property
+    def gradient(self) -> list[Tensor]:
+        return [tensor.detach() for tensor in self.graph]
+
+    def pull(self, along: Sequence[Tensor | None], wrt: Sequence[Tensor], beside: Beside) -> list[Tensor]:
+        pairs = [(g, v) for g, v in zip(self.graph, along, strict=True) if v is not None and g.requires_grad]
+        pairs += [(tensor, v) for tensor, v in beside if tensor.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(tensor) for tensor in wrt]
+        outputs, directions = zip(*pairs, strict=True)
+        return list(torch.autograd.grad(outputs, wrt, directions, allow_unused=True, materialize_grads=True))
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A difference of first gradients at ``parameters`` and at ``parameters + eps * along``, with kinks held.
+
+    Of any operation with a first derivative, fused attention included. Needs two forward and two backward passes, of
+    which the second forms no gradient of the parameters.
+
+    Args:
+        step: Length of the difference over the norm of the parameters. One-sided differences of float32 are best near
+            1e-5, central ones near 1e-4.
+        central: Whether to take the difference of both sides, in a third pass.
+    """
+
+    step: float = 1e-5
+    central: bool = False
+
+    def __call__(
+        self, loss: Loss, parameters: Sequence[Tensor], held: Sequence[Tensor], *, watched: bool = False
+    ) -> Linearised:
+        """Linearises."""
+        kinks = Kinks()
+        with _full_precision(parameters[0].device):
+            with kinks:
+                value = loss(parameters)
+            leaves = [*parameters, *held]
+            found = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True, retain_graph=watched)
+        return _Difference(self, loss, list(parameters), list(held), kinks, list(found))
+
+    def __str__(self) -> str:
+        return f"frozen ({'central' if self.central else 'one-sided'}, {self.step:g})"
+
+
+@dataclass(frozen=True)
+class _Difference:
+    how: Frozen
+    loss: Loss
+    parameters: list[Tensor]
+    held: list[Tensor]
+    kinks: Kinks
+    found: list[Tensor]
+
+    @property
+    def gradient(self) -> list[Tensor]:
+        return self.found[: len(self.parameters)]
+
+    def pull(self, along: Sequence[Tensor | None], wrt: Sequence[Tensor], beside: Beside) -> list[Tensor]:
+        pulled = self._pulled(along, wrt)
+        if pairs := [(tensor, v) for tensor, v in beside if tensor.requires_grad]:
+            outputs, directions = zip(*pairs, strict=True)
+            more = torch.autograd.grad(outputs, wrt, directions, allow_unused=True, materialize_grads=True)
+            pulled = [p + m for p, m in zip(pulled, more, strict=True)]
+        return pulled
+
+    def _pulled(self, along: Sequence[Tensor | None], wrt: Sequence[Tensor]) -> list[Tensor]:
+        directions = [v for v in along if v is not None]
+        if not directions:
+            return [torch.zeros_like(tensor) for tensor in wrt]
+        length = _norm(directions)
+        eps = self.how.step * _norm(self.parameters) / torch.where(length > 0, length, 1.0)
+        forward = self._gradients(eps, along, wrt)
+        if self.how.central:
+            behind, width = self._gradients(-eps, along, wrt), 2 * eps
+        else:
+            here = dict(zip(map(id, [*self.parameters, *self.held]), self.found, strict=True))
+            behind, width = [here[id(tensor)] for tensor in wrt], eps
+        return [(f - b) / width for f, b in zip(forward, behind, strict=True)]
+
+    def _gradients(self, eps: Tensor, along: Sequence[Tensor | None], wrt: Sequence[Tensor]) -> list[Tensor]:
+        asked = {id(tensor) for tensor in wrt}
+        with torch.no_grad():
+            moved = [p if v is None else torch.addcmul(p, v, eps) for p, v in zip(self.parameters, along, strict=True)]
+        moved = [m.detach().requires_grad_(id(p) in asked) for p, m in zip(self.parameters, moved, strict=True)]
+        stands_for = dict(zip(map(id, self.parameters), moved, strict=True))
+        with _full_precision(eps.device):
+            with self.kinks:
+                value = self.loss(moved)
+            leaves = [stands_for.get(id(tensor), tensor) for tensor in wrt]
+            return list(torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True))
+
+
+@torch.no_grad()
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Of all together, 0-dim."""
+    return torch.stack(torch._foreach_norm(list(tensors))).norm()  # pyright: ignore[reportPrivateImportUsage]
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """TF32 off on GPUs: its ten bits of mantissa are coarser than a difference."""
+    backends = []
+    if device.type == "cuda":
+        backends = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # pyright: ignore[reportAttributeAccessIssue]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
