@@ -7,6 +7,7 @@ every model and every rule without randomness.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -152,6 +153,11 @@ class Training:
         self._module, self._rule, self._loss = module, rule, loss
         self._ties = len(list(module.named_parameters(remove_duplicate=False))) > len(list(module.named_parameters()))
         self._optimizer = _OPTIMIZERS[rule.optimizer]
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Norm of the weights at the beginning, 0-dim."""
+        return torch.stack([weight.detach().norm() for weight in self.start]).norm()
 
     def batch(self, step: int, x: Tensor, y: Tensor, order_seed: int | None = None) -> tuple[Tensor, Tensor]:
         """The mini-batch of a local step.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leakmap.attacker.matching.derivatives import Derivative, Linearised
+from leakmap.attacker.matching.derivatives import Derivative, Exact, Linearised
 from leakmap.attacker.matching.masks import Masks
 from leakmap.attacker.matching.scene import Guess, Seen, Trace
 from leakmap.local import LocalRule, Training
@@ -29,6 +29,7 @@ class Simulation:
 
     Attributes:
         shared: What the client would share, one tensor for each trained parameter, without a graph.
+        spare: Whether ``shared`` may be overwritten before :meth:`pull`.
         seen: What the trace saw in all steps, as leaves from which penalties are computed; None without a trace.
     """
 
@@ -52,6 +53,7 @@ class Simulation:
         self._leaves: list[Seen] = []
         self._last: Linearised | None = None
         self.shared = self._run()
+        self.spare = rule.share == "delta" or not isinstance(derivative, Exact)
         self.seen = Seen.joined(self._leaves) if self._leaves else None
 
     def _run(self) -> list[Tensor]:
@@ -80,7 +82,8 @@ class Simulation:
         return [(end - start).detach() for end, start in zip(parameters, training.start, strict=True)]
 
     def _linearise(self, step: "_Step", derivative: Derivative) -> Linearised:
-        linearised = derivative(step, step.parameters, self._held, watched=self._client.trace is not None)
+        scale, watched = self._client.training.scale, self._client.trace is not None
+        linearised = derivative(step, step.parameters, self._held, scale, watched=watched)
         step.seen = self._client.take()
         return linearised
 
@@ -88,7 +91,7 @@ class Simulation:
         """The gradient of ``<shared, along> + penalty`` with respect to the movable tensors of the guess.
 
         Args:
-            along: One direction for each trained parameter; None where it is zero.
+            along: One direction for each trained parameter, None where it is zero; may be overwritten.
             penalty: Computed from :attr:`seen`.
         """
         if self._derivative is None or self._last is None:

@@ -1,5 +1,6 @@
 """How the gradient of a loss is differentiated once more: exactly, or by differences with frozen kinks."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Linearised(Protocol):
         """The gradient of ``<gradient, along> + <beside>`` with respect to some of the leaves.
 
         Args:
-            along: One direction for each parameter; None where it is zero.
+            along: One direction for each parameter, None where it is zero; may be overwritten.
             wrt: Some of ``held`` and ``parameters``.
             beside: Further tensors of the same pass, with a direction for each.
         """
@@ -42,7 +43,7 @@ class Derivative(Protocol):
     """Differentiates a loss."""
 
     def __call__(
-        self, loss: Loss, parameters: Sequence[Tensor], held: Sequence[Tensor], *, watched: bool = False
+        self, loss: Loss, parameters: Sequence[Tensor], held: Sequence[Tensor], scale: Tensor, *, watched: bool
     ) -> Linearised:
         """Linearises the gradient of a loss.
 
@@ -50,6 +51,7 @@ class Derivative(Protocol):
             loss: May be called several times.
             parameters: Leaves that require gradients.
             held: Further leaves that the loss depends on.
+            scale: Norm of the parameters, 0-dim: a difference measures its step by it.
             watched: Whether other tensors of the pass will be pulled back beside the gradient.
         """
         ...
@@ -63,7 +65,7 @@ class Exact:
     """
 
     def __call__(
-        self, loss: Loss, parameters: Sequence[Tensor], held: Sequence[Tensor], *, watched: bool = False
+        self, loss: Loss, parameters: Sequence[Tensor], held: Sequence[Tensor], scale: Tensor, *, watched: bool
     ) -> Linearised:
         """Linearises."""
         with sdpa_kernel(SDPBackend.MATH):
@@ -109,7 +111,7 @@ class Frozen:
     central: bool = False
 
     def __call__(
-        self, loss: Loss, parameters: Sequence[Tensor], held: Sequence[Tensor], *, watched: bool = False
+        self, loss: Loss, parameters: Sequence[Tensor], held: Sequence[Tensor], scale: Tensor, *, watched: bool
     ) -> Linearised:
         """Linearises."""
         kinks = Kinks()
@@ -118,7 +120,7 @@ class Frozen:
                 value = loss(parameters)
             leaves = [*parameters, *held]
             found = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True, retain_graph=watched)
-        return _Difference(self, loss, list(parameters), list(held), kinks, list(found))
+        return _Difference(self, loss, list(parameters), list(held), scale, kinks, _apart(found))
 
     def __str__(self) -> str:
         return f"frozen ({'central' if self.central else 'one-sided'}, {self.step:g})"
@@ -130,6 +132,7 @@ class _Difference:
     loss: Loss
     parameters: list[Tensor]
     held: list[Tensor]
+    scale: Tensor
     kinks: Kinks
     found: list[Tensor]
 
@@ -149,33 +152,37 @@ class _Difference:
         directions = [v for v in along if v is not None]
         if not directions:
             return [torch.zeros_like(tensor) for tensor in wrt]
-        length = _norm(directions)
-        eps = self.how.step * _norm(self.parameters) / torch.where(length > 0, length, 1.0)
-        forward = self._gradients(eps, along, wrt)
+        length = torch.stack(torch._foreach_norm(directions)).norm()  # pyright: ignore[reportPrivateImportUsage]
+        eps = self.how.step * self.scale / torch.where(length > 0, length, 1.0)
         if self.how.central:
-            behind, width = self._gradients(-eps, along, wrt), 2 * eps
-        else:
-            here = dict(zip(map(id, [*self.parameters, *self.held]), self.found, strict=True))
-            behind, width = [here[id(tensor)] for tensor in wrt], eps
-        return [(f - b) / width for f, b in zip(forward, behind, strict=True)]
+            behind = self._gradients([None if v is None else v.clone() for v in along], -eps, wrt)
+            return [(f - b) / (2 * eps) for f, b in zip(self._gradients(along, eps, wrt), behind, strict=True)]
+        here = dict(zip(map(id, [*self.parameters, *self.held]), self.found, strict=True))
+        return [(f - here[id(leaf)]) / eps for f, leaf in zip(self._gradients(along, eps, wrt), wrt, strict=True)]
 
-    def _gradients(self, eps: Tensor, along: Sequence[Tensor | None], wrt: Sequence[Tensor]) -> list[Tensor]:
-        asked = {id(tensor) for tensor in wrt}
+    def _gradients(self, along: Sequence[Tensor | None], eps: Tensor, wrt: Sequence[Tensor]) -> list[Tensor]:
+        """At ``parameters + eps * along``, which is written over ``along``."""
+        asked = {id(leaf) for leaf in wrt}
         with torch.no_grad():
-            moved = [p if v is None else torch.addcmul(p, v, eps) for p, v in zip(self.parameters, along, strict=True)]
+            pairs = zip(self.parameters, along, strict=True)
+            moved = [p.detach() if v is None else torch.addcmul(p, v, eps, out=v) for p, v in pairs]
         moved = [m.detach().requires_grad_(id(p) in asked) for p, m in zip(self.parameters, moved, strict=True)]
         stands_for = dict(zip(map(id, self.parameters), moved, strict=True))
         with _full_precision(eps.device):
             with self.kinks:
                 value = self.loss(moved)
-            leaves = [stands_for.get(id(tensor), tensor) for tensor in wrt]
+            leaves = [stands_for.get(id(leaf), leaf) for leaf in wrt]
             return list(torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True))
 
 
-@torch.no_grad()
-def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Of all together, 0-dim."""
-    return torch.stack(torch._foreach_norm(list(tensors))).norm()  # pyright: ignore[reportPrivateImportUsage]
+def _apart(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same values, each in memory of its own: gradients may be views of one another."""
+    places = [tensor.untyped_storage() for tensor in tensors]
+    sharers = Counter(place.data_ptr() for place in places)
+    return [
+        tensor if sharers[place.data_ptr()] == 1 and place.nbytes() == tensor.nbytes else tensor.clone()
+        for tensor, place in zip(tensors, places, strict=True)
+    ]
 
 
 @contextmanager

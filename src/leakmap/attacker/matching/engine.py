@@ -83,6 +83,7 @@ class Engine:
         self._emphasis, self._draws = emphasis, 0
         self._full_squares = _dots(self._target, self._target)
         self._entry_weights: list[Tensor] | None = None
+        self._room: list[Tensor] = []
         self._emphasise()
         self._penalties = tuple(penalties)
         watched = dict.fromkeys(name for penalty in penalties for name in penalty.layers)
@@ -131,7 +132,7 @@ class Engine:
             value = self._distance(_dots(plain, self._target), _dots(plain, plain), self._full_squares)[0]
         along: list[Tensor | None] = [None] * len(client.shared)
         if self._weight:
-            for place, direction in zip(self._places, self._cotangent(a, b, plain), strict=True):
+            for place, direction in zip(self._places, self._cotangent(a, b, plain, client.spare), strict=True):
                 along[place] = direction
         penalty, total = None, torch.zeros_like(value)
         if client.seen is not None:
@@ -156,16 +157,18 @@ class Engine:
         weighted = self._weighted(plain)
         return _dots(weighted, self._target), _dots(weighted, plain), self._target_squares
 
-    def _cotangent(self, a: Tensor, b: Tensor, plain: list[Tensor]) -> list[Tensor]:
-        return self._weighted(_combined(self._weight * a, self._target, self._weight * b, plain))
+    def _cotangent(self, a: Tensor, b: Tensor, plain: list[Tensor], spare: bool) -> list[Tensor]:
+        """``a * target + b * plain``, tensor by tensor, written over ``plain`` where that is spare.
 
-
-def _combined(a: Tensor, left: list[Tensor], b: Tensor, right: list[Tensor]) -> list[Tensor]:
-    """``a * left + b * right``, tensor by tensor; ``a`` and ``b``, 0-dim or one for each, stay on their device."""
-    of_left, of_right = (list(c.to(left[0].dtype).expand(len(left)).unbind()) for c in (a, b))
-    result = torch._foreach_mul(left, of_left)  # pyright: ignore[reportPrivateImportUsage]
-    torch._foreach_addcmul_(result, right, of_right)  # pyright: ignore[reportPrivateImportUsage]
-    return list(result)
+        ``a`` and ``b``, 0-dim or one for each tensor, stay on their device.
+        """
+        of_target, of_plain = ((self._weight * c).to(plain[0].dtype).expand(len(plain)).unbind() for c in (a, b))
+        if not spare and not self._room:
+            self._room = [torch.empty_like(tensor) for tensor in plain]
+        result = plain if spare else self._room
+        for out, tensor, target, of_it, of_its in zip(result, plain, self._target, of_plain, of_target, strict=True):
+            torch.mul(tensor, of_it, out=out).addcmul_(target, of_its)
+        return self._weighted(result)
 
 
 def _dots(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

@@ -158,14 +158,15 @@ def _record_by_input(operation: Operation, *args: Any, **kwargs: Any) -> tuple[T
     return _returned(call(*held), overwritten), held[0].detach()
 
 
-def _record_relu(operation: Operation, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    call, held, overwritten = _split(operation, args, kwargs)
-    output = call(*held)
+def _record_relu(operation: Operation, input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    overwritten = input if operation in _IN_PLACE or kwargs.get("inplace") or any(args) else None
+    output = torch.relu(input if overwritten is None else input.clone())
     return _returned(output, overwritten), output.detach()
 
 
-def _replay_relu(saved: Tensor, operation: Operation, *args: Any, **kwargs: Any) -> Tensor:
-    _, (x,), overwritten = _split(operation, args, kwargs)
+def _replay_relu(saved: Tensor, operation: Operation, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    overwritten = input if operation in _IN_PLACE or kwargs.get("inplace") or any(args) else None
+    x = input if overwritten is None else input.clone()
     return _returned(torch.ops.aten.threshold_backward(x, saved, 0), overwritten)
 
 
@@ -253,7 +254,7 @@ _WITHOUT_DERIVATIVE = "detach item tolist numpy sign sgn round floor ceil trunc 
 _DRAWN = "rand randn rand_like randn_like bernoulli normal multinomial poisson"
 _DRAWN_IN_PLACE = frozenset(_named("bernoulli_ uniform_ normal_ exponential_ random_", Tensor))
 _DROPOUTS = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout scaled_dot_product_attention"
-_INPLACE_AT = {F.relu: 1, F.relu6: 1, F.selu: 1, F.hardswish: 1, F.hardsigmoid: 1, F.leaky_relu: 2, F.elu: 2} | {
+_INPLACE_AT = {F.relu6: 1, F.selu: 1, F.hardswish: 1, F.hardsigmoid: 1, F.leaky_relu: 2, F.elu: 2} | {
     F.hardtanh: 3,
     F.threshold: 3,
 }
