@@ -313,3 +313,19 @@ def test_a_decoder_of_the_users_own(task):
     stays = attack(observation, GradientMatching(steps=6, stages=(Own(truth),), priors=()), seed=3)
     assert stays.objective < 1e-6
     assert (stays.pictures - round.batch.pictures).abs().max() < 1e-5
+
+
+def test_a_search_on_a_plateau_ends_early_and_says_so(task):
+    _, observation = observed("convnet,width=4", task, count=1)
+    still = GradientMatching(steps=200, patience=25, descent=Descent(1e-9, schedule="constant"))
+    found = attack(observation, still)
+    assert found.notes["plateau at iteration"] == "26"
+    moving = attack(observation, replace(still, descent=Descent(0.1)))
+    assert "plateau at iteration" not in moving.notes or int(moving.notes["plateau at iteration"]) > 26
+    patient = attack(observation, replace(still, patience=0))
+    assert "plateau at iteration" not in patient.notes
+
+
+def test_patience_does_not_go_with_stages():
+    with pytest.raises(BadSetting, match="single stage"):
+        GradientMatching(patience=25, stages=(Pixels(), Pixels()))

@@ -36,7 +36,7 @@ from leakmap.task import Task
 from leakmap.threat import ThreatModel, observe
 from leakmap.version import __version__
 
-SCHEMA = 2
+SCHEMA = 3
 _GROUPS = ("images", "labels", "victims", "swaps", "controls", "public", "training", "rehearsals", "distractors")
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.matching.descent import Descent, Schedule
 from leakmap.attacker.matching.emphasis import Largest
+from leakmap.attacker.matching.engine import Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.priors import SmoothVariation, TotalVariation
 from leakmap.attacker.matching.settings import TV, Count, LearningRate, Weight, Whole
@@ -15,6 +16,7 @@ def inverting_gradients(
     *,
     tv: TV = 1e-2,
     steps: Count = 400,
+    patience: Whole = 0,
     lr: LearningRate = 0.3,
     schedule: Schedule = "cosine",
     sign: Literal["hard", "soft", "none"] = "hard",
@@ -23,12 +25,14 @@ def inverting_gradients(
     median_every: Whole = 0,
     labels: str = "auto",
     mode: Literal["client", "eval"] = "client",
+    engine: Kind = "auto",
 ) -> GradientMatching:
     """Cosine matching with total variation and signed Adam.
 
     Args:
         tv: Weight of the total variation.
         steps: Iterations of each restart.
+        patience: Iterations in which the lowest matching term must fall by 1 %, or the restart ends; 0: none.
         lr: Step size of Adam.
         schedule: Of the step size.
         sign: What Adam is fed of the gradient.
@@ -37,6 +41,7 @@ def inverting_gradients(
         median_every: Iterations between two 3x3 median filters; 0: none.
         labels: ``auto``, or the name of a label rule.
         mode: ``client`` simulates the client's own mode; the paper forces ``eval``.
+        engine: ``exact`` double backward, ``frozen`` differences, or ``auto``: differences while they agree.
 
     Applies: to every differentiable model; weak in training mode behind deep or post-activation BatchNorm.
 
@@ -48,9 +53,11 @@ def inverting_gradients(
         emphasis=Largest(top) if top else None,
         median_every=median_every,
         steps=steps,
+        patience=patience,
         restarts=restarts,
         labels=labels,
         mode=mode,
+        engine=engine,
     )
 
 

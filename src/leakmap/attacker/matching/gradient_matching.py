@@ -20,12 +20,14 @@ from leakmap.attacker.matching.restarts import Run, choose
 from leakmap.attacker.matching.scene import Guess, Scene, Term
 from leakmap.attacker.matching.starts import Start, first_guess
 from leakmap.attacker.reconstruction import Progress, Reconstruction
-from leakmap.errors import NonFinite
+from leakmap.errors import BadSetting, NonFinite
 from leakmap.observation import Observation
 from leakmap.seeds import derive, generator
 
 CHECK_EVERY = 25
 CURVE_POINTS = 200
+PLATEAU = 0.01
+"""Relative fall of the lowest matching term below which it stands still."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,7 @@ class GradientMatching:
         stages: What is searched, one stage after the other; each begins at the best pictures of the last.
         descent: Optimiser and schedule, begun anew in each stage.
         steps: Iterations of each restart, divided evenly among the stages.
+        patience: Iterations in which the lowest matching term must fall by 1 %, or the restart ends; 0: it never does.
         start: Where it begins.
         restarts: Independent starts.
         group: Weight that pulls the restarts towards their mean, which are then searched in step.
@@ -68,6 +71,7 @@ class GradientMatching:
     stages: tuple[Decoder, ...] = (Pixels(),)
     descent: Descent = field(default_factory=Descent)
     steps: int = 400
+    patience: int = 0
     start: Start = "normal"
     restarts: int = 1
     group: float = 0.0
@@ -83,6 +87,8 @@ class GradientMatching:
     def __post_init__(self) -> None:
         if self.labels != "auto":
             label_rules.constructor(self.labels)
+        if self.patience and len(self.stages) > 1:
+            raise BadSetting("A search in stages ends when its last stage ends: patience goes with a single stage.")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -139,6 +145,8 @@ class GradientMatching:
         notes |= {"restart": searches.index(alive[best])} | {
             f"known {i}" if i else "known": p.note for i, p in enumerate(penalties) if p.note
         }
+        if plateaus := [search.plateau for search in alive if search.plateau is not None]:
+            notes["plateau at iteration"] = ", ".join(map(str, plateaus))
         if engine is not None and self.match:
             notes["engine"] = str(engine)
         if len(alive) < len(searches):
@@ -172,7 +180,7 @@ class GradientMatching:
         """In step where restarts pull each other, else one after the other."""
         if self.group:
             for step in range(self.steps):
-                alive = [search for search in searches if search.lost is None]
+                alive = [search for search in searches if not search.over]
                 together = [search.pictures() for search in alive]
                 mean = torch.stack(together).mean(0) if together else None
                 for search in alive:
@@ -182,8 +190,9 @@ class GradientMatching:
         else:
             for i, search in enumerate(searches):
                 for step in range(self.steps):
-                    if search.lost is None:
-                        search.iterate(step)
+                    if search.over:
+                        break
+                    search.iterate(step)
                     if step % CHECK_EVERY == 0:
                         progress((i + step / self.steps) / len(searches))
         progress(1.0)
@@ -195,6 +204,8 @@ class Search:
     def __init__(self, how: GradientMatching, scene: Scene, engine: Engine | None, restart: int):
         self.how, self.scene, self.engine, self.restart = how, scene, engine, restart
         self.lost: NonFinite | None = None
+        self.plateau: int | None = None
+        self.marks: list[float] = []
         network, count = scene.observation.network, len(scene.y)
         self.noise = generator(scene.seed, "noise", restart)
         start = first_guess(how.start, (count, *network.task.shape), generator(scene.seed, "start", restart))
@@ -221,6 +232,11 @@ class Search:
         self.free = stage(scene, start, before)
         self.leaves = [*self.free.tensors, *([] if self.logits is None else [self.logits]), *self.masks]
         self.optimizer = self.how.descent.start(self.leaves)
+
+    @property
+    def over(self) -> bool:
+        """Whether it left the finite numbers, or stands still."""
+        return self.lost is not None or self.plateau is not None
 
     def pictures(self) -> Tensor:
         """What it shows now, detached."""
@@ -255,6 +271,13 @@ class Search:
             self.lost = NonFinite(f"The search left the finite numbers by iteration {step} of {how.steps}.")
         elif last and self.values and not bool(torch.isfinite(self.best)):
             self.lost = NonFinite(f"The matching term was never finite in {how.steps} iterations.")
+        elif how.patience and step % CHECK_EVERY == 0 and self._stands_still():
+            self.plateau = step + 1
+
+    def _stands_still(self) -> bool:
+        self.marks.append(float(self.best))
+        back = -(-self.how.patience // CHECK_EVERY)
+        return len(self.marks) > back and self.marks[-1] > (1 - PLATEAU) * self.marks[-1 - back]
 
     def _evaluate(self, step: int, steps: int, mean: Tensor | None) -> float:
         """Sets the gradients of the leaves; returns the objective, for optimisers that search along a line."""
