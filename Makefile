@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test check format docs slow clean
+.PHONY: demo test check format docs slow bench clean
 
 demo: $(READY)
 	$(BIN)/leakmap demo --out runs/demo
@@ -23,6 +23,10 @@ docs: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=1800
+
+# Hours on a quiet machine; make bench LEAKPRO=DIR also measures a checkout of LeakPro.
+bench: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed $(if $(LEAKPRO),--leakpro $(LEAKPRO))
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

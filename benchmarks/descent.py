@@ -15,8 +15,8 @@ trained ResNet-20 saw them. Random weights are drawn from a seed that no table u
 
 A client whose loss is below 1e-4 sends mostly rounding and would rank settings by chance: the next one takes its place.
 Running statistics of untrained networks in inference mode are those of a fresh network (mean 0, variance 1), as in
-audits. Interrupted, the same command continues; what a changed grid shares with an earlier one is not run again. Writes
-``table.md`` there.
+audits; ResNet-18 has those of other pictures. Interrupted, the same command continues; what a changed grid shares with
+an earlier one is not run again. Writes ``table.md`` there.
 """
 
 import argparse
@@ -30,8 +30,9 @@ import statistics
 import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -60,7 +61,7 @@ from benchmarks.descent_runs import (
     runs_of,
     start,
 )
-from leakmap.attacker.matching.gradient_matching import GradientMatching
+from leakmap.attacker.matching.engine import Kind
 from leakmap.client.data import load_pictures
 from leakmap.scoring.statistics import mean_interval
 from leakmap.store import read_json
@@ -170,7 +171,7 @@ def page(runs: dict[str, list[Run]], casts: list[Cast], options: argparse.Namesp
             cells = [_cell(found, net, setting) for net in found.nets]
             ranks = found.ranks[setting]
             lines.append(_row([setting, f"{statistics.fmean(ranks):.1f}", f"{max(ranks):g}", *cells]))
-        lines += ["", "Likeness, and PSNR in dB: means over clients.", "", *_grid(found), ""]
+        lines += ["", "Likeness, and PSNR in dB: means over clients.", ""]
     if (last := rankings.get("Stage 2")) is not None:
         lines += [*_chosen(last), "", *_plateaus(last, casts, options), ""]
     return "\n".join([*lines, *_facts(records, casts, options)]) + "\n"
@@ -184,16 +185,6 @@ def _arguments() -> str:
 def _cell(found: Ranking, net: str, setting: Setting) -> str:
     likeness, psnr = (statistics.fmean(found.values(net, setting, name)) for name in ("likeness", "psnr"))
     return f"{likeness:.3f}, {psnr:.1f}" if math.isfinite(likeness) else "failed"
-
-
-def _grid(found: Ranking) -> list[str]:
-    """Mean ranks, descents against weights of the total variation."""
-    weights = sorted({setting.tv for setting in found.settings})
-    lines = [_row(["mean rank", *(f"TV {tv:g}" for tv in weights)]), _row(["---"] * (1 + len(weights)))]
-    for name in dict.fromkeys(setting.descent for setting in found.settings):
-        ranks = [found.ranks.get(Setting(name, tv)) for tv in weights]
-        lines.append(_row([name, *("" if each is None else f"{statistics.fmean(each):.1f}" for each in ranks)]))
-    return lines
 
 
 def _chosen(found: Ranking) -> list[str]:
@@ -330,9 +321,8 @@ def main() -> None:
     parser.add_argument("--settings", default="", help="Regular expression: only the default and settings that match.")
     parser.add_argument("--limit", type=int, help="Play at most so many runs now.")
     parser.add_argument("--patience", type=int, nargs="+", default=[25, 50, 100], help="Iterations, for that table.")
-    parser.set_defaults(engine=None, interrupted=False)
-    if "engine" in {f.name for f in fields(GradientMatching)}:
-        parser.add_argument("--engine", help="Of gradient matching; its own default if not given.")
+    parser.add_argument("--engine", choices=get_args(Kind), help="Of gradient matching; its own default if not given.")
+    parser.set_defaults(interrupted=False)
     options = parser.parse_args()
     torch.set_num_threads(1)
     everything = load_pictures(options.data)

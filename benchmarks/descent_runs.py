@@ -18,10 +18,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from benchmarks.peers.works import calibrated
 from leakmap.attacker.attacks import attack
 from leakmap.attacker.matching.descent import Descent
+from leakmap.attacker.matching.engine import Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.priors import TotalVariation
+from leakmap.attacker.matching.starts import Start
 from leakmap.client.data import Pictures
 from leakmap.client.federation import Batch, simulate
 from leakmap.errors import NonFinite
@@ -49,10 +52,10 @@ DESCENTS = {
     "unsigned 0.3": Descent(0.3, sign="none"),
     "unsigned 1.0": Descent(1.0, sign="none"),
     "unsigned 3.0": Descent(3.0, sign="none"),
+    "unsigned 10": Descent(10.0, sign="none"),
     "soft sign 0.3": Descent(0.3, sign="soft"),
     "signed 0.3, warm-up": Descent(0.3),
 }
-VARIATIONS = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Net:
         batch: Pictures of each client.
         steps: Iterations of each run.
         epochs: Of brief training.
+        calibrated: Whether BatchNorm has the statistics of other pictures instead of those of a fresh network.
         weights: Whether they come from a file.
     """
 
@@ -78,6 +82,7 @@ class Net:
     steps: int = 100
     epochs: int = 0
     weights: bool = False
+    calibrated: bool = False
 
     def iterations(self, effort: float) -> int:
         """Of each run, at some effort."""
@@ -90,7 +95,7 @@ NETS = (
     Net("pre-act, train, B=4", PRE, 62, "train", 4),
     Net("pre-act", PRE, 27),
     Net("post-act", POST, 28),
-    Net("ResNet-18", "resnet", 260, steps=50),
+    Net("ResNet-18", "resnet", 260, steps=50, calibrated=True),
     Net("ViT", "vit,patch=4,depth=4", 52),
     Net("pre-act, briefly trained, train, B=4", PRE, 62, "train", 4, epochs=3),
     Net("ResNet-20, trained", "", 36, weights=True),
@@ -99,24 +104,58 @@ NETS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """A point of the grid."""
+    """A point of the grid.
+
+    Args:
+        descent: Key of :data:`DESCENTS`.
+        tv: Weight of the total variation.
+        fade: Share of it that is left at the end.
+        start: Where the search begins.
+    """
 
     descent: str
     tv: float
+    fade: float = 1.0
+    start: Start = "normal"
 
     def __str__(self) -> str:
-        return f"{self.descent}, TV {self.tv:g}"
+        faded = "" if self.fade == 1 else f" fading to {self.fade * self.tv:g}"
+        return f"{self.descent}, TV {self.tv:g}{faded}" + ("" if self.start == "normal" else f", from {self.start}")
 
-    def attack(self, steps: int, engine: str | None) -> GradientMatching:
+    def attack(self, steps: int, engine: Kind | None) -> GradientMatching:
         """The search that it stands for."""
         descent = DESCENTS[self.descent]
         if "warm-up" in self.descent:
             descent = replace(descent, warmup=round(steps * WARMUP))
-        settings: dict[str, Any] = {"engine": engine} if engine else {}
-        return GradientMatching(priors=(TotalVariation(self.tv),), descent=descent, steps=steps, **settings)
+        how = GradientMatching(
+            priors=(TotalVariation(self.tv),), fade=self.fade, start=self.start, descent=descent, steps=steps
+        )
+        return how if engine is None else replace(how, engine=engine)
 
 
-GRID = [Setting(descent, tv) for descent in DESCENTS for tv in VARIATIONS]
+PLAIN = {
+    "published: signed Adam 0.1, steps": (1e-3,),
+    "signed 0.1": (1e-2,),
+    "signed 0.3": (1e-2, 1e-1),
+    "signed 0.3, warm-up": (1e-2,),
+    "soft sign 0.3": (1e-2,),
+    "signed 1.0": (3e-2,),
+    "unsigned 0.3": (1e-2, 1e-1),
+    "unsigned 1.0": (1e-2, 1e-1, 3e-1),
+    "unsigned 3.0": (1e-2, 1e-1, 3e-1, 1.0),
+    "unsigned 10": (3e-1,),
+}
+FADING = {"signed 0.3": (1e-1, 3e-1), "unsigned 1.0": (1e-1, 3e-1, 1.0), "unsigned 3.0": (3e-1, 1.0, 3.0)}
+GRID = [
+    *(Setting(descent, tv) for descent, weights in PLAIN.items() for tv in weights),
+    *(Setting(descent, tv, 0.03) for descent, weights in FADING.items() for tv in weights),
+    Setting("unsigned 3.0", 1.0, 0.003),
+    Setting("unsigned 3.0", 3.0, 0.003),
+    Setting("unsigned 0.3", 1e-1, start="truncated"),
+    Setting("unsigned 1.0", 3e-1, 0.03, "truncated"),
+    Setting("unsigned 3.0", 1.0, 0.03, "truncated"),
+    Setting("unsigned 3.0", 1.0, 0.03, "zeros"),
+]
 DEFAULT, PUBLISHED = Setting("signed 0.3", 1e-2), Setting("published: signed Adam 0.1, steps", 1e-3)
 
 
@@ -174,14 +213,18 @@ def cast_of(net: Net, pictures: Pictures, used: set[str], options: argparse.Name
         batch_size=net.batch,
         seed=SEED,
     )
-    digest = hashlib.sha256(json.dumps(asdict(replace(plan, weights=None)), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([asdict(replace(plan, weights=None)), net.calibrated], sort_keys=True).encode())
     for part in (pictures, pictures.spare):
         digest.update(b"" if part is None else part.images.numpy().tobytes())
     digest.update(Path(plan.weights).read_bytes() if plan.weights else b"")
     path = options.out / "stages" / f"{digest.hexdigest()}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        prepare(plan, pictures).main.save(path)
+        stage = prepare(plan, pictures).main
+        if net.calibrated and pictures.spare is not None:
+            others = stage.network.task.normalise(pictures.spare.images[:CANDIDATES] / 255)
+            stage = replace(stage, network=calibrated(stage.network, others))
+        stage.save(path)
     model = Spec.parse(plan.model)
     stage = Stage.load(path, user_code(model, Spec("cross_entropy")))
     rows = _unsaturated(stage, plan.rule)

@@ -43,6 +43,7 @@ class GradientMatching:
         match: Weight of the matching term; 0 ignores the update, the client's buffers and labels that are not granted.
         emphasis: Which entries of the update count; None: all alike.
         priors: What is believed about pictures.
+        fade: Share of their weight that priors keep at the end; in between it falls as the step size does.
         terms: What is known about the client's forward passes.
         stages: What is searched, one stage after the other; each begins at the best pictures of the last.
         descent: Optimiser and schedule, begun anew in each stage.
@@ -67,6 +68,7 @@ class GradientMatching:
     match: float = 1.0
     emphasis: Emphasis | None = None
     priors: tuple[Prior, ...] = (TotalVariation(1e-2),)
+    fade: float = 1.0
     terms: tuple[Term, ...] = ()
     stages: tuple[Decoder, ...] = (Pixels(),)
     descent: Descent = field(default_factory=Descent)
@@ -289,7 +291,8 @@ class Search:
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         if self.engine is not None:
             total = self._pull(self.engine, guess, pulls)
-        total = total + self._believe(guess.x, pulls[0], mean)
+        faded = self.how.fade + (1 - self.how.fade) * self.how.descent.size(step, steps) / self.how.descent.lr
+        total = total + self._believe(guess.x, pulls[0], mean, faded)
         if self.masks and self.engine is not None and self.engine.masks is not None and self.how.masks:
             held = [mask.detach().requires_grad_() for mask in guess.masks]
             penalty = self.how.masks * rate_penalty(held, self.engine.masks.shapes)
@@ -339,9 +342,9 @@ class Search:
             self.best_y = torch.where(better, guess.y, self.best_y)
         self.values.append(match)
 
-    def _believe(self, x: Tensor, pull: Tensor, mean: Tensor | None) -> Tensor:
+    def _believe(self, x: Tensor, pull: Tensor, mean: Tensor | None, weight: float) -> Tensor:
         held = x.detach().requires_grad_()
-        terms = [prior(held) for prior in self.how.priors]
+        terms = [weight * prior(held) for prior in self.how.priors]
         if mean is not None:
             terms.append(self.how.group * (held - mean).square().mean())
         if not terms:

@@ -63,9 +63,11 @@ class Kinks(TorchFunctionMode):
         """Called by torch in place of every operation."""
         self._place += 1
         kwargs = kwargs or {}
-        kink = _KINKS.get(func)
+        kink = None if self._stopped else _KINKS.get(func)
         if func is _SWITCH:
             self._stopped = not args[0]
+        elif kink is not None and kink is not _CONSTANT and not _is_smooth(args[0] if args else kwargs.get("input")):
+            kink = None
         if not self._recorded:
             if kink is not None:
                 output, saved = kink.record(func, *args, **kwargs)
@@ -87,6 +89,10 @@ class Kinks(TorchFunctionMode):
         if not isinstance(first, Tensor):
             return False
         return self._stopped or not (first.is_floating_point() or first.is_complex())
+
+
+def _is_smooth(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 _SWITCH: Operation = torch._C._set_grad_enabled

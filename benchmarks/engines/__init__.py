@@ -1,0 +1,1 @@
+"""How true and how fast the engines of gradient matching are: ``exact`` beside ``frozen``."""

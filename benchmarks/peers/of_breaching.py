@@ -1,0 +1,103 @@
+"""breaching 0.1.2, from the package index, in an environment of its own.
+
+Its settings ``invertinggradients`` as they come: cosine similarity, total variation 0.2, signed Adam of 0.1 in the box,
+the step size decaying over 24,000 iterations. Its loop runs unchanged: of its attacker, one method that is called once
+at the start of each iteration is overridden to tell a watch. An evaluation is the closure that its loop gives to its
+optimiser, without total variation and sign. Attention takes the math kernel, the only one with a double backward.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+with contextlib.redirect_stdout(io.StringIO()):
+    import breaching  # pyright: ignore[reportMissingImports]
+    from breaching.attacks.optimization_based_attack import (  # pyright: ignore[reportMissingImports]
+        OptimizationBasedAttacker,
+    )
+
+from benchmarks.peers.contestants import (
+    BREACHING,
+    PUBLISHED_STEPS,
+    PUBLISHED_TV,
+    SEED,
+    Answer,
+    Attack,
+    Evaluate,
+    Settings,
+)
+from benchmarks.peers.watches import Watch
+from benchmarks.peers.works import Case
+
+logging.disable(logging.INFO)
+
+
+class Attacker(OptimizationBasedAttacker):
+    """breaching's own, with a watch."""
+
+    watch: Watch | None = None
+
+    def _compute_objective(self, candidate: Any, *arguments: Any, **named: Any) -> Any:
+        if self.watch is not None:
+            self.watch(candidate)
+        return super()._compute_objective(candidate, *arguments, **named)
+
+
+def attacker(case: Case, *overrides: str) -> tuple[Attacker, list[dict[str, Any]], list[dict[str, Any]]]:
+    """breaching's attacker, and what it calls the server's payload and the shared data."""
+    observation = case.observation
+    network = observation.network
+    template, task, setup = network.module(), network.task, {"dtype": torch.float, "device": network.device}
+    settings = breaching.get_attack_config("invertinggradients", list(overrides))
+    metadata = SimpleNamespace(shape=task.shape, mean=task.mean, std=task.std, modality="vision", classes=task.classes)
+    parameters = [network.weights[name] for name, _ in template.named_parameters()]
+    buffers = [network.weights[name] for name, _ in template.named_buffers()] if case.mode == "eval" else None
+    payload = [{"parameters": parameters, "buffers": buffers, "metadata": metadata}]
+    shared = {"num_data_points": len(case.y), "labels": case.y, "local_hyperparams": None}
+    gradients = [observation.update.tensors[name] for name, _ in template.named_parameters()]
+    return (
+        Attacker(template, network.loss(), settings, setup),
+        payload,
+        [{"gradients": gradients, "buffers": None, "metadata": shared}],
+    )
+
+
+def contestant(case: Case) -> Evaluate:
+    """breaching's closure at the guess."""
+    peer, payload, shared = attacker(case, "regularization.total_variation.scale=0", "optim.signed=null")
+    models, labels, _ = peer.prepare_attack(payload, shared)
+    peer.objective.initialize(peer.loss_fn, peer.cfg.impl, None)
+    candidate = case.guess.clone().requires_grad_()
+    optimizer = torch.optim.Adam([candidate])
+
+    def evaluate() -> Answer:
+        with sdpa_kernel(SDPBackend.MATH):
+            term = peer._compute_objective(candidate, labels, models, optimizer, shared, 0)()
+        if candidate.grad is None:
+            raise ValueError("breaching left no gradient.")
+        return term.detach().squeeze(), candidate.grad
+
+    return evaluate
+
+
+def attack(case: Case, settings: Settings, watch: Watch) -> None:
+    """breaching's loop."""
+    steps = PUBLISHED_STEPS if settings.steps is None else settings.steps
+    tv = PUBLISHED_TV if settings.tv is None else settings.tv
+    torch.manual_seed(SEED)
+    peer, payload, shared = attacker(
+        case, f"optim.max_iterations={steps}", f"regularization.total_variation.scale={tv}"
+    )
+    peer.watch = watch
+    with sdpa_kernel(SDPBackend.MATH), contextlib.redirect_stdout(io.StringIO()):
+        peer.reconstruct(payload, shared, {})
+
+
+CONTESTANTS: Mapping[str, Any] = {BREACHING: contestant}
+ATTACKS: Mapping[str, Attack] = {BREACHING: attack}

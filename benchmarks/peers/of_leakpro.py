@@ -1,0 +1,163 @@
+"""LeakPro, from a checkout, in an environment of its own: its class-based attack and its modular one.
+
+Both in their own settings of "inverting gradients", save what is compared: the weight of the total variation, labels
+granted, and gradients shared rather than a step of SGD where there is the choice (the modular one; the class-based one
+always simulates a step). The class-based one always simulates inference mode, so it does not apply to clients in
+training mode. Its loop runs unchanged, its score against the truth every 250 iterations included; the first iteration,
+where one such falls, is not timed. Of both, one method that is called once in each iteration tells a watch.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from leakpro.attacks.gia_attacks.invertinggradients import (  # pyright: ignore[reportMissingImports]
+    InvertingConfig,
+    InvertingGradients,
+)
+from leakpro.attacks.gia_attacks.modular.presets import (  # pyright: ignore[reportMissingImports]
+    inverting_gradients_attack,
+)
+from leakpro.fl_utils.fl_client_simulator import ClientObservations  # pyright: ignore[reportMissingImports]
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.peers.contestants import (
+    LEAKPRO,
+    LEAKPRO_MODULAR,
+    PUBLISHED_STEPS,
+    PUBLISHED_TV,
+    SEED,
+    Answer,
+    Attack,
+    Evaluate,
+    Settings,
+)
+from benchmarks.peers.watches import Enough, Watch
+from benchmarks.peers.works import Case
+from leakmap.errors import NotApplicable
+
+logging.disable(logging.INFO)
+
+
+class Watched(InvertingGradients):
+    """LeakPro's own, with a watch."""
+
+    watch: Watch | None = None
+
+    def gradient_closure(self, optimizer: Any) -> Any:
+        """Called once in each iteration."""
+        if self.watch is not None:
+            self.watch(self.reconstruction)
+        return super().gradient_closure(optimizer)
+
+
+def class_based(case: Case, steps: int, tv: float) -> Watched:
+    """The class-based attack, prepared: it holds the client's update."""
+    if case.mode == "train":
+        raise NotApplicable("LeakPro's class-based attack simulates every client in inference mode.")
+    task = case.observation.network.task
+    loader = DataLoader(TensorDataset(task.normalise(case.pictures).cpu(), case.y.cpu()), batch_size=32)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (task.mean, task.std))
+    peer = Watched(
+        case.observation.network.module().eval(), loader, mean, std, configs=InvertingConfig(tv, at_iterations=steps)
+    )
+    peer.prepare_attack()
+    return peer
+
+
+def class_based_contestant(case: Case) -> Evaluate:
+    """Its closure at the guess, total variation of weight 0 included. It shuffles the batch every time."""
+    peer = class_based(case, 1, 0.0)
+    with torch.no_grad():
+        peer.reconstruction.copy_(case.guess)
+    closure = peer.gradient_closure(torch.optim.Adam([peer.reconstruction]))
+
+    def evaluate() -> Answer:
+        with sdpa_kernel(SDPBackend.MATH):
+            term = closure()
+        return term.detach().squeeze(), peer.reconstruction.grad
+
+    return evaluate
+
+
+def class_based_attack(case: Case, settings: Settings, watch: Watch) -> None:
+    """Its loop."""
+    torch.manual_seed(SEED)
+    peer = class_based(case, settings.steps or PUBLISHED_STEPS, PUBLISHED_TV if settings.tv is None else settings.tv)
+    peer.watch = watch
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            for _ in peer.run_attack():
+                pass
+    except Enough:
+        return
+
+
+def modular(case: Case, steps: int, tv: float) -> tuple[Any, Any]:
+    """The modular attack, and what it calls the client's observations."""
+    observation = case.observation
+    task, device = observation.network.task, observation.network.device
+    settings = inverting_gradients_attack()
+    settings.tv_weight, settings.max_iterations = tv, steps
+    settings.training_simulator_compute_mode, settings.training_simulator_model_mode = "gradients", case.mode
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (task.mean, task.std))
+    held = ClientObservations(
+        gradients=dict(observation.update.tensors),
+        num_images=len(case.y),
+        input_shape=(len(case.y), *task.shape),
+        labels=case.y,
+        data_mean=mean,
+        data_std=std,
+        num_classes=task.classes,
+    )
+    return settings.build(), held
+
+
+def modular_contestant(case: Case) -> Evaluate:
+    """Its loss at the guess, and ``backward()`` as its step does."""
+    peer, held = modular(case, 1, 0.0)
+    model, optimization = case.observation.network.module(), peer.optimization
+    labels = peer._infer_labels(model, held, len(case.y))
+    shape, labels = peer._compute_initialization_shape(held.input_shape, held, labels)
+    state = optimization._setup_optimization(case.guess.clone().reshape(shape), labels, held)
+    target = [held.gradients[name].detach() for name, _ in model.named_parameters()]
+
+    def evaluate() -> Answer:
+        state.optimizer.zero_grad()
+        with sdpa_kernel(SDPBackend.MATH):
+            term, _ = optimization._compute_loss(state, model, target, optimization.loss_fn)
+            term.backward()
+        return term.detach().squeeze(), state.reconstruction.grad.reshape(case.guess.shape)
+
+    return evaluate
+
+
+def modular_attack(case: Case, settings: Settings, watch: Watch) -> None:
+    """Its loop."""
+    torch.manual_seed(SEED)
+    tv = PUBLISHED_TV if settings.tv is None else settings.tv
+    peer, held = modular(case, settings.steps or PUBLISHED_STEPS, tv)
+    original = peer.optimization._compute_loss
+
+    def watched(state: Any, *arguments: Any) -> Any:
+        watch(_pictures(state.reconstruction, case))
+        return original(state, *arguments)
+
+    peer.optimization._compute_loss = watched
+    device = case.observation.network.device
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            peer.run_attack(case.observation.network.module(), held, device)
+    except Enough:
+        return
+
+
+def _pictures(reconstruction: Tensor, case: Case) -> Tensor:
+    return reconstruction.detach().reshape(case.guess.shape)
+
+
+CONTESTANTS: Mapping[str, Any] = {LEAKPRO: class_based_contestant, LEAKPRO_MODULAR: modular_contestant}
+ATTACKS: Mapping[str, Attack] = {LEAKPRO: class_based_attack, LEAKPRO_MODULAR: modular_attack}
