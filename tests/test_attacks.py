@@ -8,13 +8,10 @@ import torch
 
 from leakmap import LocalRule, ThreatModel, Update, attack, build_network, observe, simulate
 from leakmap.attacker.matching.descent import Descent
-from leakmap.attacker.matching.distances import DISTANCES
-from leakmap.attacker.matching.engine import Engine
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.restarts import Run, choose
-from leakmap.attacker.matching.scene import Guess, Scene
+from leakmap.attacker.matching.scene import Scene
 from leakmap.errors import NonFinite, NotApplicable
-from leakmap.local import Training, arrange
 from tests.conftest import batch_of, matching_term, observed
 
 
@@ -32,59 +29,6 @@ def test_the_closed_form_says_why_it_does_not_apply(task):
     _, observation = observed("convnet,width=8", task)
     with pytest.raises(NotApplicable, match="does not begin with one"):
         attack(observation, "linear")
-
-
-def unrolled(network, rule, x, y):
-    """What the client would share, with the graph of all its steps."""
-    training = Training(arrange(network.module(), rule, dropout=False), network.weights, rule, network.loss())
-    parameters, memory = training.start, []
-    for step in range(rule.steps(len(y))):
-        loss = training.objective(parameters, *training.batch(step, x, y))
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
-        if rule.share == "gradient":
-            return gradients
-        parameters, memory = training.advance(step, parameters, gradients, memory)
-    return [after - before.detach() for after, before in zip(parameters, training.start, strict=True)]
-
-
-@pytest.mark.parametrize("name", list(DISTANCES))
-@pytest.mark.parametrize("rule", [LocalRule(), LocalRule(share="delta", epochs=2, lr=0.1)], ids=["gradient", "delta"])
-def test_the_engines_gradient_equals_plain_double_backward(name, rule, task):
-    round, observation = observed("convnet,width=4,activation=tanh", task, rule=rule)
-    engine = Engine(Scene(observation, rule, round.batch.y, 0), DISTANCES[name], kind="exact")
-    x = torch.randn(2, *task.shape, generator=torch.Generator().manual_seed(0))
-    pull = engine.value_and_grad(Guess(x, round.batch.y))
-    value, gradient = pull.match, pull.gradient[0]
-
-    network = observation.network
-    free = x.clone().requires_grad_()
-    parts = [tensor.flatten().double() for tensor in unrolled(network, rule, free, round.batch.y)]
-    targets = [tensor.flatten().double() for tensor in observation.update.tensors.values()]
-    own, target = torch.cat(parts), torch.cat(targets)
-    cosine = own @ target / (own.norm() * target.norm())
-    direct = {
-        "cosine": lambda: 1 - cosine,
-        "angular": lambda: cosine.acos() / math.pi,
-        "layer_cosine": lambda: torch.stack(
-            [1 - a @ b / (a.norm() * b.norm()) for a, b in zip(parts, targets, strict=True)]
-        ).mean(),
-        "squared": lambda: (own - target).square().sum() / target.square().sum(),
-    }[name]()
-    direct.backward()
-    assert float(value) == pytest.approx(float(direct.detach()), rel=1e-4)
-    assert torch.nn.functional.cosine_similarity(gradient.flatten(), free.grad.flatten(), dim=0) > 0.9999
-    assert float(gradient.norm()) == pytest.approx(float(free.grad.norm()), rel=1e-3)
-
-
-def test_an_update_of_zeros_has_distance_one_and_no_gradient(task):
-    round, observation = observed("mlp,hidden=8", task)
-    zero = Update("gradient", {name: torch.zeros_like(t) for name, t in observation.update.tensors.items()})
-    engine = Engine(
-        Scene(replace(observation, update=zero), LocalRule(), round.batch.y, 0), DISTANCES["cosine"], kind="exact"
-    )
-    pull = engine.value_and_grad(Guess(torch.randn(2, *task.shape), round.batch.y))
-    assert float(pull.match) == 1
-    assert pull.gradient[0].abs().max() == 0
 
 
 def test_the_iterate_returned_is_the_one_whose_term_was_lowest(task):

@@ -99,8 +99,10 @@ class Simulation:
         directions = self._directions(penalty)
         total = [torch.zeros_like(tensor) for tensor in self._held]
         of_memory: list[Tensor] = []
+        linearised: Linearised | None = self._last
+        self._last = None
         for step in reversed(self._steps):
-            linearised = self._last if step is self._steps[-1] else self._linearise(step, self._derivative)
+            linearised = linearised or self._linearise(step, self._derivative)
             of_parameters: Sequence[Tensor | None] = []
             if self._client.rule.share == "delta":
                 of_parameters, along, of_memory = self._through_advance(step, linearised.gradient, along, of_memory)
@@ -109,12 +111,12 @@ class Simulation:
                 beside = list(zip(step.seen.tensors(), directions[step.number], strict=True))
             deeper = step.parameters if step.number else []
             found = linearised.pull(along, [*self._held, *deeper], beside)
+            linearised = step.seen = None
             for sum_, gradient in zip(total, found[: len(total)], strict=True):
                 sum_ += gradient
             if deeper:
                 pairs = zip(found[len(total) :], of_parameters, strict=True)
-                along = [gradient if more is None else gradient + more for gradient, more in pairs]
-            step.seen = None
+                along = [gradient if more is None else gradient.add_(more) for gradient, more in pairs]
         self._client.restore(self._after)
         return total
 

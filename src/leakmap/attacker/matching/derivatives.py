@@ -29,7 +29,7 @@ class Linearised(Protocol):
         ...
 
     def pull(self, along: Sequence[Tensor | None], wrt: Sequence[Tensor], beside: "Beside") -> list[Tensor]:
-        """The gradient of ``<gradient, along> + <beside>`` with respect to some of the leaves.
+        """The gradient of ``<gradient, along> + <beside>`` with respect to some of the leaves, each in its own memory.
 
         Args:
             along: One direction for each parameter, None where it is zero; may be overwritten.
@@ -91,7 +91,7 @@ class _Graph:
         if not pairs:
             return [torch.zeros_like(tensor) for tensor in wrt]
         outputs, directions = zip(*pairs, strict=True)
-        return list(torch.autograd.grad(outputs, wrt, directions, allow_unused=True, materialize_grads=True))
+        return _apart(torch.autograd.grad(outputs, wrt, directions, allow_unused=True, materialize_grads=True))
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class _Difference:
         if pairs := [(tensor, v) for tensor, v in beside if tensor.requires_grad]:
             outputs, directions = zip(*pairs, strict=True)
             more = torch.autograd.grad(outputs, wrt, directions, allow_unused=True, materialize_grads=True)
-            pulled = [p + m for p, m in zip(pulled, more, strict=True)]
+            pulled = [p.add_(m) for p, m in zip(pulled, more, strict=True)]
         return pulled
 
     def _pulled(self, along: Sequence[Tensor | None], wrt: Sequence[Tensor]) -> list[Tensor]:
@@ -156,9 +156,11 @@ class _Difference:
         eps = self.how.step * self.scale / torch.where(length > 0, length, 1.0)
         if self.how.central:
             behind = self._gradients([None if v is None else v.clone() for v in along], -eps, wrt)
-            return [(f - b) / (2 * eps) for f, b in zip(self._gradients(along, eps, wrt), behind, strict=True)]
-        here = dict(zip(map(id, [*self.parameters, *self.held]), self.found, strict=True))
-        return [(f - here[id(leaf)]) / eps for f, leaf in zip(self._gradients(along, eps, wrt), wrt, strict=True)]
+            eps, ahead = 2 * eps, self._gradients(along, eps, wrt)
+        else:
+            here = dict(zip(map(id, [*self.parameters, *self.held]), self.found, strict=True))
+            behind, ahead = [here[id(leaf)] for leaf in wrt], self._gradients(along, eps, wrt)
+        return [a.sub_(b).div_(eps) for a, b in zip(ahead, behind, strict=True)]
 
     def _gradients(self, along: Sequence[Tensor | None], eps: Tensor, wrt: Sequence[Tensor]) -> list[Tensor]:
         """At ``parameters + eps * along``, which is written over ``along``."""
@@ -172,7 +174,7 @@ class _Difference:
             with self.kinks:
                 value = self.loss(moved)
             leaves = [stands_for.get(id(leaf), leaf) for leaf in wrt]
-            return list(torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True))
+            return _apart(torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True))
 
 
 def _apart(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -17,6 +17,7 @@ from leakmap.attacker.matching.selfcheck import SelfCheck
 from leakmap.errors import NotApplicable
 from leakmap.local import Training, arrange
 from leakmap.models.adapt import freeze_running_statistics
+from leakmap.seeds import random_state, set_random_state
 
 Kind = Literal["auto", "exact", "frozen"]
 
@@ -107,8 +108,20 @@ class Engine:
             NotApplicable: the self-check found no derivative that can be trusted.
         """
         if self.check is not None and self.check.due():
-            self._derivative = self.check.choose(lambda how: self._pull(guess, how, None).gradient)
+            self._derivative = self._checked(guess, self.check)
         return self._pull(guess, self._derivative, self._trace)
+
+    def _checked(self, guess: Guess, check: SelfCheck) -> Derivative:
+        """All gradients that are compared draw the same random numbers, which are drawn again afterwards."""
+        begin = random_state(guess.x.device)
+
+        def gradient(how: Derivative) -> list[Tensor]:
+            set_random_state(begin, guess.x.device)
+            return self._pull(guess, how, None).gradient
+
+        chosen = check.choose(gradient)
+        set_random_state(begin, guess.x.device)
+        return chosen
 
     def value(self, guess: Guess) -> Tensor:
         """The matching term alone, 0-dim float64."""
@@ -138,7 +151,10 @@ class Engine:
         if client.seen is not None:
             penalty = torch.stack([p.value(client.seen) for p in self._penalties]).sum()
             total = penalty.detach().double()
-        return Pull(value, total, client.pull(along, penalty))
+        gradient = client.pull(along, penalty)
+        if self._trace is not None:
+            self._trace.take()
+        return Pull(value, total, gradient)
 
     def _selected(self, shared: Sequence[Tensor]) -> list[Tensor]:
         return [shared[place] for place in self._places]

@@ -7,11 +7,12 @@ under ``no_grad``). What autograd calls the derivative at a kink is the derivati
 """
 
 import importlib
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -37,62 +38,116 @@ class Kink:
     replay: Callable[..., Any]
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What was seen of one call.
+
+    Args:
+        operation: What was called.
+        saved: Of a kink, or the output of a constant, or what the first argument was overwritten with.
+        kind: ``kink``; ``constant``: the same output is returned again; ``done``: the first argument is such an output,
+            was overwritten then and stays so; ``written``: it is overwritten again with the same.
+        state: Where torch's random stream stood afterwards, if it was drawn from.
+    """
+
+    operation: Operation
+    saved: Any
+    kind: Literal["kink", "constant", "done", "written"] = "kink"
+    state: Tensor | None = None
+
+
 class Kinks(TorchFunctionMode):
     """Records within the first ``with`` block, replays within every later one.
 
     Raises:
-        RuntimeError: a later block ran other operations than the first.
+        RuntimeError: a later block ran other operations than the first, or the network overwrote what was recorded.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._tape: dict[int, tuple[Operation, Any]] = {}
+        self._tape: dict[int, _Record] = {}
+        self._constants: dict[int, tuple[Tensor, int]] = {}
         self._recorded = self._stopped = False
-        self._place = 0
+        self._place = self._length = 0
 
     def __enter__(self) -> "Kinks":
         self._place, self._stopped = 0, False
         super().__enter__()
         return self
 
-    def __exit__(self, *raised: Any) -> None:
-        super().__exit__(*raised)
-        self._recorded = True
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        super().__exit__(kind, value, trace)
+        if not self._recorded:
+            self._length, self._recorded = self._place, True
+        elif kind is None and self._place != self._length:
+            raise RuntimeError(f"{self._place} operations were called where {self._length} had been recorded.")
 
     def __torch_function__(self, func: Operation, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch in place of every operation."""
         self._place += 1
-        kwargs = kwargs or {}
-        kink = None if self._stopped else _KINKS.get(func)
         if func is _SWITCH:
             self._stopped = not args[0]
-        elif kink is not None and kink is not _CONSTANT and not _is_smooth(args[0] if args else kwargs.get("input")):
-            kink = None
-        if not self._recorded:
-            if kink is not None:
-                output, saved = kink.record(func, *args, **kwargs)
-            else:
-                output = saved = func(*args, **kwargs)
-            if kink is not None or self._is_constant(output):
-                self._tape[self._place] = func, saved
-            return output
-        if self._place not in self._tape:
-            return func(*args, **kwargs)
-        recorded, saved = self._tape[self._place]
-        if recorded != func:
-            raise RuntimeError(f"{_name(func)} was called where {_name(recorded)} had been recorded.")
-        return saved if kink is None else kink.replay(saved, func, *args, **kwargs)
+        play = self._replay if self._recorded else self._record
+        return play(func, args, kwargs or {})
 
-    def _is_constant(self, output: Any) -> bool:
+    def _record(self, func: Operation, args: Any, kwargs: Any) -> Any:
+        first = _first(args, kwargs)
+        if self._switches(func, first):
+            output, saved = _KINKS[func].record(func, *args, **kwargs)
+            self._tape[self._place] = _Record(func, saved)
+            return output
+        version = first._version if isinstance(first, Tensor) else 0
+        output = func(*args, **kwargs)
+        state = random_state(_device(output)) if func in _DRAWN or func in _DRAWN_IN_PLACE else None
+        if isinstance(first, Tensor) and first._version != version:
+            if id(first) in self._constants:
+                if first.requires_grad:
+                    raise RuntimeError(f"{_name(func)} made a constant depend on the weights.")
+                self._constants[id(first)] = first, first._version
+                self._tape[self._place] = _Record(func, output is not None, "done", state)
+            elif func in _WRITTEN:
+                self._tape[self._place] = _Record(func, first.detach().clone(), "written", state)
+        elif self._is_constant(func, output):
+            output = output.detach() if isinstance(output, Tensor) and output.requires_grad else output
+            for tensor in output if isinstance(output, tuple) else (output,):
+                if isinstance(tensor, Tensor):
+                    self._constants[id(tensor)] = tensor, tensor._version
+            self._tape[self._place] = _Record(func, output, "constant", state)
+        return output
+
+    def _switches(self, func: Operation, first: Any) -> bool:
+        """Whether this call is one of a kink."""
+        return func in _KINKS and not self._stopped and isinstance(first, Tensor) and first.is_floating_point()
+
+    def _is_constant(self, func: Operation, output: Any) -> bool:
         """Whether autograd sees no derivative of this output."""
+        if func in _WITHOUT_DERIVATIVE or func in _DRAWN:
+            return True
         first = output[0] if isinstance(output, tuple) and output else output
         if not isinstance(first, Tensor):
             return False
         return self._stopped or not (first.is_floating_point() or first.is_complex())
 
-
-def _is_smooth(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+    def _replay(self, func: Operation, args: Any, kwargs: Any) -> Any:
+        record = self._tape.get(self._place)
+        if record is None and not self._switches(func, _first(args, kwargs)):
+            return func(*args, **kwargs)
+        if record is None or record.operation != func:
+            recorded = "something smooth" if record is None else _name(record.operation)
+            raise RuntimeError(f"{_name(func)} was called where {recorded} had been recorded.")
+        if record.state is not None:
+            set_random_state(record.state, _device(args[0] if args else record.saved))
+        if record.kind == "kink":
+            return _KINKS[func].replay(record.saved, func, *args, **kwargs)
+        if record.kind == "done":
+            return args[0] if record.saved else None
+        if record.kind == "written":
+            with torch.no_grad():
+                return args[0].copy_(record.saved)
+        for tensor in record.saved if isinstance(record.saved, tuple) else (record.saved,):
+            if isinstance(tensor, Tensor) and tensor._version != self._constants[id(tensor)][1]:
+                raise RuntimeError(f"What {_name(func)} returned was overwritten later.")
+        return record.saved
 
 
 _SWITCH: Operation = torch._C._set_grad_enabled
@@ -101,6 +156,26 @@ _SWITCH: Operation = torch._C._set_grad_enabled
 
 def _name(operation: Operation) -> str:
     return getattr(operation, "__name__", str(operation))
+
+
+def _first(args: tuple, kwargs: dict) -> Any:
+    return args[0] if args else kwargs.get("input", kwargs.get("query"))
+
+
+def _device(value: Any) -> torch.device:
+    return value.device if isinstance(value, Tensor) else torch.device("cpu")
+
+
+def _keep(tensor: Tensor) -> tuple[Tensor, int]:
+    """Without its graph, and with its version."""
+    return tensor.detach(), tensor._version
+
+
+def _kept(saved: tuple[Tensor, int]) -> Tensor:
+    tensor, version = saved
+    if tensor._version != version:
+        raise RuntimeError("The network overwrote what had been recorded.")
+    return tensor
 
 
 def _split(operation: Operation, args: tuple, kwargs: dict) -> tuple[Operation, list[Tensor], Tensor | None]:
@@ -131,15 +206,18 @@ def _returned(output: Any, overwritten: Tensor | None) -> Any:
 def _record_lines(operation: Operation, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
     call, held, overwritten = _split(operation, args, kwargs)
     output = call(*held)
-    return _returned(output, overwritten), ([tensor.detach() for tensor in held], output)
+    rest = (type(output), output[1:]) if isinstance(output, tuple) else None
+    return _returned(output, overwritten), ([_keep(tensor) for tensor in held], rest)
 
 
 def _replay_lines(saved: Any, operation: Operation, *args: Any, **kwargs: Any) -> Any:
     call, held, overwritten = _split(operation, args, kwargs)
-    before, output = saved
-    if isinstance(output, tuple):
-        return type(output)((_on_the_line(lambda *tensors: call(*tensors)[0], before, held), *output[1:]))
-    return _returned(_on_the_line(call, before, held), overwritten)
+    before = [_kept(pair) for pair in saved[0]]
+    if saved[1] is None:
+        return _returned(_on_the_line(call, before, held), overwritten)
+    kind, rest = saved[1]
+    value = _on_the_line(lambda *tensors: call(*tensors)[0], before, held)
+    return (value, *rest) if kind is tuple else kind((value, *rest))
 
 
 def _on_the_line(function: Operation, before: Sequence[Tensor], now: Sequence[Tensor]) -> Tensor:
@@ -159,31 +237,31 @@ def _load_forward_mode() -> None:
         importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
-def _record_by_input(operation: Operation, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+def _record_by_input(operation: Operation, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
     call, held, overwritten = _split(operation, args, kwargs)
-    return _returned(call(*held), overwritten), held[0].detach()
+    return _returned(call(*held), overwritten), _keep(held[0])
 
 
-def _record_relu(operation: Operation, input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+def _record_relu(operation: Operation, input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
     overwritten = input if operation in _IN_PLACE or kwargs.get("inplace") or any(args) else None
     output = torch.relu(input if overwritten is None else input.clone())
-    return _returned(output, overwritten), output.detach()
+    return _returned(output, overwritten), _keep(output)
 
 
-def _replay_relu(saved: Tensor, operation: Operation, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _replay_relu(saved: Any, operation: Operation, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     overwritten = input if operation in _IN_PLACE or kwargs.get("inplace") or any(args) else None
     x = input if overwritten is None else input.clone()
-    return _returned(torch.ops.aten.threshold_backward(x, saved, 0), overwritten)
+    return _returned(torch.ops.aten.threshold_backward(x, _kept(saved), 0), overwritten)
 
 
-def _replay_hardswish(saved: Tensor, operation: Operation, *args: Any, **kwargs: Any) -> Tensor:
+def _replay_hardswish(saved: Any, operation: Operation, *args: Any, **kwargs: Any) -> Tensor:
     _, (x,), overwritten = _split(operation, args, kwargs)
-    return _returned(x * _on_the_line(_hard_sigmoid, [saved], [x]), overwritten)
+    return _returned(x * _on_the_line(_hard_sigmoid, [_kept(saved)], [x]), overwritten)
 
 
-def _replay_hard_sigmoid(saved: Tensor, operation: Operation, *args: Any, **kwargs: Any) -> Tensor:
+def _replay_hard_sigmoid(saved: Any, operation: Operation, *args: Any, **kwargs: Any) -> Tensor:
     _, (x,), overwritten = _split(operation, args, kwargs)
-    return _returned(_on_the_line(_hard_sigmoid, [saved], [x]), overwritten)
+    return _returned(_on_the_line(_hard_sigmoid, [_kept(saved)], [x]), overwritten)
 
 
 def _hard_sigmoid(x: Tensor) -> Tensor:
@@ -191,16 +269,18 @@ def _hard_sigmoid(x: Tensor) -> Tensor:
     return F.hardtanh(x + 3, 0.0, 6.0) / 6
 
 
-def _replay_elu(saved: Tensor, operation: Operation, *args: Any, **kwargs: Any) -> Tensor:
+def _replay_elu(saved: Any, operation: Operation, *args: Any, **kwargs: Any) -> Tensor:
+    """``slope x`` above 0, ``depth (exp(x) - 1)`` below."""
     call, (x,), overwritten = _split(operation, args, kwargs)
-    positive = saved > 0
-    slope = call(torch.ones_like(x[..., :1]))
-    return _returned(torch.where(positive, slope * x, call(torch.where(positive, -1.0, x))), overwritten)
+    positive = _kept(saved) > 0
+    slope, depth = call(x.new_ones(())), -call(x.new_full((), -math.inf))
+    below = depth * torch.expm1(torch.where(positive, 0.0, x))
+    return _returned(torch.where(positive, slope * x, below), overwritten)
 
 
-def _replay_prelu(saved: Tensor, operation: Operation, input: Tensor, weight: Tensor) -> Tensor:
+def _replay_prelu(saved: Any, operation: Operation, input: Tensor, weight: Tensor) -> Tensor:
     slopes = weight.reshape(-1, *[1] * (input.ndim - 2)) if weight.numel() > 1 else weight
-    return torch.where(saved > 0, input, slopes * input)
+    return torch.where(_kept(saved) > 0, input, slopes * input)
 
 
 def _record_pool(operation: Operation, input: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
@@ -213,26 +293,17 @@ def _replay_pool(saved: Tensor, operation: Operation, input: Tensor, *args: Any,
     return (output, saved) if kwargs.get("return_indices") else output
 
 
-def _record_constant(operation: Operation, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-    output = operation(*args, **kwargs)
-    return output, output
-
-
-def _replay_constant(saved: Any, operation: Operation, *args: Any, **kwargs: Any) -> Any:
-    return args[0].copy_(saved) if operation in _DRAWN_IN_PLACE else saved
-
-
-def _record_draw(operation: Operation, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """Dropout: where torch's stream stood, if anything is drawn from it."""
+def _record_dropout(operation: Operation, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """Where torch's stream stood before, if anything is drawn from it."""
     rates = [value for value in (kwargs.get("p"), kwargs.get("dropout_p"), *args) if isinstance(value, float)]
     drawn = any(rates) and kwargs.get("training", True)
-    return operation(*args, **kwargs), random_state(args[0].device) if drawn else None
+    state = random_state(_first(args, kwargs).device) if drawn else None
+    return operation(*args, **kwargs), state
 
 
-def _replay_draw(saved: Tensor | None, operation: Operation, *args: Any, **kwargs: Any) -> Tensor:
-    device = args[0].device
+def _replay_dropout(saved: Tensor | None, operation: Operation, *args: Any, **kwargs: Any) -> Tensor:
     if saved is not None:
-        set_random_state(saved, device)
+        set_random_state(saved, _first(args, kwargs).device)
     return operation(*args, **kwargs)
 
 
@@ -242,8 +313,7 @@ _HARDSWISH = Kink(_record_by_input, _replay_hardswish)
 _HARD_SIGMOID = Kink(_record_by_input, _replay_hard_sigmoid)
 _ELU = Kink(_record_by_input, _replay_elu)
 _POOL = Kink(_record_pool, _replay_pool)
-_CONSTANT = Kink(_record_constant, _replay_constant)
-_DRAW = Kink(_record_draw, _replay_draw)
+_DROPOUT = Kink(_record_dropout, _replay_dropout)
 
 
 def _named(names: str, *homes: Any) -> list[Operation]:
@@ -253,12 +323,24 @@ def _named(names: str, *homes: Any) -> list[Operation]:
 _EVERYWHERE = (torch, Tensor, F)
 _PIECEWISE_LINEAR = (
     "leaky_relu hardtanh relu6 threshold softshrink hardshrink clamp clip clamp_min clamp_max abs absolute "
-    "max min amax amax amin maximum minimum fmax fmin topk sort msort median nanmedian kthvalue cummax cummin l1_loss "
-    "max_pool1d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"
+    "max min amax amin maximum minimum fmax fmin topk sort msort median nanmedian kthvalue cummax cummin "
+    "remainder fmod frac l1_loss "
+    "max_pool1d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
+    "max_pool1d_with_indices max_pool3d_with_indices adaptive_max_pool1d_with_indices "
+    "adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices"
 )
-_WITHOUT_DERIVATIVE = "detach item tolist numpy sign sgn round floor ceil trunc fix heaviside floor_divide __float__"
-_DRAWN = "rand randn rand_like randn_like bernoulli normal multinomial poisson"
-_DRAWN_IN_PLACE = frozenset(_named("bernoulli_ uniform_ normal_ exponential_ random_", Tensor))
+_WITHOUT_DERIVATIVE = frozenset(
+    [
+        *_named("detach item tolist numpy sign sgn round floor ceil trunc fix heaviside floor_divide", *_EVERYWHERE),
+        *_named("__float__ __int__ __bool__ __index__ __complex__", Tensor),
+        vars(torch._C.TensorBase)["data"].__get__,
+    ]
+)
+_DRAWN = frozenset(_named("rand randn rand_like randn_like bernoulli normal multinomial poisson", torch, Tensor))
+_DRAWN_IN_PLACE = frozenset(
+    _named("bernoulli_ uniform_ normal_ exponential_ random_ log_normal_ cauchy_ geometric_", Tensor)
+)
+_WRITTEN = _DRAWN_IN_PLACE.union(_named("sign_ sgn_ round_ floor_ ceil_ trunc_ fix_ floor_divide_", *_EVERYWHERE))
 _DROPOUTS = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout scaled_dot_product_attention"
 _INPLACE_AT = {F.relu6: 1, F.selu: 1, F.hardswish: 1, F.hardsigmoid: 1, F.leaky_relu: 2, F.elu: 2} | {
     F.hardtanh: 3,
@@ -274,12 +356,8 @@ _KINKS: dict[Operation, Kink] = {
     **dict.fromkeys(_named("hardsigmoid", F), _HARD_SIGMOID),
     **dict.fromkeys(_named("elu elu_ selu selu_", *_EVERYWHERE), _ELU),
     **dict.fromkeys(_named("prelu", *_EVERYWHERE), Kink(_record_by_input, _replay_prelu)),
-    **dict.fromkeys(_named("max_pool2d max_pool2d_with_indices", F), _POOL),
-    **dict.fromkeys(_named(_WITHOUT_DERIVATIVE, *_EVERYWHERE), _CONSTANT),
-    **dict.fromkeys(_named(_DRAWN, torch, Tensor), _CONSTANT),
-    **dict.fromkeys(_DRAWN_IN_PLACE, _CONSTANT),
-    **dict.fromkeys(_named(_DROPOUTS, *_EVERYWHERE), _DRAW),
-    vars(torch._C.TensorBase)["data"].__get__: _CONSTANT,
+    **dict.fromkeys(_named("max_pool2d max_pool2d_with_indices", torch, F), _POOL),
+    **dict.fromkeys(_named(_DROPOUTS, *_EVERYWHERE), _DROPOUT),
 }
 _IN_PLACE: dict[Operation, Operation] = {
     getattr(home, f"{name}_"): getattr(home, name, None) or getattr(F, name)
