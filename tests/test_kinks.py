@@ -564,9 +564,26 @@ def test_what_the_network_overwrites_later_is_held_as_it_was_used(name):
 
 @pytest.mark.parametrize("function", [overwritten_afterwards, detached_and_overwritten])
 def test_what_was_recorded_and_then_overwritten_is_refused(function):
-    kinks, x = recorded(function), here()
-    with pytest.raises(RuntimeError, match="overw"), kinks:
-        function(x)
+    def twice():
+        kinks = Kinks()
+        for _ in range(2):
+            with kinks:
+                function(x)
+
+    x = here()
+    with pytest.raises(RuntimeError, match="overw"):
+        twice()
+
+
+def test_views_of_a_constant_may_be_written_through():
+    def targets(x):
+        with torch.no_grad():
+            boxes = x.detach() * 2
+            boxes[0, 0] = boxes[0, 1] + 1
+            boxes[1].mul_(3)
+        return (x * boxes).relu()
+
+    replay_repeats(targets)
 
 
 def number_without_gradients(x):
@@ -652,3 +669,18 @@ def test_some_kinks_are_left_to_the_self_check(name):
 def test_draws_behind_a_held_one_are_the_same(function):
     kinks = recorded(function, seed=0)
     same(passed(function, here(), kinks, seed=0), passed(function, here(), seed=0))
+
+
+def test_a_refusal_within_no_grad_leaves_gradients_on():
+    def once(x, more):
+        with torch.no_grad():
+            kept = x.sign()
+            kept = kept.abs() if more else kept.exp()
+        return x * kept
+
+    kinks, x = Kinks(), here()
+    with kinks:
+        once(x, False)
+    with pytest.raises(RuntimeError, match="had been recorded"), kinks:
+        once(x, True)
+    assert torch.is_grad_enabled()

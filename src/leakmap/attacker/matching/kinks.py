@@ -66,7 +66,8 @@ class Kinks(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._tape: dict[int, _Record] = {}
-        self._constants: dict[int, tuple[Tensor, int]] = {}
+        self._constants: dict[int, Tensor] = {}
+        self._memory: set[int] = set()
         self._recorded = self._stopped = False
         self._place = self._length = 0
 
@@ -84,9 +85,10 @@ class Kinks(TorchFunctionMode):
 
     def __torch_function__(self, func: Operation, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch in place of every operation."""
-        self._place += 1
         if func is _SWITCH:
             self._stopped = not args[0]
+            return func(*args)
+        self._place += 1
         play = self._replay if self._recorded else self._record
         return play(func, args, kwargs or {})
 
@@ -103,15 +105,17 @@ class Kinks(TorchFunctionMode):
             if id(first) in self._constants:
                 if first.requires_grad:
                     raise RuntimeError(f"{_name(func)} made a constant depend on the weights.")
-                self._constants[id(first)] = first, first._version
                 self._tape[self._place] = _Record(func, output is not None, "done", state)
+            elif first.untyped_storage().data_ptr() in self._memory:
+                raise RuntimeError(f"{_name(func)} overwrote what is held as a constant under another name.")
             elif func in _WRITTEN:
                 self._tape[self._place] = _Record(func, first.detach().clone(), "written", state)
         elif self._is_constant(func, output):
             output = output.detach() if isinstance(output, Tensor) and output.requires_grad else output
             for tensor in output if isinstance(output, tuple) else (output,):
-                if isinstance(tensor, Tensor):
-                    self._constants[id(tensor)] = tensor, tensor._version
+                if isinstance(tensor, Tensor) and tensor.numel():
+                    self._constants[id(tensor)] = tensor
+                    self._memory.add(tensor.untyped_storage().data_ptr())
             self._tape[self._place] = _Record(func, output, "constant", state)
         return output
 
@@ -144,9 +148,6 @@ class Kinks(TorchFunctionMode):
         if record.kind == "written":
             with torch.no_grad():
                 return args[0].copy_(record.saved)
-        for tensor in record.saved if isinstance(record.saved, tuple) else (record.saved,):
-            if isinstance(tensor, Tensor) and tensor._version != self._constants[id(tensor)][1]:
-                raise RuntimeError(f"What {_name(func)} returned was overwritten later.")
         return record.saved
 
 
