@@ -27,19 +27,22 @@ def same(left, right):
     return torch.equal(left.pictures, right.pictures)
 
 
+SIGNED = "inverting_gradients,tv=0.01,fade=1.0,lr=0.3,sign=hard,steps=6"
+
+
 @pytest.mark.parametrize(
-    "plain",
+    ("plain", "cosine"),
     [
-        "fedleak_style,share=1.0,flatness=0,steps=6",
-        "dropout_inversion,steps=6",
-        "multiscale,stages=1,lr=0.3,steps=6",
-        "dimitrov,lr=0.3,steps=6",
-        "recovered_statistics,weight=0,steps=6",
+        ("fedleak_style,share=1.0,flatness=0,steps=6", SIGNED),
+        ("dropout_inversion,steps=6", SIGNED),
+        ("multiscale,stages=1,lr=0.3,steps=6", SIGNED),
+        ("dimitrov,lr=0.3,steps=6", SIGNED),
+        ("recovered_statistics,weight=0,steps=6", "inverting_gradients,steps=6"),
     ],
 )
-def test_an_attack_without_its_idea_is_cosine_matching_bit_by_bit(plain, task):
+def test_an_attack_without_its_idea_is_cosine_matching_bit_by_bit(plain, cosine, task):
     _, observation = observed("resnet,blocks=1-1,width=8", task, threat=ThreatModel("known"))
-    assert same(attack(observation, plain, seed=3), attack(observation, "inverting_gradients,steps=6", seed=3))
+    assert same(attack(observation, plain, seed=3), attack(observation, cosine, seed=3))
 
 
 @pytest.mark.parametrize(
@@ -324,6 +327,13 @@ def test_a_search_on_a_plateau_ends_early_and_says_so(task):
     assert "plateau at iteration" not in moving.notes or int(moving.notes["plateau at iteration"]) > 26
     patient = attack(observation, replace(still, patience=0))
     assert "plateau at iteration" not in patient.notes
+
+
+def test_priors_fade_as_the_step_size_does(task):
+    _, observation = observed("convnet,width=4", task, count=1)
+    settings = "tv=1.0,lr=0.3,steps=60"
+    kept, faded = (attack(observation, f"inverting_gradients,fade={fade},{settings}", seed=0) for fade in (1.0, 0.0))
+    assert faded.objective < 0.8 * kept.objective
 
 
 def test_patience_does_not_go_with_stages():

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leakmap import Spec
+from leakmap.attacker.matching.settings import VARIATION
 from leakmap.auditing import perform
 from leakmap.cli import main
 from leakmap.client.data import Pictures
@@ -102,7 +103,7 @@ def test_rehearsals_leave_the_same_victims_and_weights():
 def test_the_tuned_settings_are_at_least_as_good_as_the_default_and_keep_what_was_fixed():
     found = tuned().attacks["inverting_gradients"]
     assert found.score == max(one.score for one in found.tried) >= found.default
-    assert found.tried[0].settings["tv"] == 0.01
+    assert found.tried[0].settings["tv"] == VARIATION
     assert all(one.settings["steps"] == 3 for one in found.tried)
     assert len({one.settings["tv"] for one in found.tried}) == 3
     assert tuned().column == "rehearsal-tuned"

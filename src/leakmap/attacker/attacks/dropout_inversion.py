@@ -35,5 +35,5 @@ def dropout_inversion(
 
     Source: Scheliga et al. 2023, "Dropout is NOT All You Need to Prevent Gradient Leakage", arXiv:2208.06163.
     """
-    plain = inverting_gradients(tv=tv, steps=steps, lr=lr, restarts=restarts, labels=labels)
+    plain = inverting_gradients(tv=tv, fade=1.0, steps=steps, lr=lr, sign="hard", restarts=restarts, labels=labels)
     return replace(plain, masks=masks)

@@ -44,5 +44,5 @@ def fedleak_style(
 
     Source: after FedLeak, 2025, arXiv:2506.08435.
     """
-    plain = inverting_gradients(tv=tv, steps=steps, lr=lr, restarts=restarts, labels=labels)
+    plain = inverting_gradients(tv=tv, fade=1.0, steps=steps, lr=lr, sign="hard", restarts=restarts, labels=labels)
     return replace(plain, emphasis=Partial(share, by) if share < 1 else None, flatness=flatness)

@@ -8,18 +8,19 @@ from leakmap.attacker.matching.emphasis import Largest
 from leakmap.attacker.matching.engine import Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.priors import SmoothVariation, TotalVariation
-from leakmap.attacker.matching.settings import TV, Count, LearningRate, Weight, Whole
+from leakmap.attacker.matching.settings import FADE, STEP, TV, VARIATION, Count, LearningRate, Share, Weight, Whole
 
 
 @attacks.add("inverting_gradients")
 def inverting_gradients(
     *,
-    tv: TV = 1e-2,
+    tv: TV = VARIATION,
+    fade: Share = FADE,
     steps: Count = 400,
     patience: Whole = 0,
-    lr: LearningRate = 0.3,
+    lr: LearningRate = STEP,
     schedule: Schedule = "cosine",
-    sign: Literal["hard", "soft", "none"] = "hard",
+    sign: Literal["hard", "soft", "none"] = "none",
     restarts: Count = 1,
     top: Whole = 0,
     median_every: Whole = 0,
@@ -31,6 +32,7 @@ def inverting_gradients(
 
     Args:
         tv: Weight of the total variation.
+        fade: Share of that weight that is left at the end; it falls as the step size does.
         steps: Iterations of each restart.
         patience: Iterations in which the lowest matching term must fall by 1 %, or the restart ends; 0: none.
         lr: Step size of Adam.
@@ -49,6 +51,7 @@ def inverting_gradients(
     """
     return GradientMatching(
         priors=(TotalVariation(tv),),
+        fade=fade,
         descent=Descent(lr, schedule=schedule, sign=sign),
         emphasis=Largest(top) if top else None,
         median_every=median_every,

@@ -3,7 +3,7 @@
 from typing import Any, Protocol, runtime_checkable
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.matching.gradient_matching import GradientMatching
+from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
 from leakmap.attacker.reconstruction import Attack
 from leakmap.registry import Spec
 
@@ -33,4 +33,4 @@ def prior_only(*, of: str = "inverting_gradients", **settings: Any) -> Attack:
     arXiv:2202.06924.
     """
     attack = attacks.build(Spec(of, settings))
-    return attack.blind() if isinstance(attack, Blindable) else GradientMatching().blind()
+    return attack.blind() if isinstance(attack, Blindable) else inverting_gradients().blind()

@@ -7,7 +7,17 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
 from leakmap.attacker.matching.descent import Schedule
 from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.attacker.matching.settings import TV, Count, LearningRate, StatisticsWeight, Whole
+from leakmap.attacker.matching.settings import (
+    FADE,
+    STEP,
+    TV,
+    VARIATION,
+    Count,
+    LearningRate,
+    Share,
+    StatisticsWeight,
+    Whole,
+)
 from leakmap.attacker.matching.statistics import Statistics
 
 
@@ -17,11 +27,12 @@ def proxy_statistics(
     weight: StatisticsWeight = 1e-3,
     form: Literal["paper", "calibrated"] = "paper",
     batches: Whole = 0,
-    tv: TV = 1e-2,
+    tv: TV = VARIATION,
+    fade: Share = FADE,
     steps: Count = 400,
-    lr: LearningRate = 0.3,
+    lr: LearningRate = STEP,
     schedule: Schedule = "cosine",
-    sign: Literal["hard", "soft", "none"] = "hard",
+    sign: Literal["hard", "soft", "none"] = "none",
     restarts: Count = 1,
     top: Whole = 0,
     median_every: Whole = 0,
@@ -37,6 +48,7 @@ def proxy_statistics(
             between public batches.
         batches: Public batches of the client's size that are averaged; 0: one for ``paper``, 8 for ``calibrated``.
         tv: Weight of the total variation.
+        fade: Share of that weight that is left at the end; it falls as the step size does.
         steps: Iterations of each restart; the paper takes 10,000.
         lr: Step size of Adam; the paper takes 0.1.
         schedule: Of the step size; the paper takes ``step``.
@@ -54,6 +66,7 @@ def proxy_statistics(
     batches = batches or (8 if form == "calibrated" else 1)
     plain = inverting_gradients(
         tv=tv,
+        fade=fade,
         steps=steps,
         lr=lr,
         schedule=schedule,

@@ -7,7 +7,17 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
 from leakmap.attacker.matching.descent import Schedule
 from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.attacker.matching.settings import TV, Count, LearningRate, StatisticsWeight, Whole
+from leakmap.attacker.matching.settings import (
+    FADE,
+    STEP,
+    TV,
+    VARIATION,
+    Count,
+    LearningRate,
+    Share,
+    StatisticsWeight,
+    Whole,
+)
 from leakmap.attacker.matching.statistics import Statistics
 
 
@@ -15,11 +25,12 @@ from leakmap.attacker.matching.statistics import Statistics
 def recovered_statistics(
     *,
     weight: StatisticsWeight = 1e-3,
-    tv: TV = 1e-2,
+    tv: TV = VARIATION,
+    fade: Share = FADE,
     steps: Count = 400,
-    lr: LearningRate = 0.3,
+    lr: LearningRate = STEP,
     schedule: Schedule = "cosine",
-    sign: Literal["hard", "soft", "none"] = "hard",
+    sign: Literal["hard", "soft", "none"] = "none",
     restarts: Count = 1,
     top: Whole = 0,
     median_every: Whole = 0,
@@ -33,6 +44,7 @@ def recovered_statistics(
     Args:
         weight: Of the statistics; the paper's search chose 1.6e-4.
         tv: Weight of the total variation; the paper's search chose 0.052.
+        fade: Share of that weight that is left at the end; it falls as the step size does.
         steps: Iterations of each restart; the paper takes 10,000.
         lr: Step size of Adam; the paper takes 0.1.
         schedule: Of the step size; the paper takes ``step``.
@@ -48,6 +60,7 @@ def recovered_statistics(
     """
     plain = inverting_gradients(
         tv=tv,
+        fade=fade,
         steps=steps,
         lr=lr,
         schedule=schedule,

@@ -7,7 +7,7 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
 from leakmap.attacker.matching.descent import Schedule
 from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.attacker.matching.settings import TV, Count, LearningRate, StatisticsWeight
+from leakmap.attacker.matching.settings import FADE, STEP, TV, VARIATION, Count, LearningRate, Share, StatisticsWeight
 from leakmap.attacker.matching.statistics import Statistics
 
 
@@ -15,11 +15,12 @@ from leakmap.attacker.matching.statistics import Statistics
 def running_statistics(
     *,
     weight: StatisticsWeight = 1e-3,
-    tv: TV = 1e-2,
+    tv: TV = VARIATION,
+    fade: Share = FADE,
     steps: Count = 400,
-    lr: LearningRate = 0.3,
+    lr: LearningRate = STEP,
     schedule: Schedule = "cosine",
-    sign: Literal["hard", "soft", "none"] = "hard",
+    sign: Literal["hard", "soft", "none"] = "none",
     restarts: Count = 1,
     labels: str = "auto",
 ) -> GradientMatching:
@@ -30,6 +31,7 @@ def running_statistics(
     Args:
         weight: Of the statistics; published are 0.005 and, with unknown labels, 0.001.
         tv: Weight of the total variation; published are 0.1 and 0.05.
+        fade: Share of that weight that is left at the end; it falls as the step size does.
         steps: Iterations of each restart; published are 10,000.
         lr: Step size of Adam; published is 0.1.
         schedule: Of the step size; published is ``step``.
@@ -43,6 +45,6 @@ def running_statistics(
     arXiv:2112.00059 (GradAttack).
     """
     plain = inverting_gradients(
-        tv=tv, steps=steps, lr=lr, schedule=schedule, sign=sign, restarts=restarts, labels=labels
+        tv=tv, fade=fade, steps=steps, lr=lr, schedule=schedule, sign=sign, restarts=restarts, labels=labels
     )
     return replace(plain, terms=(Statistics("running", weight),), leaky_model="convnet,norm=batch")
