@@ -5,7 +5,7 @@
 A race. Stage 1 plays every setting on the first 2 clients of every network and keeps the best third; stage 2 plays
 these on all 8 clients, the first 2 included. On each network settings are ranked by the mean likeness (normalised
 cross-correlation) of their reconstructions to the originals; the lowest mean rank over networks is chosen, ties going
-to the lower worst rank. Labels are granted. Settings share clients, starts and iterations. The present default and the
+to the lower worst rank. Labels are granted. Settings share clients, starts and iterations. The former default and the
 published setting are kept in stage 2 whatever their rank. A run that leaves the finite numbers puts its setting last on
 its network.
 
@@ -42,8 +42,8 @@ from scipy.stats import rankdata
 from benchmarks.apart import untouched, used_elsewhere
 from benchmarks.descent_runs import (
     CLIENTS,
-    DEFAULT,
     FIRST,
+    FORMER,
     GRID,
     NETS,
     PUBLISHED,
@@ -152,7 +152,7 @@ def ranked(runs: list[Run]) -> Ranking | None:
 def kept(first: Ranking) -> list[Setting]:
     """What stage 2 plays: the best third, and the two references."""
     best = first.settings[: math.ceil(len(first.settings) / 3)]
-    return best + [s for s in (DEFAULT, PUBLISHED) if s in first.settings and s not in best]
+    return best + [s for s in (FORMER, PUBLISHED) if s in first.settings and s not in best]
 
 
 def page(runs: dict[str, list[Run]], casts: list[Cast], options: argparse.Namespace) -> str:
@@ -188,24 +188,24 @@ def _cell(found: Ranking, net: str, setting: Setting) -> str:
 
 
 def _chosen(found: Ranking) -> list[str]:
-    """The chosen setting against the present default and against the best of each network."""
+    """The chosen setting against the former default and against the best of each network."""
     chosen = found.settings[0]
     lines = [
         f"**Chosen: {chosen}.** Below, chosen − other, paired over clients, with 95 % intervals. Chosen on these ",
         "",
     ]
     lines[0] += (
-        "very clients, it is flattered by a comparison with the default, and the best of a network still more so."
+        "very clients, it is flattered by a comparison with the former default, the best of a network still more so."
     )
     lines += [
-        _row(["network", "− default: likeness", "PSNR", "best here", "− best: likeness", "PSNR"]),
+        _row(["network", "− former: likeness", "PSNR", "best here", "− best: likeness", "PSNR"]),
         _row(["---"] * 6),
     ]
     for net in found.nets:
         best = max(found.settings, key=lambda s: statistics.fmean(found.values(net, s, "likeness")))
         cells = [
             _difference(found.values(net, chosen, name), found.values(net, other, name), form)
-            for other in (DEFAULT, best)
+            for other in (FORMER, best)
             for name, form in (("likeness", "+.3f"), ("psnr", "+.1f"))
         ]
         lines.append(_row([net, *cells[:2], best, *cells[2:]]))
@@ -222,11 +222,11 @@ def _difference(left: list[float], right: list[float], form: str) -> str:
 
 def _plateaus(found: Ranking, casts: list[Cast], options: argparse.Namespace) -> list[str]:
     """What stopping on a plateau of the matching term would have saved, and at what price."""
-    chosen, default = found.settings[0], DEFAULT
+    chosen, former = found.settings[0], FORMER
     lines = ["Stopping once the best matching term has not fallen by 1 % within the last p iterations: share of "]
     lines[0] += "iterations saved, and in brackets the median of best term when stopped / best term of the whole run."
     lines += ["", _row(["setting", "p", *found.nets]), _row(["---"] * (2 + len(found.nets)))]
-    settings = {f"{chosen} (chosen)": [chosen], f"{default} (default)": [default], "all of stage 2": found.settings}
+    settings = {f"{chosen} (chosen)": [chosen], f"{former} (former)": [former], "all of stage 2": found.settings}
     for title, those in settings.items():
         for patience in options.patience:
             cells = []
@@ -291,7 +291,7 @@ def _row(cells: Sequence[object]) -> str:
 
 def race(casts: list[Cast], options: argparse.Namespace) -> dict[str, list[Run]]:
     """Both stages, as far as asked for and as far as the limit goes: their runs, played or not."""
-    settings = [setting for setting in GRID if setting == DEFAULT or re.search(options.settings, str(setting))]
+    settings = [setting for setting in GRID if setting == FORMER or re.search(options.settings, str(setting))]
     if not casts:
         raise SystemExit("No network is left: see --nets and --weights.")
     runs = {"Stage 1": (first := runs_of(casts, settings, min(FIRST, options.clients), options))}
@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, choices=range(1, CLIENTS + 1), default=CLIENTS, metavar="N")
     parser.add_argument("--effort", type=float, default=1.0, help="Factor of all iterations.")
     parser.add_argument("--nets", default="", help="Regular expression: only networks whose title matches.")
-    parser.add_argument("--settings", default="", help="Regular expression: only the default and settings that match.")
+    parser.add_argument("--settings", default="", help="Regular expression: only the former default and what matches.")
     parser.add_argument("--limit", type=int, help="Play at most so many runs now.")
     parser.add_argument("--patience", type=int, nargs="+", default=[25, 50, 100], help="Iterations, for that table.")
     parser.add_argument("--engine", choices=get_args(Kind), help="Of gradient matching; its own default if not given.")

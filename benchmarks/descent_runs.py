@@ -156,7 +156,7 @@ GRID = [
     Setting("unsigned 3.0", 1.0, 0.03, "truncated"),
     Setting("unsigned 3.0", 1.0, 0.03, "zeros"),
 ]
-DEFAULT, PUBLISHED = Setting("signed 0.3", 1e-2), Setting("published: signed Adam 0.1, steps", 1e-3)
+FORMER, PUBLISHED = Setting("signed 0.3", 1e-2), Setting("published: signed Adam 0.1, steps", 1e-3)
 
 
 @dataclass(frozen=True)
