@@ -98,7 +98,7 @@ def rehearse(folder: Path, plan: Plan, options: argparse.Namespace, bar: Progres
 
 def fixed(options: argparse.Namespace) -> dict[str, float]:
     """What all attacks share."""
-    return {"steps": options.steps, "tv": 1e-2, "lr": 0.3}
+    return {"steps": options.steps, "tv": 1e-2, "fade": 1.0, "lr": 0.3, "sign": "hard"}
 
 
 def run(cell: tuple[str, int], plan: Plan, chosen: Mapping[str, float], options, bar: Progress) -> Cell:
