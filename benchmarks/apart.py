@@ -9,18 +9,28 @@ trained weights: every training picture does.
 
 import hashlib
 import itertools
+from functools import cache
 
 import torch
 
 from benchmarks.labels import CLIENTS, PUBLIC, REPEATS
-from leakmap.client.data import Pictures
+from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import divide
 from leakmap.seeds import generator
 
+SEED, STUDIED = 100, 256
 SEEDS = (*range(7), *range(20, 26))
 SIZES = ((12, 1), (24, 1), (16, 4), (16, 8))
 """Clients and their pictures in docs/results."""
 REHEARSALS = 4
+
+
+@cache
+def studied(data: str) -> tuple[Pictures, set[str]]:
+    """Pictures that no other table attacks, and the digests of those that others do."""
+    everything = load_pictures(data)
+    used = used_elsewhere(everything)
+    return untouched(everything, used), used
 
 
 def used_elsewhere(everything: Pictures) -> set[str]:
@@ -37,16 +47,16 @@ def used_elsewhere(everything: Pictures) -> set[str]:
     return used
 
 
-def untouched(everything: Pictures, used: set[str], count: int, seed: int) -> Pictures:
-    """So many training pictures outside ``used``; all other training pictures are their spare set."""
+def untouched(everything: Pictures, used: set[str]) -> Pictures:
+    """Training pictures outside ``used``; all other training pictures are their spare set."""
     spare = everything.spare
     if spare is None:
         raise SystemExit("These data have no training split: nothing is sure to stay apart from victims elsewhere.")
     digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in spare.images]
-    order = torch.randperm(len(spare), generator=generator(seed, "apart")).tolist()
-    free = [i for i in order if digests[i] not in used][:count]
-    if len(free) < count:
-        raise SystemExit(f"Only {len(free)} training pictures are used by no table; {count} are needed.")
+    order = torch.randperm(len(spare), generator=generator(SEED, "apart")).tolist()
+    free = [i for i in order if digests[i] not in used][:STUDIED]
+    if len(free) < STUDIED:
+        raise SystemExit(f"Only {len(free)} training pictures are used by no table; {STUDIED} are needed.")
     rest = sorted(set(order).difference(free))
     others = Pictures(spare.images[rest], spare.labels[rest], spare.classes)
     return Pictures(spare.images[free], spare.labels[free], spare.classes, others)

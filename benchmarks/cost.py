@@ -12,6 +12,7 @@ import time
 import torch
 from rich.progress import track
 
+from benchmarks.markdown import versions
 from leakmap import LocalRule, Task, ThreatModel, attacks, build_network, observe, simulate
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.client.federation import Batch
@@ -19,7 +20,6 @@ from leakmap.errors import NotApplicable
 from leakmap.local import arrange, local_signal
 from leakmap.observation import Public
 from leakmap.registry import Spec
-from leakmap.trial import versions_of
 
 ROUNDS, ITERATIONS, BATCH = 3, 6, 4
 NETWORKS = ("convnet", "resnet,blocks=1-1-1,width=24,preact=true,dropout=0.1", "resnet,blocks=2-2-2,width=16")
@@ -57,8 +57,7 @@ def main() -> None:
     print(f"| attack | {' | '.join(f'`{model}`' for model in NETWORKS)} |\n|---|{'---|' * len(NETWORKS)}")
     for name, cells in rows.items():
         print(f"| `{name}` | {' | '.join(cells)} |")
-    versions = ", ".join(f"{key} {value}" for key, value in versions_of(torch.device("cpu")).items())
-    print(f"\nOne thread. {versions}.")
+    print(f"\nOne thread. {versions()}.")
 
 
 def _ratio(attack, observation, network, client, batch) -> float:

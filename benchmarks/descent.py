@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from scipy.stats import rankdata
 
-from benchmarks.apart import untouched, used_elsewhere
+from benchmarks.apart import studied
 from benchmarks.descent_runs import (
     CLIENTS,
     FIRST,
@@ -48,8 +48,6 @@ from benchmarks.descent_runs import (
     NETS,
     PUBLISHED,
     SATURATED,
-    SEED,
-    STUDIED,
     Cast,
     Net,
     Records,
@@ -61,9 +59,8 @@ from benchmarks.descent_runs import (
     runs_of,
     start,
 )
+from benchmarks.markdown import interval, publish, table
 from leakmap.attacker.matching.engine import Kind
-from leakmap.client.data import load_pictures
-from leakmap.scoring.statistics import mean_interval
 from leakmap.store import read_json
 
 
@@ -166,14 +163,15 @@ def page(runs: dict[str, list[Run]], casts: list[Cast], options: argparse.Namesp
             continue
         of = CLIENTS if title == "Stage 2" else FIRST
         lines += [f"## {title}: {len(found.settings)} settings, {len(found.clients)} of {of} clients each", ""]
-        lines += [_row(["setting", "mean rank", "worst", *found.nets]), _row(["---"] * (3 + len(found.nets)))]
+        rows = []
         for setting in found.settings:
             cells = [_cell(found, net, setting) for net in found.nets]
             ranks = found.ranks[setting]
-            lines.append(_row([setting, f"{statistics.fmean(ranks):.1f}", f"{max(ranks):g}", *cells]))
-        lines += ["", "Likeness, and PSNR in dB: means over clients.", ""]
+            rows.append([setting, f"{statistics.fmean(ranks):.1f}", f"{max(ranks):g}", *cells])
+        lines += table(["setting", "mean rank", "worst", *found.nets], rows)
+        lines += ["Likeness, and PSNR in dB: means over clients.", ""]
     if (last := rankings.get("Stage 2")) is not None:
-        lines += [*_chosen(last), "", *_plateaus(last, casts, options), ""]
+        lines += [*_chosen(last), *_plateaus(last, casts, options)]
     return "\n".join([*lines, *_facts(records, casts, options)]) + "\n"
 
 
@@ -190,17 +188,7 @@ def _cell(found: Ranking, net: str, setting: Setting) -> str:
 def _chosen(found: Ranking) -> list[str]:
     """The chosen setting against the former default and against the best of each network."""
     chosen = found.settings[0]
-    lines = [
-        f"**Chosen: {chosen}.** Below, chosen − other, paired over clients, with 95 % intervals. Chosen on these ",
-        "",
-    ]
-    lines[0] += (
-        "very clients, it is flattered by a comparison with the former default, the best of a network still more so."
-    )
-    lines += [
-        _row(["network", "− former: likeness", "PSNR", "best here", "− best: likeness", "PSNR"]),
-        _row(["---"] * 6),
-    ]
+    rows = []
     for net in found.nets:
         best = max(found.settings, key=lambda s: statistics.fmean(found.values(net, s, "likeness")))
         cells = [
@@ -208,24 +196,24 @@ def _chosen(found: Ranking) -> list[str]:
             for other in (FORMER, best)
             for name, form in (("likeness", "+.3f"), ("psnr", "+.1f"))
         ]
-        lines.append(_row([net, *cells[:2], best, *cells[2:]]))
-    return lines
+        rows.append([net, *cells[:2], best, *cells[2:]])
+    return [
+        f"**Chosen: {chosen}.** Below, chosen − other, paired over clients, with 95 % intervals. Chosen on these very "
+        "clients, it is flattered by a comparison with the former default, the best of a network still more so.",
+        "",
+        *table(["network", "− former: likeness", "PSNR", "best here", "− best: likeness", "PSNR"], rows),
+    ]
 
 
 def _difference(left: list[float], right: list[float], form: str) -> str:
     values = [a - b for a, b in zip(left, right, strict=True)]
-    if not all(map(math.isfinite, values)):
-        return "failed runs"
-    found = mean_interval(values)
-    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
+    return interval(values, form) if all(map(math.isfinite, values)) else "failed runs"
 
 
 def _plateaus(found: Ranking, casts: list[Cast], options: argparse.Namespace) -> list[str]:
     """What stopping on a plateau of the matching term would have saved, and at what price."""
     chosen, former = found.settings[0], FORMER
-    lines = ["Stopping once the best matching term has not fallen by 1 % within the last p iterations: share of "]
-    lines[0] += "iterations saved, and in brackets the median of best term when stopped / best term of the whole run."
-    lines += ["", _row(["setting", "p", *found.nets]), _row(["---"] * (2 + len(found.nets)))]
+    rows = []
     settings = {f"{chosen} (chosen)": [chosen], f"{former} (former)": [former], "all of stage 2": found.settings}
     for title, those in settings.items():
         for patience in options.patience:
@@ -236,8 +224,13 @@ def _plateaus(found: Ranking, casts: list[Cast], options: argparse.Namespace) ->
                 stops = [stopped(curve, cast.net.iterations(options.effort), patience) for curve in curves]
                 saved, price = zip(*stops, strict=True) if stops else ([math.nan], [math.nan])
                 cells.append(f"{statistics.fmean(saved):.0%} ({statistics.median(price):.2f})")
-            lines.append(_row([title, patience, *cells]))
-    return lines
+            rows.append([title, patience, *cells])
+    return [
+        "Stopping once the best matching term has not fallen by 1 % within the last p iterations: share of iterations "
+        "saved, and in brackets the median of best term when stopped / best term of the whole run.",
+        "",
+        *table(["setting", "p", *found.nets], rows),
+    ]
 
 
 def stopped(curve: Sequence[float | None], steps: int, patience: int) -> tuple[float, float]:
@@ -257,36 +250,24 @@ def stopped(curve: Sequence[float | None], steps: int, patience: int) -> tuple[f
 def _facts(records: Records, casts: list[Cast], options: argparse.Namespace) -> list[str]:
     failed = sum(record["failure"] is not None for record in records.values())
     versions = sorted({", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in records.values()})
-    lines = [_row(["network", "model", "mode", "B", "iterations", "passed over", "core s a run"]), _row(["---"] * 7)]
+    rows = []
     for cast in casts:
         net = cast.net
         seconds = [record["seconds"] for (title, _, _), record in records.items() if title == net.title]
         usual = f"{statistics.median(seconds):.1f}" if seconds else "–"
-        cells = [
-            net.title,
-            f"`{cast.model}`",
-            net.mode,
-            net.batch,
-            net.iterations(options.effort),
-            cast.saturated,
-            usual,
-        ]
-        lines.append(_row(cells))
+        iterations = net.iterations(options.effort)
+        rows.append([net.title, f"`{cast.model}`", net.mode, net.batch, iterations, cast.saturated, usual])
     total = sum(record["seconds"] for record in records.values())
-    lines += [
-        "",
-        f"Passed over: clients whose loss is below {SATURATED:g}. {len(records)} runs, {failed} of them failed; ",
+    return [
+        *table(["network", "model", "mode", "B", "iterations", "passed over", "core s a run"], rows),
+        f"Passed over: clients whose loss is below {SATURATED:g}. {len(records)} runs, {failed} of them failed; "
+        f"{total / 60:.0f} minutes of one core in all. {'; '.join(versions) or 'Nothing was run yet'}.",
+        *(f"{net.title} left out: no --weights were given." for net in NETS if _lacking(net, options)),
     ]
-    lines[-1] += f"{total / 60:.0f} minutes of one core in all. {'; '.join(versions) or 'Nothing was run yet'}."
-    return [*lines, *(f"{net.title} left out: no --weights were given." for net in NETS if _lacking(net, options))]
 
 
 def _lacking(net: Net, options: argparse.Namespace) -> bool:
     return net.weights and options.weights is None
-
-
-def _row(cells: Sequence[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def race(casts: list[Cast], options: argparse.Namespace) -> dict[str, list[Run]]:
@@ -325,17 +306,11 @@ def main() -> None:
     parser.set_defaults(interrupted=False)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    everything = load_pictures(options.data)
-    used = used_elsewhere(everything)
-    pictures = untouched(everything, used, STUDIED, SEED)
+    pictures, used = studied(options.data)
     nets = [net for net in NETS if re.search(options.nets, net.title) and not _lacking(net, options)]
     console = Console(stderr=True)
     casts = [cast_of(net, pictures, used, options) for net in track(nets, "networks", console=console, transient=True)]
-    text = page(race(casts, options), casts, options)
-    temporary = options.out / ".table.md.part"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(options.out / "table.md")
-    print(text)
+    publish(page(race(casts, options), casts, options), options.out / "table.md")
     if options.interrupted:
         raise SystemExit("Interrupted; the same command continues.")
 

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.peers.works import calibrated
+from benchmarks.apart import SEED
+from benchmarks.calibration import calibrated
 from leakmap.attacker.attacks import attack
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.engine import Kind
@@ -32,7 +33,7 @@ from leakmap.local import LocalRule, Mode, arrange
 from leakmap.models.network import user_code
 from leakmap.plan import Plan, prepare
 from leakmap.registry import Spec
-from leakmap.scoring.lineup import cross_correlation
+from leakmap.scoring.lineup import likeness
 from leakmap.scoring.match import matched
 from leakmap.scoring.score import likenesses
 from leakmap.seeds import derive
@@ -40,7 +41,7 @@ from leakmap.store import read_json, write_json
 from leakmap.threat import ThreatModel, observe
 from leakmap.trial import Stage, versions_of
 
-SEED, STUDIED, CANDIDATES, SATURATED = 100, 256, 64, 1e-4
+CANDIDATES, SATURATED = 64, 1e-4
 FIRST, CLIENTS = 2, 8
 THREAT = ThreatModel("known")
 WARMUP = 0.1
@@ -181,6 +182,14 @@ class Cast:
     digests: tuple[tuple[str, ...], ...]
     saturated: int
 
+    def stage(self) -> Stage:
+        """Read from its file."""
+        return _loaded(self.path, self.model)
+
+
+def _loaded(path: Path, model: Spec) -> Stage:
+    return Stage.load(path, user_code(model, Spec("cross_entropy")))
+
 
 @dataclass(frozen=True)
 class Run:
@@ -226,7 +235,7 @@ def cast_of(net: Net, pictures: Pictures, used: set[str], options: argparse.Name
             stage = replace(stage, network=calibrated(stage.network, others))
         stage.save(path)
     model = Spec.parse(plan.model)
-    stage = Stage.load(path, user_code(model, Spec("cross_entropy")))
+    stage = _loaded(path, model)
     rows = _unsaturated(stage, plan.rule)
     if len(rows) < CLIENTS:
         raise SystemExit(f"{net.title}: only {len(rows)} of {plan.victims} clients have a loss above {SATURATED:g}.")
@@ -277,7 +286,7 @@ def play(run: Run) -> None:
     """Plays a run in a worker, and writes its record."""
     cast = run.cast
     if cast.path not in _stages:
-        _stages[cast.path] = Stage.load(cast.path, user_code(cast.model, Spec("cross_entropy")))
+        _stages[cast.path] = cast.stage()
     stage = _stages[cast.path]
     index = torch.tensor(cast.clients[run.client])
     truth = Batch(stage.groups.pictures(index), stage.groups.labels[index])
@@ -292,9 +301,9 @@ def play(run: Run) -> None:
         record |= {"failure": str(error), "likeness": None, "psnr": None, "term": None, "curve": []}
     else:
         pictures = matched(found.pictures, truth.pictures)
-        likeness = float(cross_correlation(pictures, truth.pictures).diagonal().mean())
         psnr = statistics.fmean(likenesses(pictures, truth.pictures, ("psnr",))["psnr"])
-        record |= {"failure": None, "likeness": likeness, "psnr": psnr, "term": found.objective}
+        alike = likeness(pictures, truth.pictures)
+        record |= {"failure": None, "likeness": alike, "psnr": psnr, "term": found.objective}
         record |= {"curve": found.curve, "notes": found.notes}
     write_json(run.path, record | {"seconds": time.process_time() - started})
 

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.markdown import versions
 from leakmap import LocalRule, Plan, ThreatModel, label_rules, observe, prepare, simulate
 from leakmap.attacker.labels import recover
 from leakmap.client.federation import Batch
@@ -20,7 +21,6 @@ from leakmap.errors import NotApplicable, NotGranted
 from leakmap.observation import Public
 from leakmap.scoring.score import overlap
 from leakmap.seeds import generator
-from leakmap.trial import versions_of
 
 NETWORKS = ("convnet,width=16", "resnet,blocks=1-1,width=16", "mlp,hidden=64")
 PUBLIC, REPEATS = 64, 4
@@ -38,7 +38,7 @@ EPOCHS = {"untrained": 0, "trained": 3}
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -91,10 +91,9 @@ def page(rules: list[str], found: dict[tuple[str, str, int, str], list[tuple[flo
                     values = zip(*found.get((client, kind, public, rule), []), strict=True)
                     cells.append(" ".join(f"{statistics.fmean(v):.2f}" for v in values) or "–")
                 lines.append(f"| {client} | {kind} | {public} | {' | '.join(cells)} |")
-    versions = ", ".join(f"{key} {value}" for key, value in versions_of(torch.device("cpu")).items())
     networks = ", ".join(f"`{network}`" for network in NETWORKS)
     lines += ["", f"{networks}; {REPEATS} clients of each; trained: 3 epochs on pictures that no client holds."]
-    lines += [f"CIFAR-10, ten classes. {versions}."]
+    lines += [f"CIFAR-10, ten classes. {versions()}."]
     return "\n".join(lines)
 
 

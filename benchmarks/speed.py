@@ -16,7 +16,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import leakmap
+from benchmarks import machine
+from benchmarks.markdown import publish
 from benchmarks.peers import measures, page
 from benchmarks.peers.environments import Place, Unavailable, for_breaching, for_leakpro, here
 from benchmarks.peers.works import WORKS
 from leakmap.store import read_json, write_json
 
 PAGE = Path("docs/results/speed.md")
-PARTS = ("speed", "memory", "time")
 Part = tuple[str, Callable[[], dict[str, Any]]]
 
 
@@ -89,14 +90,7 @@ def source_digest() -> str:
 
 def processor() -> str:
     """Its name and the number of its cores."""
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
+    name = machine.processor() or platform.processor() or platform.machine()
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{name} ({platform.machine()}, {capability}), {os.cpu_count()} cores"
 
@@ -112,9 +106,9 @@ def written(found: dict[str, Any], bench: measures.Bench, missing: dict[str, str
     first, last = (min(p["began"] for p in found.values()), max(p["ended"] for p in found.values()))
     when = " to ".join(time.strftime("%Y-%m-%d %H:%M", time.gmtime(t)) for t in (first, last))
     load = max(part["load"][0] for part in found.values())
-    machine = [processor(), "1 thread"]
+    computed_on = [processor(), "1 thread"]
     if "cuda" in options.devices:
-        machine.append(torch.cuda.get_device_name())
+        computed_on.append(torch.cuda.get_device_name())
     named = {place.kind: place.version for place in bench.places if place.version}
     named |= dict(pair for of in versions.values() for pair in of.items())
     lines = [
@@ -127,7 +121,7 @@ def written(found: dict[str, Any], bench: measures.Bench, missing: dict[str, str
         "was chosen. Evaluations are taken at the truth and half a standard deviation of noise. The hand-written loop "
         "ends in `autograd.grad` with respect to the pictures, which costs less than the `.backward()` of many tools.",
         "",
-        f"{', '.join(machine)}. {', '.join(f'{name} {version}' for name, version in sorted(named.items()))}. "
+        f"{', '.join(computed_on)}. {', '.join(f'{name} {version}' for name, version in sorted(named.items()))}. "
         f"Measured {when} UTC, with a load average of at most {load:.1f} when a part began.",
         "",
         *page.costs(results),
@@ -176,20 +170,19 @@ def main() -> None:
         found_places, missing = places(options)
         bar.remove_task(making)
         bench = measures.Bench(
-            found_places, options.data, options.out / "workers.log", options.rounds, options.cap, options.patience
+            found_places,
+            options.data,
+            options.out / "workers.log",
+            *(options.rounds, options.cap, options.patience),
+            advance=lambda what: bar.update(bar.task_ids[0], description=what),
         )
-        bench = replace(bench, advance=lambda what: bar.update(bar.task_ids[0], description=what))
         found = measure(bench, options, bar)
     if not found:
         raise SystemExit(f"No part's name has all words of {options.only!r}.")
     content = written(found, bench, missing, options)
     raw = {"parts": found, "missing": missing, "works": [asdict(work) for work in WORKS]}
     write_json(options.out / "speed.json", raw)
-    for path in [options.out / "speed.md", *([] if options.only else [PAGE])]:
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
-    print(content)
+    publish(content, options.out / "speed.md", *([] if options.only else [PAGE]))
 
 
 if __name__ == "__main__":

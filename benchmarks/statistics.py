@@ -10,23 +10,24 @@ continues. Writes ``table.md`` there.
 import argparse
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from benchmarks.markdown import interval, publish, table, versions
 from leakmap.auditing import run_all
 from leakmap.local import LocalRule
 from leakmap.plan import Plan, Prepared, prepare
 from leakmap.registry import Spec
 from leakmap.scoring.lineup import likeness
-from leakmap.scoring.statistics import mean_interval, paired_p, rank_sum_p
+from leakmap.scoring.statistics import paired_p, rank_sum_p
 from leakmap.store import Store
 from leakmap.threat import ThreatModel
-from leakmap.trial import Outcome, Trial, held_by, versions_of
+from leakmap.trial import Outcome, Trial, held_by
 from leakmap.tuning import tune
 
 PLAIN = "inverting_gradients"
@@ -64,7 +65,7 @@ class Cell:
 
 def plans(options: argparse.Namespace) -> dict[tuple[str, int], Plan]:
     """Every cell, cheapest first."""
-    trained = {"model": f"{options.resnet20}", "weights": options.weights, "normalise": "imagenet"}
+    trained = {"model": options.resnet20, "weights": options.weights, "normalise": "imagenet"}
     kinds = {"random": {"model": OWN}, "briefly trained": {"model": OWN, "train_epochs": 3}, "ResNet-20": trained}
     found = {}
     for batch in (4, 8):
@@ -96,7 +97,7 @@ def rehearse(folder: Path, plan: Plan, options: argparse.Namespace, bar: Progres
     return {spec.name: tuned.attacks[spec.name].settings["weight"] for spec in specs}
 
 
-def fixed(options: argparse.Namespace) -> dict[str, float]:
+def fixed(options: argparse.Namespace) -> dict[str, Any]:
     """What all attacks share."""
     return {"steps": options.steps, "tv": 1e-2, "fade": 1.0, "lr": 0.3, "sign": "hard"}
 
@@ -142,41 +143,39 @@ def _finish(trials, prepared: Prepared, store: Store, options, report) -> dict[s
     return {name: [outcomes[trial.key] for trial in of] for name, of in trials.items()}
 
 
-def table(cells: list[Cell], options: argparse.Namespace) -> str:
+def page(cells: list[Cell], options: argparse.Namespace) -> str:
     """Markdown."""
     head = ["weights", "B", "attack", "weight", "likeness", "PSNR", "first", "p(ranks)", "term"]
-    rows = [_row(head), _row(["---"] * len(head))]
+    rows: list[list[object]] = []
     for cell in cells:
         for name, of in cell.outcomes.items():
             scores = [o.score for o in of]
             ranks = [s.ranks for s in scores]
             first = sum(rank == 1 for client in ranks for rank in client)
             term = statistics.fmean(o.objective for o in of)
-            rows.append(
-                _row(
-                    [
-                        cell.weights,
-                        cell.batch,
-                        name,
-                        cell.chosen.get(ATTACKS.get(name, ""), ""),
-                        _interval(cell.likeness[name], ".3f"),
-                        f"{statistics.fmean(v for s in scores for v in s.values['psnr']):.1f}",
-                        f"{first} of {sum(map(len, ranks))}",
-                        f"{rank_sum_p(ranks, [s.galleries for s in scores]):.2g}",
-                        "" if math.isnan(term) else f"{term:.3g}",
-                    ]
-                )
-            )
-    rows += ["", _row(["weights", "B", "comparison", "likeness", "p", "Holm", "PSNR"]), _row(["---"] * 7)]
+            figures = [
+                cell.chosen.get(ATTACKS.get(name, ""), ""),
+                interval(cell.likeness[name], ".3f"),
+                f"{statistics.fmean(v for s in scores for v in s.values['psnr']):.1f}",
+                f"{first} of {sum(map(len, ranks))}",
+                f"{rank_sum_p(ranks, [s.galleries for s in scores]):.2g}",
+                "" if math.isnan(term) else f"{term:.3g}",
+            ]
+            rows.append([cell.weights, cell.batch, name, *figures])
+    compared: list[list[object]] = []
     for cell in cells:
         found = [_compared(cell, left, right) for left, right in COMPARED]
         for (title, gains, p, decibels), holm in zip(found, _holm([row[2] for row in found]), strict=True):
-            differences = _interval(gains, "+.3f"), f"{p:.2g}", f"{holm:.2g}", _interval(decibels, "+.2f")
-            rows.append(_row([cell.weights, cell.batch, title, *differences]))
+            differences = interval(gains, "+.3f"), f"{p:.2g}", f"{holm:.2g}", interval(decibels, "+.2f")
+            compared.append([cell.weights, cell.batch, title, *differences])
     accuracies = ", ".join(f"{cell.weights} {cell.accuracy:.0%}" for cell in cells if cell.batch == cells[0].batch)
-    versions = ", ".join(f"{name} {version}" for name, version in versions_of(torch.device("cpu")).items())
-    rows += ["", f"{options.victims} clients, {options.steps} iterations. Accuracy on public pictures: {accuracies}."]
-    return "\n".join([*rows, f"{versions}."]) + "\n"
+    lines = [
+        *table(head, rows),
+        *table(["weights", "B", "comparison", "likeness", "p", "Holm", "PSNR"], compared),
+        f"{options.victims} clients, {options.steps} iterations. Accuracy on public pictures: {accuracies}.",
+        f"{versions()}.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _compared(cell: Cell, left: str, right: str) -> tuple[str, list[float], float, list[float]]:
@@ -190,15 +189,6 @@ def _compared(cell: Cell, left: str, right: str) -> tuple[str, list[float], floa
     return f"{left} − {right}", gains, paired_p(gains), minus(decibels(left), decibels(right))
 
 
-def _interval(values: list[float], form: str) -> str:
-    found = mean_interval(values)
-    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
-
-
-def _row(cells: Sequence[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
 def _holm(values: list[float]) -> list[float]:
     order = sorted(range(len(values)), key=values.__getitem__)
     found, highest = [0.0] * len(values), 0.0
@@ -210,7 +200,7 @@ def _holm(values: list[float]) -> list[float]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True, help="Of ResNet-20 on CIFAR-10.")
     parser.add_argument("--resnet20", default="tests/akamaster.py:resnet20", help="Its architecture.")
@@ -230,11 +220,7 @@ def main() -> None:
                 rehearsals = options.out / f"{kind.replace(' ', '-')}-rehearsals"
                 chosen[kind] = rehearse(rehearsals, plan, options, bar)
             cells.append(run(cell, plan, chosen[kind], options, bar))
-    text = table(cells, options)
-    temporary = options.out / ".table.md.part"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(options.out / "table.md")
-    print(text)
+    publish(page(cells, options), options.out / "table.md")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ choice can reach, by the truth. Prints markdown.
 """
 
 import argparse
-import statistics
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from benchmarks.markdown import interval, versions
 from leakmap.attacker.attacks import attack
 from leakmap.attacker.attacks.strongest import SUITE
 from leakmap.attacker.buffers import assumed_rule
@@ -27,9 +27,9 @@ from leakmap.plan import Plan, prepare
 from leakmap.registry import Spec
 from leakmap.scoring.lineup import likeness
 from leakmap.scoring.match import matched
-from leakmap.scoring.statistics import mean_interval, paired_p
+from leakmap.scoring.statistics import paired_p
 from leakmap.seeds import derive
-from leakmap.trial import Stage, Trial, held_by, seen_by_server, versions_of
+from leakmap.trial import Stage, Trial, held_by, seen_by_server
 
 MODEL, VICTIMS = "resnet,blocks=1-1-1,width=24,preact=true", 12
 """Of the page: with the same victims set apart, no rehearsal is one of them."""
@@ -83,28 +83,20 @@ def table(clients: list[list[Result]], options: argparse.Namespace) -> str:
     rows = ["| result | likeness | clients |", "|---|---|---|"]
     for name in dict.fromkeys(result.name for of in clients for result in of):
         alike = [result.likeness for of in clients for result in of if result.name == name]
-        rows.append(f"| always `{name}` | {_interval(alike, '.3f')} | {len(alike)} |")
+        rows.append(f"| always `{name}` | {interval(alike, '.3f')} | {len(alike)} |")
     chosen = {choice: [min(of, key=lowest) for of in clients] for choice, lowest in CHOICES.items()}
     for choice, best in chosen.items():
         counts = ", ".join(f"`{name}` {count}" for name, count in Counter(result.name for result in best).most_common())
-        rows.append(f"| chosen by {choice} | {_interval([r.likeness for r in best], '.3f')} | {counts} |")
+        rows.append(f"| chosen by {choice} | {interval([r.likeness for r in best], '.3f')} | {counts} |")
     gains = [b.likeness - a.likeness for a, b in zip(chosen[UPDATE], chosen[BOTH], strict=True)]
-    versions = ", ".join(f"{name} {version}" for name, version in versions_of(torch.device("cpu")).items())
-    rows += ["", f"Gain of the second choice over the first: {_interval(gains, '+.3f')}, p {paired_p(gains):.2g}."]
-    rows += [f"`{options.model}`, {len(clients)} clients with public pictures, {options.steps} iterations. {versions}."]
-    return "\n".join(rows)
-
-
-def _interval(values: list[float], form: str) -> str:
-    if len(values) < 2:
-        return f"{statistics.fmean(values):{form}}"
-    found = mean_interval(values)
-    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
+    rows += ["", f"Gain of the second choice over the first: {interval(gains, '+.3f')}, p {paired_p(gains):.2g}."]
+    rows += [f"`{options.model}`, {len(clients)} clients with public pictures, {options.steps} iterations."]
+    return "\n".join(rows) + f" {versions()}."
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Which yardstick should choose among the results of the suite?")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--weights", help="File with weights; without one they are random.")

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from benchmarks.descent_runs import CLIENTS
 from benchmarks.engines import accuracy, equality, restarts, steps
 from benchmarks.engines.pieces import Piece
+from benchmarks.markdown import publish
 
 PAGE = Path("docs/results/engines.md")
 PARTS = {"accuracy": accuracy, "equality": equality, "steps": steps, "restarts": restarts}
@@ -97,11 +98,7 @@ def main() -> None:
     if able:
         measure(able, options)
     content, complete = written(pieces, options)
-    for path in [options.out / "engines.md", *([PAGE] if complete else [])]:
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
-    print(content)
+    publish(content, options.out / "engines.md", *([PAGE] if complete else []))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.engines.nets import Case, build, cases, client, lacking
-from benchmarks.engines.pieces import Found, Piece, Tell, agreement, said, table
+from benchmarks.engines.pieces import Found, Piece, Tell, agreement, said
+from benchmarks.engines.works import distance
+from benchmarks.markdown import table
 from leakmap import LocalRule, ThreatModel, observe, simulate
 from leakmap.attacker.matching.derivatives import Derivative, Exact, Frozen
 from leakmap.attacker.matching.distances import DISTANCES
@@ -94,10 +96,7 @@ class Reference:
         with _float64():
             loss = self.loss(self.module(held), self.y)
             found = torch.autograd.grad(loss, self.parameters, create_graph=True, materialize_grads=True)
-            pairs = [(g, t.double()) for g, t in zip(found, target, strict=True)]
-            dot = torch.stack([(g * t).sum() for g, t in pairs]).sum()
-            squares = [torch.stack([v[i].square().sum() for v in pairs]).sum() for i in (0, 1)]
-            value = 1 - dot / (squares[0] * squares[1]).sqrt()
+            value = distance(list(found), [tensor.double() for tensor in target])
             return float(value.detach()), torch.autograd.grad(value, held)[0]
 
 

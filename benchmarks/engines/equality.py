@@ -8,16 +8,15 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from benchmarks.descent_runs import CLIENTS, NETS, SEED, THREAT, Cast, cast_of
-from benchmarks.engines.nets import studied
-from benchmarks.engines.pieces import Found, Piece, Tell, table
+from benchmarks.apart import SEED, studied
+from benchmarks.descent_runs import CLIENTS, NETS, THREAT, Cast, cast_of
+from benchmarks.engines.pieces import Found, Piece, Tell
+from benchmarks.markdown import interval, table
 from leakmap import LocalRule, attack, attacks, score
 from leakmap.attacker.matching.engine import Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.models.network import user_code
 from leakmap.registry import Spec
 from leakmap.scoring.lineup import likeness
-from leakmap.scoring.statistics import mean_interval
 from leakmap.seeds import derive
 from leakmap.trial import Stage, Trial, distractors_for, held_by, seen_by_server
 
@@ -40,7 +39,7 @@ def _stage(title: str, **settings: Any) -> tuple[Cast, Stage]:
     options = argparse.Namespace(**settings)
     pictures, used = studied(options.data)
     cast = cast_of(CHOSEN[title], pictures, used, options)
-    return cast, Stage.load(cast.path, user_code(cast.model, Spec("cross_entropy")))
+    return cast, cast.stage()
 
 
 def _trial(cast: Cast, stage: Stage, client: int, steps: int) -> Trial:
@@ -118,7 +117,7 @@ def page(found: Found, options: argparse.Namespace) -> list[str]:
     for title, of in [*clients.items(), ("all", everyone)]:
         for left, right in COMPARED:
             gains = {name: [one[left][name] - one[right][name] for one in of] for name in MEASURES}
-            cells = [_difference(gains[name], form) for name, (_, form) in MEASURES.items()]
+            cells = [interval(gains[name], form, marked=True) for name, (_, form) in MEASURES.items()]
             compared.append([title, len(of), f"{left} − {right}", *cells])
     galleries = sorted({one["gallery"] for one in everyone})
     return [
@@ -146,11 +145,3 @@ def _means(arms: list[Any]) -> list[str]:
     cost = 1000 * statistics.median(arm["seconds"] for arm in arms)
     scores = f"{mean('psnr'):.2f}", f"{mean('likeness'):.3f}", f"{mean('rank'):.1f}", f"{mean('first'):.0%}"
     return [*scores, f"{mean('term'):.3g}", f"{cost:.3g}"]
-
-
-def _difference(values: list[float], form: str) -> str:
-    if len(values) < 2:
-        return f"{values[0]:{form}}"
-    found = mean_interval(values)
-    text = f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
-    return text if found.low <= 0 <= found.high else f"**{text}**"

@@ -2,22 +2,20 @@
 
     python -m benchmarks.engines.memory WORK ARM
 
-glibc must be told to give pages back, see :data:`RETURN_PAGES`.
+glibc must be told to give pages back, see :data:`benchmarks.machine.RETURN_PAGES`.
 """
 
-import ctypes
 import gc
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
+from benchmarks import machine
 from benchmarks.engines import works
 
-RETURN_PAGES = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0"}
 EVALUATIONS = 2
 
 
@@ -28,22 +26,16 @@ def grown(work: works.Work, arm: str) -> dict[str, int]:
         RuntimeError: it failed.
     """
     command = [sys.executable, "-m", "benchmarks.engines.memory", json.dumps(work.facts()), arm]
-    variables = {**os.environ, **RETURN_PAGES, "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, **machine.RETURN_PAGES, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise RuntimeError(f"{arm} ended with {ran.returncode}: {(ran.stderr.splitlines() or ['killed'])[-1]}")
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
 def _held() -> int:
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    return _status("VmRSS")
+    return machine.held()
 
 
 def main() -> None:
@@ -53,12 +45,12 @@ def main() -> None:
     works.ARMS[arm](works.client(works.SMALL))()
     client = works.client(work)
     before = _held()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    machine.forget_peak()
     evaluate = works.ARMS[arm](client)
     built = _held()
     for _ in range(EVALUATIONS):
         evaluate()
-    print(json.dumps({"built": built - before, "peak": _status("VmHWM") - before}))
+    print(json.dumps({"built": built - before, "peak": machine.peak() - before}))
 
 
 if __name__ == "__main__":

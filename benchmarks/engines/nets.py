@@ -5,24 +5,23 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.apart import untouched, used_elsewhere
+from benchmarks.apart import SEED, studied
+from benchmarks.calibration import CALIBRATION, calibrated
+from benchmarks.descent_runs import POST, PRE
 from benchmarks.engines import detection
 from leakmap import LocalRule, Task, build_network
-from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.federation import Batch
-from leakmap.local import Mode, arrange
+from leakmap.local import Mode
 from leakmap.models.network import Network
 from leakmap.plan import NORMALISATIONS
 from leakmap.seeds import generator
 
-SEED, STUDIED, CALIBRATION = 100, 256, 32
 MOVED = 0.1
 """How far perturbed weights are from random ones, in standard deviations of each tensor."""
 RESNET20, RESNET56 = "ResNet-20", "ResNet-56"
@@ -51,7 +50,6 @@ class Subject:
     weights: Literal["random", "perturbed", "trained"] = "random"
 
 
-PRE, POST = "resnet,blocks=1-1-1,width=24,preact=true", "resnet,blocks=1-1-1,width=24"
 SUBJECTS = (
     Subject("ConvNet", "convnet"),
     Subject("pre-act 1-1-1", PRE, BOTH),
@@ -90,8 +88,7 @@ class Case:
     batch: int
 
     def __str__(self) -> str:
-        subject = self.subject
-        return f"{subject.title} {subject.weights} {self.mode} {self.batch}"
+        return f"{self.subject.title} {self.subject.weights} {self.mode} {self.batch}"
 
     @property
     def slug(self) -> str:
@@ -126,14 +123,6 @@ def lacking(subject: Subject, options: argparse.Namespace) -> str:
     return ""
 
 
-@cache
-def studied(data: str) -> tuple[Pictures, set[str]]:
-    """Pictures that no other table attacks, and the digests of those that others do."""
-    everything = load_pictures(data)
-    used = used_elsewhere(everything)
-    return untouched(everything, used, STUDIED, SEED), used
-
-
 def client(case: Case, draw: int, options: argparse.Namespace) -> Batch:
     """A client of a network; draws hold different pictures."""
     pictures, _ = studied(options.data)
@@ -166,7 +155,7 @@ def build(subject: Subject, options: argparse.Namespace) -> Network:
     if subject.weights == "perturbed":
         pictures, _ = studied(options.data)
         x = task.normalise(_sized(pictures.images[:CALIBRATION], subject.size))
-        network = _calibrated(_moved(network), x)
+        network = calibrated(_moved(network), x)
     return network
 
 
@@ -180,15 +169,3 @@ def _moved(network: Network) -> Network:
         noise = torch.randn(tensor.shape, generator=generator(SEED, "moved", name))
         weights[name] = tensor + MOVED * torch.where(scale > 0, scale, 1.0) * noise
     return replace(network, weights=weights)
-
-
-def _calibrated(network: Network, x: Tensor) -> Network:
-    """With the statistics of ``x`` in its BatchNorm layers."""
-    module = arrange(network.module(), LocalRule(dropout=0.0))
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None
-    with torch.no_grad():
-        module(x)
-    return replace(network, weights={name: tensor.detach().clone() for name, tensor in module.state_dict().items()})

@@ -3,18 +3,19 @@
 import ast
 import hashlib
 import importlib.metadata
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import leakmap
+from benchmarks import machine
 from leakmap.store import read_json, write_json
 from leakmap.trial import versions_of
 
@@ -80,18 +81,14 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
-_digests: list[str] = []
-
-
+@cache
 def code_digest() -> str:
     """SHA-256 of the code that is measured, as it was when this process began; comments do not count."""
-    if not _digests:
-        digest, folder = hashlib.sha256(), Path(leakmap.__file__).parent
-        for place in MEASURED:
-            for path in sorted((folder / place).rglob("*.py")) or [folder / place]:
-                digest.update(ast.dump(ast.parse(path.read_bytes())).encode())
-        _digests.append(digest.hexdigest())
-    return _digests[0]
+    digest, folder = hashlib.sha256(), Path(leakmap.__file__).parent
+    for place in MEASURED:
+        for path in sorted((folder / place).rglob("*.py")) or [folder / place]:
+            digest.update(ast.dump(ast.parse(path.read_bytes())).encode())
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -99,11 +96,8 @@ def versions() -> dict[str, str]:
     found = versions_of(torch.device("cpu"))
     found |= {package: importlib.metadata.version(package) for package in PACKAGES if package in sys.modules}
     device = f"{found.pop('device')}, {torch.backends.cpu.get_cpu_capability()}"
-    if platform.system() == "Linux":
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        device = f"{names[0]}, {device}" if names else device
-    return found | {"processor": device}
+    name = machine.processor()
+    return found | {"processor": f"{name}, {device}" if name else device}
 
 
 @dataclass
@@ -141,11 +135,6 @@ class Clock:
             }
             for name in names
         }
-
-
-def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Lines of a markdown table and an empty one."""
-    return [f"| {' | '.join(map(str, line))} |" for line in (head, ["---"] * len(head), *rows)] + [""]
 
 
 def seconds(timed: Mapping[str, Any]) -> str:

@@ -7,13 +7,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from benchmarks.engines.pieces import Clock, Found, Piece, Tell, agreement, ratio, seconds, table
-from benchmarks.engines.works import Client, Evaluate, Work, client, distance, exact, frozen
+from benchmarks.engines.pieces import Clock, Found, Piece, Tell, agreement, ratio, seconds
+from benchmarks.engines.works import Client, Evaluate, Work, client, distance, engine
+from benchmarks.markdown import table
 from leakmap.local import arrange
 
 COUNTS = (1, 4, 8)
@@ -54,7 +56,7 @@ def folded(held: Client) -> Evaluate:
 def measure(work: Work, count: int, options: argparse.Namespace, tell: Tell) -> dict[str, Any]:
     """Seconds of one evaluation for one restart."""
     held = client(work, guesses=count)
-    arms = {LOOP_EXACT: exact(held), LOOP_FROZEN: frozen(held)}
+    arms = {LOOP_EXACT: engine(held, "exact"), LOOP_FROZEN: engine(held, "frozen")}
     if count <= MOST[work.title]:
         arms[FOLDED] = folded(held)
     with warnings.catch_warnings(record=True) as heard:
@@ -108,22 +110,15 @@ def measure_compile(options: argparse.Namespace, tell: Tell) -> dict[str, Any]:
     """Seconds to compile from nothing, and of one evaluation afterwards."""
     held = client(WORKS[0])
     tell("compiling")
-    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        try:
-            began = time.perf_counter()
-            fast = compiled(held)
-            answer = fast()[0]
-            spent = time.perf_counter() - began
-            arms = {LOOP_EXACT: exact(held), LOOP_FROZEN: frozen(held), COMPILED: fast}
-            clock = Clock()
-            turns = EVALUATIONS[WORKS[0].title]
-            clock.race({name: _repeated(run, turns) for name, run in arms.items()}, options.rounds, tell)
-        finally:
-            os.environ.pop("TORCHINDUCTOR_CACHE_DIR")
-            if before is not None:
-                os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder):
+        began = time.perf_counter()
+        fast = compiled(held)
+        answer = fast()[0]
+        spent = time.perf_counter() - began
+        arms = {LOOP_EXACT: engine(held, "exact"), LOOP_FROZEN: engine(held, "frozen"), COMPILED: fast}
+        clock = Clock()
+        turns = EVALUATIONS[WORKS[0].title]
+        clock.race({name: _repeated(run, turns) for name, run in arms.items()}, options.rounds, tell)
     cosine = agreement(answer, arms[LOOP_EXACT]()[0])["cosine"]
     return {"compile": spent, "seconds": clock.record(turns), "cosine": cosine}
 

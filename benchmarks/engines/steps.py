@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from benchmarks.engines.memory import grown
-from benchmarks.engines.pieces import Clock, Found, Piece, Tell, agreement, seconds, table
+from benchmarks.engines.pieces import Clock, Found, Piece, Tell, agreement, seconds
 from benchmarks.engines.works import ARMS, EXACT, FROZEN, UNROLLED, Work, client, unrolled
+from benchmarks.markdown import table
 
 COUNTS = (1, 4, 16)
 WORKS = (

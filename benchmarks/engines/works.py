@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,15 +134,9 @@ def distance(shared: list[Tensor], target: list[Tensor]) -> Tensor:
     return 1 - dot / (square * target_square).sqrt()
 
 
-def exact(client: Client) -> Evaluate:
-    """Double backward."""
-    return engine(client, "exact")
-
-
-def frozen(client: Client) -> Evaluate:
-    """Differences with frozen kinks."""
-    return engine(client, "frozen")
-
-
 EXACT, FROZEN, UNROLLED = "exact", "frozen", "unrolled"
-ARMS: dict[str, Callable[[Client], Evaluate]] = {EXACT: exact, FROZEN: frozen, UNROLLED: unrolled}
+ARMS: dict[str, Callable[[Client], Evaluate]] = {
+    EXACT: partial(engine, kind="exact"),
+    FROZEN: partial(engine, kind="frozen"),
+    UNROLLED: unrolled,
+}

@@ -52,6 +52,11 @@ class Settings:
     tv: float | None = PUBLISHED_TV
     own: bool = False
 
+    def published(self) -> tuple[int, float]:
+        """Steps and weight of the total variation; the published ones where they are None."""
+        steps = PUBLISHED_STEPS if self.steps is None else self.steps
+        return steps, PUBLISHED_TV if self.tv is None else self.tv
+
 
 Attack = Callable[[Case, Settings, Watch], None]
 

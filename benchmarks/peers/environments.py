@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 
 import leakmap
+from benchmarks.machine import RETURN_PAGES
 
 ROOT = Path(__file__).parents[2]
 BREACHING = ("breaching==0.1.2",)
@@ -23,8 +24,6 @@ LEAKPRO_EXTRAS = ("federated",)
 LEAKPRO_UNDECLARED = ("transformers",)
 """What LeakPro imports at once without listing it among the requirements of federated learning."""
 QUIET = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HYDRA_FULL_ERROR": "1"}
-RETURN_PAGES = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0"}
-"""Makes glibc give back what is freed, so that resident memory is memory in use."""
 
 
 class Unavailable(Exception):

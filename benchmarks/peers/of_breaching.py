@@ -8,7 +8,6 @@ optimiser, without total variation and sign. Attention takes the math kernel, th
 
 import contextlib
 import io
-import logging
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -22,20 +21,9 @@ with contextlib.redirect_stdout(io.StringIO()):
         OptimizationBasedAttacker,
     )
 
-from benchmarks.peers.contestants import (
-    BREACHING,
-    PUBLISHED_STEPS,
-    PUBLISHED_TV,
-    SEED,
-    Answer,
-    Attack,
-    Evaluate,
-    Settings,
-)
+from benchmarks.peers.contestants import BREACHING, SEED, Answer, Attack, Evaluate, Settings
 from benchmarks.peers.watches import Watch
 from benchmarks.peers.works import Case
-
-logging.disable(logging.INFO)
 
 
 class Attacker(OptimizationBasedAttacker):
@@ -88,8 +76,7 @@ def contestant(case: Case) -> Evaluate:
 
 def attack(case: Case, settings: Settings, watch: Watch) -> None:
     """breaching's loop."""
-    steps = PUBLISHED_STEPS if settings.steps is None else settings.steps
-    tv = PUBLISHED_TV if settings.tv is None else settings.tv
+    steps, tv = settings.published()
     torch.manual_seed(SEED)
     peer, payload, shared = attacker(
         case, f"optim.max_iterations={steps}", f"regularization.total_variation.scale={tv}"

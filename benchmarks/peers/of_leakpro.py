@@ -7,7 +7,6 @@ training mode. Its loop runs unchanged, its score against the truth every 250 it
 where one such falls, is not timed. Of both, one method that is called once in each iteration tells a watch.
 """
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,26 +19,13 @@ from leakpro.attacks.gia_attacks.modular.presets import (  # pyright: ignore[rep
     inverting_gradients_attack,
 )
 from leakpro.fl_utils.fl_client_simulator import ClientObservations  # pyright: ignore[reportMissingImports]
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.peers.contestants import (
-    LEAKPRO,
-    LEAKPRO_MODULAR,
-    PUBLISHED_STEPS,
-    PUBLISHED_TV,
-    SEED,
-    Answer,
-    Attack,
-    Evaluate,
-    Settings,
-)
+from benchmarks.peers.contestants import LEAKPRO, LEAKPRO_MODULAR, SEED, Answer, Attack, Evaluate, Settings
 from benchmarks.peers.watches import Enough, Watch
 from benchmarks.peers.works import Case
 from leakmap.errors import NotApplicable
-
-logging.disable(logging.INFO)
 
 
 class Watched(InvertingGradients):
@@ -86,7 +72,7 @@ def class_based_contestant(case: Case) -> Evaluate:
 def class_based_attack(case: Case, settings: Settings, watch: Watch) -> None:
     """Its loop."""
     torch.manual_seed(SEED)
-    peer = class_based(case, settings.steps or PUBLISHED_STEPS, PUBLISHED_TV if settings.tv is None else settings.tv)
+    peer = class_based(case, *settings.published())
     peer.watch = watch
     try:
         with sdpa_kernel(SDPBackend.MATH):
@@ -138,12 +124,11 @@ def modular_contestant(case: Case) -> Evaluate:
 def modular_attack(case: Case, settings: Settings, watch: Watch) -> None:
     """Its loop."""
     torch.manual_seed(SEED)
-    tv = PUBLISHED_TV if settings.tv is None else settings.tv
-    peer, held = modular(case, settings.steps or PUBLISHED_STEPS, tv)
+    peer, held = modular(case, *settings.published())
     original = peer.optimization._compute_loss
 
     def watched(state: Any, *arguments: Any) -> Any:
-        watch(_pictures(state.reconstruction, case))
+        watch(state.reconstruction.detach().reshape(case.guess.shape))
         return original(state, *arguments)
 
     peer.optimization._compute_loss = watched
@@ -153,10 +138,6 @@ def modular_attack(case: Case, settings: Settings, watch: Watch) -> None:
             peer.run_attack(case.observation.network.module(), held, device)
     except Enough:
         return
-
-
-def _pictures(reconstruction: Tensor, case: Case) -> Tensor:
-    return reconstruction.detach().reshape(case.guess.shape)
 
 
 CONTESTANTS: Mapping[str, Any] = {LEAKPRO: class_based_contestant, LEAKPRO_MODULAR: modular_contestant}

@@ -2,9 +2,10 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from benchmarks.markdown import table
 from benchmarks.peers.contestants import EXACT, FROZEN, LOOP, STEP
 from benchmarks.peers.measures import BY_PSNR, BY_TERM, DECIBELS, PAIRS, entries
 from benchmarks.peers.works import WORKS, Work
@@ -17,14 +18,6 @@ MOMENTS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 MEMORY_WORK = "resnet18-8"
 Parts = Mapping[str, Any]
 """``part-device-work[-client]`` -> what was measured."""
-Column = tuple[str, Any]
-"""Its title and what was measured."""
-
-
-def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Lines of a table and an empty one."""
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(map(str, line))} |" for line in lines] + [""]
 
 
 def _measured(parts: Parts, part: str) -> list[tuple[Work, str, Any]]:

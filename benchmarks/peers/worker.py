@@ -6,13 +6,12 @@ FOLDER holds a saved case. Each request names an operation and its arguments; ea
 ``{"error": "…"}``. The first answer comes unasked: versions.
 """
 
-import ctypes
 import gc
 import importlib.metadata
 import json
+import logging
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks import machine
 from benchmarks.peers.contestants import Attack, Evaluate, HandWritten, Settings
 from benchmarks.peers.watches import Follower, Stamps
 from benchmarks.peers.works import Case
@@ -149,30 +149,18 @@ class Server:
         self.synchronise()
         if self.device.type == "cuda":
             return torch.cuda.memory_allocated(self.device)
-        if sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)
-            return _status("VmRSS")
-        return _largest()
+        return machine.held()
 
     def _forget_peak(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        elif sys.platform == "linux":
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        else:
+            machine.forget_peak()
 
     def _peak(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return _status("VmHWM") if sys.platform == "linux" else _largest()
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-def _largest() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return machine.peak()
 
 
 def _versions() -> dict[str, str]:
@@ -197,6 +185,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     torch.set_num_threads(1)
+    logging.disable(logging.INFO)
     if device == "cuda":
         _full_precision()
 

@@ -1,25 +1,24 @@
 """What is attacked: models with one client each, and their form on disk."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.calibration import CALIBRATION, calibrated
 from leakmap import LocalRule, Task, ThreatModel, build_network, observe, simulate
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.federation import Batch
 from leakmap.errors import DataError
 from leakmap.local import Mode
-from leakmap.models.network import Network
 from leakmap.observation import Observation
 from leakmap.plan import NORMALISATIONS
 from leakmap.seeds import generator
 
 SIGMA = 0.5
-CALIBRATION = 32
 LOOKED_AT = "astronaut"
 """The photograph of ``samples`` on which step sizes were first explored: no tile of it is attacked."""
 
@@ -154,15 +153,3 @@ def _allowed(loaded: Pictures) -> Tensor:
     if LOOKED_AT not in loaded.classes:
         return torch.ones(len(loaded), dtype=torch.bool)
     return loaded.labels != loaded.classes.index(LOOKED_AT)
-
-
-def calibrated(network: Network, x: Tensor) -> Network:
-    """The same network with the statistics of ``x`` in its BatchNorm layers."""
-    module = network.module().train()
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None
-    with torch.no_grad():
-        module(x)
-    return replace(network, weights={name: tensor.detach().clone() for name, tensor in module.state_dict().items()})

@@ -1,0 +1,43 @@
+"""What the pages of benchmarks have in common."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from leakmap.scoring.statistics import mean_interval
+from leakmap.trial import versions_of
+
+
+def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Lines of a table and an empty one."""
+    return [f"| {' | '.join(map(str, line))} |" for line in (head, ["---"] * len(head), *rows)] + [""]
+
+
+def interval(per_client: list[float], form: str, *, marked: bool = False) -> str:
+    """The mean over clients with its 95 % interval; of a single client its value.
+
+    Args:
+        per_client: Values.
+        form: Of each number.
+        marked: Whether it is bold where the interval leaves out 0.
+    """
+    found = mean_interval(per_client)
+    if len(per_client) < 2:
+        return f"{found.value:{form}}"
+    text = f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
+    return f"**{text}**" if marked and not found.low <= 0 <= found.high else text
+
+
+def versions() -> str:
+    """What results on the CPU depend on besides their settings."""
+    return ", ".join(f"{name} {version}" for name, version in versions_of(torch.device("cpu")).items())
+
+
+def publish(content: str, *paths: Path) -> None:
+    """Prints a page and writes it to files, each under a temporary name first."""
+    for path in paths:
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
+    print(content)
