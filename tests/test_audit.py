@@ -22,7 +22,7 @@ PLAN = Plan("mlp,hidden=16", "samples", image_size=16, victims=3, attack=QUICK)
 
 
 def scores(store: Store, plan: Plan, prepared) -> dict[str, object]:
-    found = {t.key: store.get(t) for of_role in trials(plan, prepared).values() for t in of_role}
+    found = {t.key: store.get(t) for of_role in trials(plan, *prepared.digests).values() for t in of_role}
     return {key: (o.score.values, o.score.ranks, o.score.pictures.numpy().tobytes()) for key, o in found.items()}
 
 
@@ -59,11 +59,11 @@ def test_every_score_has_its_floors_and_every_row_its_pictures():
 
 def test_floors_use_the_settings_of_the_attack():
     plan = replace(PLAN, attack=Spec("inverting_gradients", {"steps": 4, "tv": 0.5}))
-    planned = trials(plan, prepare(plan))
+    planned = trials(plan, *prepare(plan).digests)
     assert planned["prior_only"][0].attack == Spec("prior_only", {"of": "inverting_gradients", "steps": 4, "tv": 0.5})
     assert {t.swap for t in planned["swapped"]} == {1}
     null = replace(plan, control="swapped")
-    assert {t.swap for t in trials(null, prepare(null))["swapped"]} == {2}
+    assert {t.swap for t in trials(null, *prepare(null).digests)["swapped"]} == {2}
 
 
 def test_an_interrupted_audit_resumes_without_repeating_and_ends_with_the_same_bytes(tmp_path):
@@ -96,7 +96,9 @@ def test_a_damaged_outcome_is_run_again(tmp_path):
     first = next((tmp_path / "trials").iterdir())
     first.write_bytes(first.read_bytes()[:50])
     assert perform(PLAN, prepared, store).result["unfinished"] == 0
-    assert store.get(next(t for ts in trials(PLAN, prepared).values() for t in ts if store.path(t.key) == first))
+    assert store.get(
+        next(t for ts in trials(PLAN, *prepared.digests).values() for t in ts if store.path(t.key) == first)
+    )
 
 
 def test_another_audit_in_the_same_folder_is_refused_and_what_differs_is_named(tmp_path):
@@ -214,10 +216,10 @@ def test_normalisation_is_read_and_refused():
 
 
 def test_keys_depend_on_contents_and_settings_and_on_nothing_else():
-    first, second = (trials(PLAN, prepare(PLAN))["attack"][0] for _ in range(2))
+    first, second = (trials(PLAN, *prepare(PLAN).digests)["attack"][0] for _ in range(2))
     assert first.key == second.key
     changed = [replace(PLAN, seed=1), replace(PLAN, attack=Spec("inverting_gradients", {"steps": 5}))]
-    keys = {first.key, *(trials(plan, prepare(plan))["attack"][0].key for plan in changed)}
+    keys = {first.key, *(trials(plan, *prepare(plan).digests)["attack"][0].key for plan in changed)}
     assert len(keys) == 3
 
 
@@ -229,7 +231,7 @@ def test_victims_never_reach_an_attack(monkeypatch):
     original = room.attack
     monkeypatch.setattr(room, "attack", lambda o, *rest: handed.append(o) or original(o, *rest))
     prepared = prepare(PLAN)
-    trial = trials(PLAN, prepared)["attack"][0]
+    trial = trials(PLAN, *prepared.digests)["attack"][0]
     assert run(trial, prepared.main).failure is None
     private = room.held_by(trial, prepared.main).pictures
     for name, tensor in handed[0].update.tensors.items():

@@ -1,11 +1,17 @@
 """The documentation is run as it stands, and names every algorithm that there is."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
+import typer
 
+from leakmap import LocalRule, attack, attacks
 from leakmap.catalogue import REGISTRIES, markdown
+from leakmap.cli import app
+from tests.conftest import observed, pictures
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,6 +25,45 @@ def test_the_programs_of_the_python_page_run(place, tmp_path, monkeypatch, capsy
     assert "exact" in shown if place == 0 else "of (41,)" in shown
 
 
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/attacks.md", "docs/engine.md", "docs/observation.md", "docs/tuning.md"]
+)
+def test_the_snippets_of_a_page_run_one_after_the_other(page, task, tmp_path, monkeypatch):
+    """What a page takes for given is supplied, and its long searches are cut short."""
+    round, observation = observed("mlp,hidden=32", task, rule=LocalRule(mode="eval"), count=1)
+    images = pictures(120, task, 1)
+    given = {
+        "model": torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(768, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2)
+        ),
+        "images": images,
+        "labels": torch.arange(120) % 2,
+        "network": round.network,
+        "batch": round.batch,
+        "distractors": [images[:40]],
+        "observation": observation,
+    }
+    monkeypatch.chdir(tmp_path)
+    for program in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S):
+        short = program.replace("budget=20", "budget=1").replace('"strongest"', '"strongest,steps=20"')
+        exec(compile(short, page, "exec"), given)
+
+
+def commands():
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = page.read_text().replace("\\\n", " ")
+        for line in re.findall(r"^    (?:\.venv/bin/)?leakmap (.*)$", text, re.M):
+            yield pytest.param(shlex.split(line, comments=True), id=f"{page.name}: {line}")
+
+
+@pytest.mark.parametrize("words", [*commands()])
+def test_every_command_line_is_one_that_leakmap_takes(words):
+    command, *options = words
+    read = typer.main.get_command(app).commands[command].make_context(command, options)
+    if spec := read.params.get("attack"):
+        attacks.build(spec)
+
+
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda r: r.kind)
 def test_the_catalogue_has_every_name_with_a_summary_and_its_settings(registry):
     heading = f"## {registry.kind.replace('_', ' ').capitalize()}\n"
@@ -30,10 +75,6 @@ def test_the_catalogue_has_every_name_with_a_summary_and_its_settings(registry):
 
 
 def test_the_attack_of_the_contributing_page_keeps_the_contract(task):
-    from leakmap import attack
-    from leakmap.attacker.attacks import attacks
-    from tests.conftest import observed
-
     source = re.search(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
     exec(compile(source.group(1), "CONTRIBUTING.md", "exec"), {})
     try:
@@ -41,3 +82,7 @@ def test_the_attack_of_the_contributing_page_keeps_the_contract(task):
         assert found.pictures.shape == (2, *task.shape)
     finally:
         del attacks._entries["doe"]
+
+
+def test_the_catalogue_page_is_the_one_that_leakmap_prints():
+    assert (ROOT / "docs" / "catalogue.md").read_text() == markdown()

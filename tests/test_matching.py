@@ -17,6 +17,7 @@ from leakmap.attacker.matching.masks import Masked
 from leakmap.attacker.matching.priors import SamePictures, TotalVariation
 from leakmap.attacker.matching.scene import Guess, Scene
 from leakmap.attacker.matching.starts import first_guess
+from leakmap.attacker.matching.terms import TaskLoss
 from leakmap.errors import BadSetting, UsageError
 from tests.conftest import batch_of, matching_term, observed, pictures
 
@@ -275,6 +276,17 @@ def test_a_blind_search_goes_on_from_stage_to_stage(task):
 def test_a_distance_that_is_not_a_number_stays_one():
     broken = torch.tensor([torch.nan], dtype=torch.float64)
     assert all(DISTANCES[name](broken, broken, broken)[0].isnan() for name in DISTANCES)
+
+
+@pytest.mark.parametrize(
+    "rule", [LocalRule(accumulate=2), LocalRule("delta", batch_size=3, epochs=2)], ids=["micro", "steps"]
+)
+def test_the_clients_loss_pulls_at_every_picture_of_every_pass(rule, task):
+    observation = observed("convnet,width=4", task, rule=rule, count=4)[1]
+    scene = Scene(observation, rule, torch.arange(4), 0)
+    guess = Guess(task.normalise(pictures(4, task)), scene.y)
+    pull = Engine(scene, DISTANCES["cosine"], weight=0.0, penalties=[TaskLoss(1.0)(scene)]).value_and_grad(guess)
+    assert (pull.gradient[0].flatten(1).norm(dim=1) > 0).all()
 
 
 def test_features_are_left_out_behind_several_forward_passes(task):

@@ -57,6 +57,12 @@ def test_a_file_gives_back_the_same_observation(observation, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_tensors_that_were_read_lie_in_memory_as_torchs_own_so_that_they_round_alike(observation):
+    back = Observation.from_bytes(observation.to_bytes())
+    torchs = 64
+    assert all(tensor.data_ptr() % torchs == 0 for tensor in {**back.network.weights, **back.update.tensors}.values())
+
+
 def _set(path, value):
     def change(manifest, tensors):
         target = manifest

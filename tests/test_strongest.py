@@ -40,6 +40,18 @@ def test_it_runs_what_the_knowledge_allows_and_says_why_not_the_rest(task):
     assert reached(attack(local, "strongest,steps=2"))["dimitrov"].pictures is not None
 
 
+def test_a_counter_that_no_client_can_have_stops_only_the_member_that_reads_it(task):
+    _, observation = observed("convnet,width=4,norm=batch", task, threat=ThreatModel("known"))
+    buffers = {
+        name: tensor - 5 if name.endswith("num_batches_tracked") else tensor
+        for name, tensor in (observation.buffers or {}).items()
+    }
+    found = reached(attack(replace(observation, buffers=buffers), "strongest,steps=2"))
+    assert found["inverting_gradients"].pictures is not None
+    assert "num_batches_tracked" in found["recovered_statistics"].note
+    assert not found["recovered_statistics"].failed
+
+
 def test_every_member_reaches_what_it_reaches_alone_and_the_lowest_term_wins(task):
     _, observation = observed(BATCHNORM, task, threat=ThreatModel("known", public=4))
     found = attack(observation, "strongest,steps=4", seed=3)

@@ -114,7 +114,11 @@ def test_no_victim_is_looked_at(monkeypatch):
 
     played = []
     run_here = auditing.run_here
-    monkeypatch.setattr(auditing, "run_here", lambda trials, *rest: played.extend(trials) or run_here(trials, *rest))
+    monkeypatch.setattr(
+        auditing,
+        "run_here",
+        lambda jobs, *rest, **how: played.extend(job.trial for job in jobs) or run_here(jobs, *rest, **how),
+    )
     found = tune(PLAN, prepared(), budget=2)
     assert {trial.group for trial in played} == {"rehearsals"}
     groups = prepared().main.groups
@@ -339,7 +343,7 @@ def test_a_trial_depends_on_the_contents_of_the_users_generator(tmp_path):
     keys = []
     for text in ("def build(task): ...", "def build(task): return 1"):
         path.write_text(text)
-        keys.append(trials(plan, prepared(0))["attack"][0].key)
+        keys.append(trials(plan, *prepared(0).digests)["attack"][0].key)
     assert keys[0] != keys[1]
 
 

@@ -46,11 +46,13 @@ class Settings:
         steps: Iterations, over which the step size is scheduled; None: as many as the attack has by default.
         tv: Weight of the total variation; None: the default of the attack, in a form of its own.
         own: Whether optimiser and schedule are the defaults of leakmap instead of the published ones.
+        lr: Of leakmap, in place of the default step size.
     """
 
     steps: int | None = PUBLISHED_STEPS
     tv: float | None = PUBLISHED_TV
     own: bool = False
+    lr: float | None = None
 
     def published(self) -> tuple[int, float]:
         """Steps and weight of the total variation; the published ones where they are None."""
@@ -174,7 +176,9 @@ def attack_with(kind: Kind) -> Attack:
         first, *others = how.priors
         if settings.tv is not None:
             first = SmoothVariation(settings.tv, p=1.0, q=1.0, opponents=False)
-        how = replace(how, priors=(Watched(first, watch), *others), steps=settings.steps or how.steps, engine=kind)
+        descent = how.descent if settings.lr is None else replace(how.descent, lr=settings.lr)
+        steps = settings.steps or how.steps
+        how = replace(how, priors=(Watched(first, watch), *others), steps=steps, descent=descent, engine=kind)
         try:
             how(case.observation, SEED, lambda fraction: None)
         except Enough:

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.markdown import table
 from benchmarks.peers.contestants import EXACT, FROZEN, LOOP, STEP
-from benchmarks.peers.measures import BY_PSNR, BY_TERM, DECIBELS, PAIRS, entries
+from benchmarks.peers.measures import BY_PSNR, BY_TERM, DECIBELS, PAIRS, SHORT, entries
 from benchmarks.peers.works import WORKS, Work
 
 SAME_TERM, SAME_GRADIENT = 1e-4, 0.999
@@ -150,7 +150,7 @@ def moments(parts: Parts) -> list[str]:
         for work in (BY_PSNR, BY_TERM):
             start = f"time-{device}-{work.name}-"
             clients = [found["runs"] for name, found in parts.items() if name.startswith(start)]
-            known = [entry.title for entry in entries()]
+            known = [entry.title for entry in entries(work)]
             if ran := [name for name in known if clients and all(name in runs for runs in clients)]:
                 lines += [f"### {work.title}{suffix}", "", *_course(clients, ran, work)]
                 lines += _contest(clients, [[known[i] for i in pair] for pair in PAIRS], work)
@@ -188,11 +188,13 @@ def _contest(clients: list[Any], pairs: list[list[str]], work: Work) -> list[str
     for ours, theirs in pairs:
         if all(ours in runs and theirs in runs for runs in clients):
             rows.append([ours, theirs, *_times([_reached(runs[ours], runs[theirs], work) for runs in clients])])
+    steps, lr = SHORT[work.name]
     goal = f"{DECIBELS:g} dB"
     if work is BY_TERM:
         goal = f"the same matching term, of each picture the lowest that both reach and {SLACK - 1:.0%} more"
     return [
-        f"Seconds to {goal}: medians. ≥: at least half of the runs ended before.",
+        f"Seconds to {goal}: medians. ≥: at least half of the runs ended before. The short search has {steps} "
+        f"iterations and a first step of {lr:g}, chosen on pictures that this page does not use.",
         "",
         *table(["", "against", "seconds", "against seconds", "times faster", f"at least {FASTER:g}"], rows),
     ]

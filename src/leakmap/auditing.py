@@ -20,7 +20,7 @@ from leakmap.gate import Gate, inspect_update
 from leakmap.local import LocalRule
 from leakmap.models.network import IN_MEMORY
 from leakmap.plan import ROLES, Plan, Prepared, Progress, prepare, trials
-from leakmap.pool import Report, StageFile, run_here, run_in_pool
+from leakmap.pool import Held, Play, Report, StageFile, run_here, run_in_pool
 from leakmap.registry import Spec
 from leakmap.store import Store
 from leakmap.task import Loss
@@ -149,7 +149,7 @@ def perform(
     gate = _gate(plan, prepared, device, progress)
     if store is not None:
         store.claim({**asdict(plan), "contents": prepared.main.digest}, "audit")
-    planned = trials(plan, prepared)
+    planned = trials(plan, *prepared.digests)
     outcomes: dict[str, Outcome] = {}
     everything = [trial for v in range(plan.victims) for role in ROLES[:3] for trial in planned[role][v : v + 1]]
     everything += planned["control"]
@@ -212,14 +212,15 @@ def run_all(
         return
     in_memory = any(stage.network.model.name == IN_MEMORY for stage in stages.values())
     if not workers or store is None or in_memory:
-        run_here(missing, {stage.digest: stage.to(device) for stage in stages.values()}, done, told)
+        held = {stage.digest: Held(stage) for stage in stages.values()}
+        run_here([Play(trial, held[trial.stage]) for trial in missing], done, told, device=device)
         return
     files = {}
     for name, stage in stages.items():
         path = store.folder / f"{name}.safetensors"
         stage.save(path)
         files[stage.digest] = StageFile(path, stage.network.model, stage.network.task.loss)
-    run_in_pool(missing, files, done, told, workers=workers, device=device)
+    run_in_pool([Play(trial, files[trial.stage]) for trial in missing], done, told, workers=workers, device=device)
 
 
 def _gate(plan: Plan, prepared: Prepared, device: str, progress: Progress) -> Gate:

@@ -19,7 +19,7 @@ _OF_ATTACKS = ("applies", "attacker and needs", "evaluations x iterations")
 _ABOUT_ATTACKS = (
     "Attackers are those of Carletti et al. (USENIX Security 2025): B knows the update and picture statistics, C the "
     "local rule, D public pictures, E the client's buffers; what an attack does not need it still uses where granted. "
-    "One evaluation simulates the client once with its second derivative; [its cost in training "
+    "One evaluation simulates the client once and differentiates its update; [its cost in training "
     "steps](results/cost.md) is measured. L-BFGS evaluates up to 25 times in an iteration."
 )
 REGISTRIES: tuple[Registry[Any], ...] = (models, sources, attacks, label_rules, metrics)

@@ -22,7 +22,7 @@ from leakmap.conclusion import Audit
 from leakmap.demo import demonstrate
 from leakmap.errors import BadSetting, LeakmapError
 from leakmap.local import LocalRule
-from leakmap.plan import Plan, command, prepare
+from leakmap.plan import Plan, command, local_batch, prepare
 from leakmap.registry import Spec
 from leakmap.scoring.verdict import LEVELS
 from leakmap.store import Store
@@ -128,7 +128,7 @@ def _plan(
             share=share,
             mode=mode,
             epochs=epochs,
-            batch_size=_part(batch_size, local_steps),
+            batch_size=local_batch(batch_size, local_steps),
             lr=lr,
             momentum=momentum,
             weight_decay=weight_decay,
@@ -303,19 +303,6 @@ def list_(
             console.print(Padding(f"[dim]applies[/] {escape(entry.applies)}", (0, 0, 0, 4)))
         if entry.settings:
             console.print(Padding(escape(", ".join(entry.settings)), (0, 0, 0, 4)))
-
-
-def _part(batch_size: int, local_steps: int) -> int | None:
-    """Pictures of one local step, when a client's pictures are split into ``local_steps`` mini-batches."""
-    if local_steps == 1:
-        return None
-    part = -(-batch_size // max(local_steps, 1))
-    if local_steps < 1 or -(-batch_size // part) != local_steps:
-        raise BadSetting(
-            f"{batch_size} pictures cannot be split into {local_steps} mini-batches; "
-            "raise --batch-size, or repeat all pictures with --epochs."
-        )
-    return part
 
 
 def _digest(plan: Plan) -> str:

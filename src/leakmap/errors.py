@@ -63,4 +63,15 @@ class NonFinite(LeakmapError):
 
 
 class WorkerDied(LeakmapError):
-    """A process ended in the middle of a run; what was finished before is kept."""
+    """A process ended in the middle of a run; what was finished before is kept.
+
+    Args:
+        keys: What may have been running in it.
+    """
+
+    def __init__(self, keys: frozenset[str] = frozenset()):
+        super().__init__(
+            "A worker process died, most likely for lack of memory. What was finished is kept; the same command "
+            "continues, with fewer --workers if it happens again."
+        )
+        self.keys = keys

@@ -112,7 +112,7 @@ def arrange(module: nn.Module, rule: LocalRule, *, dropout: bool = True) -> nn.M
     replaces that of dropout layers and attention; a rate of 0 turns stochastic depth off too.
 
     Args:
-        module: Ready for second derivatives, see :meth:`leakmap.models.network.Network.module`.
+        module: A fresh one, see :meth:`leakmap.models.network.Network.module`.
         rule: Gives mode and dropout rate.
         dropout: False turns dropout off: the expected network, for a simulation that cannot know the masks.
     """

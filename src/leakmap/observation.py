@@ -294,7 +294,7 @@ def _read(data: bytes, code: Code, where: str) -> Observation:
         if size > len(data):
             raise ObservationError(f"{where}: {entry.name!r} claims {size} bytes, the file has {len(data)}.")
     try:
-        tensors = load(data)
+        tensors = {name: tensor.clone() for name, tensor in load(data).items()}  # aligned, as rounding depends on it
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise ObservationError(f"{where}: the tensors cannot be read ({error}).") from None
     order = [entry.name for entry in manifest.tensors]

@@ -1,10 +1,13 @@
 """The plan of an audit: which client, which pictures, which runs."""
 
+import hashlib
+import json
 import math
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,12 +15,12 @@ from torch import nn
 from leakmap.attacker.attacks import DEFAULT, attacks
 from leakmap.attacker.reconstruction import Attack
 from leakmap.client.data import Pictures, load_pictures
-from leakmap.client.groups import Groups, divide
+from leakmap.client.groups import CONTROLS, Groups, divide
 from leakmap.client.training import accuracy, train
 from leakmap.errors import BadSetting, DataError
 from leakmap.local import LocalRule
-from leakmap.models.network import IN_MEMORY, build_network
-from leakmap.registry import Spec, user_code_digest
+from leakmap.models.network import IN_MEMORY, Network, build_network, write_weights
+from leakmap.registry import Spec, file_digest, user_code_digest
 from leakmap.scoring.lineup import GALLERY
 from leakmap.scoring.metrics import ALWAYS, metrics
 from leakmap.task import Loss, Task
@@ -134,6 +137,24 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Names:
+    """What an audit is played on, by name, before any network exists: enough to name all of its runs.
+
+    A name is the SHA-256 of a recipe: of pictures, specifications, seed and files, not of weights, which differ in the
+    last bit between machines. Empty where code or pictures only live in memory.
+
+    Args:
+        network: The audited network.
+        main: The stage with the audited network.
+        control: The stage with the planted control's.
+    """
+
+    network: str = ""
+    main: str = ""
+    control: str = ""
+
+
+@dataclass(frozen=True)
 class Prepared:
     """The stages of an audit.
 
@@ -147,6 +168,11 @@ class Prepared:
     control: Stage
     accuracy: float
 
+    @property
+    def digests(self) -> tuple[str, str]:
+        """Of both stages."""
+        return self.main.digest, self.control.digest
+
 
 def prepare(
     plan: Plan,
@@ -155,6 +181,7 @@ def prepare(
     loss: Loss | None = None,
     device: str = "cpu",
     rehearsals: int = 0,
+    trained: Path | None = None,
     progress: Progress = lambda what, fraction: None,
 ) -> Prepared:
     """Loads the pictures, divides them, builds and trains the networks.
@@ -166,16 +193,64 @@ def prepare(
         loss: In place of ``plan.loss``.
         device: Where to train.
         rehearsals: Simulated clients to tune on; they change neither the clients nor the network.
+        trained: Folder that keeps briefly trained weights, by name; None trains every time.
         progress: Called with what is being done and the finished fraction.
 
     Raises:
         UsageError: something does not fit; nothing was computed yet.
     """
     check_device(device)
+    check(plan)
+    groups, task = gather(plan, pictures, rehearsals, progress)
+    progress("building the model", 0.0)
+    chosen = module if module is not None else plan.model
+    network = build_network(task, chosen, seed=plan.seed, weights=plan.weights, loss=loss).to("cpu")
+    in_memory = pictures is not None or module is not None or loss is not None
+    names = Names() if in_memory else names_of(plan, task, groups.digest, groups.training_digest)
+    if plan.train_epochs:
+        kept = trained / f"{names.network}.safetensors" if trained is not None and names.network else None
+        if kept is not None and kept.is_file():
+            network = build_network(task, chosen, weights=kept, loss=loss)
+        else:
+            network = _trained(plan, network, groups, device, progress)
+            if kept is not None:
+                write_weights(kept, network)
     attack = attacks.build(plan.attack)
-    check_needs(attack, plan.threat)
+    control = build_network(task, attack.leaky_model, seed=plan.seed, loss=loss)
+    public = groups.public
+    own_loss = network.code.loss is not None
+    right = math.nan if own_loss else accuracy(network, groups.images[public], groups.labels[public])
+    return Prepared(Stage(network, groups, names.main), Stage(control, groups, names.control), right)
+
+
+def check(plan: Plan) -> None:
+    """Refuses an attack or metrics that cannot be, before any work.
+
+    Raises:
+        UsageError: a name or setting is unknown, or a needed fact is withheld.
+    """
+    check_needs(attacks.build(plan.attack), plan.threat)
     for name in plan.metrics:
         metrics.build(name)
+
+
+def gather(
+    plan: Plan,
+    pictures: Pictures | None = None,
+    rehearsals: int = 0,
+    progress: Progress = lambda what, fraction: None,
+) -> tuple[Groups, Task]:
+    """The pictures of an audit in groups, and the task that they make.
+
+    Args:
+        plan: The audit.
+        pictures: In place of ``plan.data``.
+        rehearsals: Simulated clients to tune on.
+        progress: Called with what is being done and the finished fraction.
+
+    Raises:
+        UsageError: there are too few pictures, or they do not fit the plan.
+    """
     progress("loading pictures", 0.0)
     groups = divide(
         pictures or load_pictures(plan.data, plan.image_size),
@@ -187,30 +262,55 @@ def prepare(
         seed=plan.seed,
     )
     groups = _without_rehearsed(plan, groups)
-    progress("building the model", 0.0)
     channels, height, width = groups.images.shape[1:]
     mean, std = _normalisation(plan.normalise, groups)
     classes = plan.classes or len(groups.classes)
     if classes < len(groups.classes):
         raise BadSetting(f"classes is {classes}, but the pictures have {len(groups.classes)} classes.")
-    task = Task((channels, height, width), classes, mean, std, Spec.parse(plan.loss))
-    chosen = module if module is not None else plan.model
-    network = build_network(task, chosen, seed=plan.seed, weights=plan.weights, loss=loss).to("cpu")
+    return groups, Task((channels, height, width), classes, mean, std, Spec.parse(plan.loss))
+
+
+def names_of(plan: Plan, task: Task, pictures: str, training: str) -> Names:
+    """The names of what an audit is played on.
+
+    Args:
+        plan: The audit.
+        task: Its task.
+        pictures: Digest of the groups.
+        training: Digest of the pictures that weights are trained on.
+
+    Raises:
+        UsageError: a file that the plan names is not there.
+    """
+    model = Spec.parse(plan.model)
+    facts = {"task": asdict(task), "code": user_code_digest(task.loss), "seed": plan.seed}
+    own: dict[str, Any] = {"model": asdict(model), "code of model": user_code_digest(model)}
+    if plan.weights is not None:
+        own["weights"] = file_digest(Path(plan.weights))
     if plan.train_epochs:
-        pool = groups.training
-        network = train(
-            network.to(device),
-            groups.images[pool],
-            groups.labels[pool],
-            plan.train_epochs,
-            plan.seed,
-            lambda fraction: progress("training briefly", fraction),
-        ).to("cpu")
-    control = build_network(task, attack.leaky_model, seed=plan.seed, loss=loss)
-    public = groups.public
-    own_loss = network.code.loss is not None
-    right = math.nan if own_loss else accuracy(network, groups.images[public], groups.labels[public])
-    return Prepared(Stage(network, groups), Stage(control, groups), right)
+        own |= {"epochs": plan.train_epochs, "training": training}
+    network = _named(facts | own)
+    leaky = {"model": asdict(Spec.parse(attacks.build(plan.attack).leaky_model))}
+    return Names(
+        network, _named({"network": network, "pictures": pictures}), _named(facts | leaky | {"pictures": pictures})
+    )
+
+
+def _named(recipe: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def _trained(plan: Plan, network: Network, groups: Groups, device: str, progress: Progress) -> Network:
+    pool = groups.training
+    found = train(
+        network.to(device),
+        groups.images[pool],
+        groups.labels[pool],
+        plan.train_epochs,
+        plan.seed,
+        lambda fraction: progress("training briefly", fraction),
+    )
+    return found.to("cpu")
 
 
 def facts(plan: Plan, stage: Stage) -> dict[str, Fact]:
@@ -298,15 +398,15 @@ def check_device(device: str) -> None:
 ROLES = ("attack", "swapped", "prior_only", "control")
 
 
-def trials(plan: Plan, prepared: Prepared) -> dict[str, list[Trial]]:
-    """Every run of an audit, by role.
+def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
+    """Every run of an audit, by role, from the digests of its stages.
 
     ``attack`` is what is judged; ``swapped`` and ``prior_only`` are its floors; ``control`` is the planted client that
     is known to leak: an architecture that leaks to this attack, in inference mode, one picture.
     """
     own = 1 if plan.control == "swapped" else 0
     base = Trial(
-        prepared.main.digest,
+        main,
         plan.rule,
         plan.threat,
         plan.attack,
@@ -319,15 +419,30 @@ def trials(plan: Plan, prepared: Prepared) -> dict[str, list[Trial]]:
     if prior.name != "prior_only":
         prior = Spec("prior_only", {"of": plan.attack.name, **plan.attack.params})
     victims = range(plan.victims)
-    planted = replace(
-        base, stage=prepared.control.digest, rule=LocalRule(mode="eval"), group="controls", metrics=ALWAYS
-    )
+    planted = replace(base, stage=control, rule=LocalRule(mode="eval"), group="controls", metrics=ALWAYS)
     return {
         "attack": [replace(base, client=v, swap=own) for v in victims],
         "swapped": [replace(base, client=v, swap=own + 1) for v in victims],
         "prior_only": [replace(base, client=v, swap=own, attack=prior) for v in victims],
-        "control": [replace(planted, client=k) for k in range(len(prepared.control.groups.controls))],
+        "control": [replace(planted, client=k) for k in range(CONTROLS)],
     }
+
+
+def local_batch(batch_size: int, local_steps: int) -> int | None:
+    """Pictures of one local step, when a client's pictures are split into ``local_steps`` mini-batches.
+
+    Raises:
+        BadSetting: they cannot be split so.
+    """
+    if local_steps == 1:
+        return None
+    part = -(-batch_size // max(local_steps, 1))
+    if local_steps < 1 or -(-batch_size // part) != local_steps:
+        raise BadSetting(
+            f"{batch_size} pictures cannot be split into {local_steps} mini-batches; "
+            "raise --batch-size, or repeat all pictures with --epochs."
+        )
+    return part
 
 
 def command(plan: Plan) -> str:

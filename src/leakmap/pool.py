@@ -1,34 +1,61 @@
-"""Runs trials: in this process, or in a pool of processes with one writer, the caller."""
+"""Runs jobs: in this process, or in a pool of processes with one writer, the caller."""
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from leakmap.errors import WorkerDied
 from leakmap.models.network import user_code
 from leakmap.registry import Spec
-from leakmap.trial import Outcome, Stage, Trial, run
+from leakmap.trial import Outcome, Stage, Trial, failed, run
 
 Report = Callable[[str, float], None]
-"""``(trial key, finished fraction)``."""
+"""``(key of a job, finished fraction)``."""
+Told = Callable[[float], None]
+"""``(finished fraction)``; may raise KeyboardInterrupt to stop."""
+T = TypeVar("T")
+Made = TypeVar("Made", covariant=True)
+STAGES_HELD = 4
+"""Stages that a process keeps at hand."""
 
 
-def run_here(
-    trials: Iterable[Trial], stages: Mapping[str, Stage], done: Callable[[Outcome], None], report: Report
-) -> None:
-    """Runs trials one after the other in this process."""
-    for trial in trials:
-        done(run(trial, stages[trial.stage], lambda fraction, key=trial.key: report(key, fraction)))
+class Job(Protocol[Made]):
+    """What any process can compute; it is sent there, so all that it holds can be pickled."""
+
+    @property
+    def key(self) -> str:
+        """Its identity."""
+        ...
+
+    def __call__(self, device: str, told: Told) -> Made:
+        """Computes on a device."""
+        ...
+
+
+Source = Callable[[], Stage]
+"""Makes a stage, wherever it is called."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A stage at hand, for jobs of this process."""
+
+    stage: Stage
+
+    def __call__(self) -> Stage:
+        """The stage."""
+        return self.stage
 
 
 @dataclass(frozen=True)
@@ -45,44 +72,89 @@ class StageFile:
     model: Spec
     loss: Spec
 
+    def __call__(self) -> Stage:
+        """Reads it."""
+        return Stage.load(self.path, user_code(self.model, self.loss))
 
-def run_in_pool(
-    trials: list[Trial],
-    files: Mapping[str, StageFile],
-    done: Callable[[Outcome], None],
-    report: Report,
-    *,
-    workers: int,
-    device: str,
-) -> None:
-    """Runs trials in fresh processes, which load the stages from files.
 
-    On an interruption the running trials stop at their next sign of life, and the interruption goes on.
+@dataclass(frozen=True)
+class Play:
+    """The job of running a trial. A stage that cannot be made is the trial's failure.
 
     Args:
-        trials: What to run.
-        files: Stage digest -> file.
-        done: Called here with each outcome, as it comes.
-        report: Called here with the progress of running trials.
+        trial: What to run.
+        source: Makes its stage.
+    """
+
+    trial: Trial
+    source: Source
+
+    @property
+    def key(self) -> str:
+        """The trial's."""
+        return self.trial.key
+
+    def __call__(self, device: str, told: Told) -> Outcome:
+        """Runs it."""
+        try:
+            stage = held(self.trial.stage, self.source, device)
+        except Exception as error:
+            return failed(self.trial, error)
+        return run(self.trial, stage, told)
+
+
+_stages: OrderedDict[tuple[str, str], Stage] = OrderedDict()
+
+
+def held(digest: str, source: Source, device: str) -> Stage:
+    """A stage of this digest on a device, made only if it is not among the last ones."""
+    if (digest, device) not in _stages:
+        _stages[digest, device] = source().to(device)
+        while len(_stages) > STAGES_HELD:
+            _stages.popitem(last=False)
+    _stages.move_to_end((digest, device))
+    return _stages[digest, device]
+
+
+def run_here(jobs: Iterable[Job[T]], done: Callable[[T], None], report: Report, *, device: str) -> None:
+    """Runs jobs one after the other in this process."""
+    try:
+        for job in jobs:
+            done(job(device, lambda fraction, key=job.key: report(key, fraction)))
+    finally:
+        _stages.clear()
+
+
+def run_in_pool(
+    jobs: Sequence[Job[T]], done: Callable[[T], None], report: Report, *, workers: int, device: str
+) -> None:
+    """Runs jobs in fresh processes.
+
+    On an interruption the running jobs stop at their next sign of life, and the interruption goes on.
+
+    Args:
+        jobs: What to run.
+        done: Called here with each result, as it comes.
+        report: Called here with the progress of running jobs.
         workers: Processes; each computes in one thread, so that results do not depend on their number.
         device: Where to compute.
 
     Raises:
-        WorkerDied: a process ended in the middle of a run.
+        WorkerDied: a process ended in the middle of a job; names the jobs that it may have been.
     """
     context = multiprocessing.get_context("spawn")
     queue, stop = context.Queue(), context.Event()
     with ProcessPoolExecutor(
-        min(workers, len(trials)),
-        mp_context=context,
-        initializer=_start,
-        initargs=(dict(files), device, queue, stop),
+        min(workers, len(jobs)), mp_context=context, initializer=_start, initargs=(device, queue, stop)
     ) as pool:
         with _interrupts_held():
-            pending: set[Future[Outcome]] = {pool.submit(_run, trial) for trial in trials}
+            started: dict[Future[T], str] = {pool.submit(_run, job): job.key for job in jobs}
+        pending, running = set(started), set[Future[T]]()
         try:
             while pending:
                 finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                died = any(isinstance(future.exception(), BrokenProcessPool) for future in finished)
+                running = running if died else {future for future in pending if future.running()}
                 while not queue.empty():
                     report(*queue.get())
                 for future in finished:
@@ -91,10 +163,7 @@ def run_in_pool(
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
-                raise WorkerDied(
-                    "A worker process died, most likely for lack of memory. What was finished is kept; the same "
-                    "command continues, with fewer --workers if it happens again."
-                ) from None
+                raise WorkerDied(frozenset(started[future] for future in running)) from None
             raise
 
 
@@ -111,15 +180,14 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_stages: dict[str, Stage] = {}
 _worker: dict[str, Any] = {}
 
 
-def _start(files: dict[str, StageFile], device: str, queue: Any, stop: Any) -> None:
+def _start(device: str, queue: Any, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _worker.update(files=files, device=device, queue=queue, stop=stop)
+    _worker.update(device=device, queue=queue, stop=stop)
 
 
 def _end_with_parent() -> None:
@@ -129,15 +197,10 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _run(trial: Trial) -> Outcome:
-    if trial.stage not in _stages:
-        file: StageFile = _worker["files"][trial.stage]
-        stage = Stage.load(file.path, user_code(file.model, file.loss))
-        _stages[trial.stage] = stage.to(_worker["device"])
-
-    def report(fraction: float) -> None:
+def _run(job: Job[T]) -> T:
+    def told(fraction: float) -> None:
         if _worker["stop"].is_set():
             raise KeyboardInterrupt
-        _worker["queue"].put((trial.key, fraction))
+        _worker["queue"].put((job.key, fraction))
 
-    return run(trial, _stages[trial.stage], report)
+    return job(_worker["device"], told)

@@ -226,19 +226,23 @@ def is_user_code(name: str) -> bool:
 
 
 def user_code_digest(spec: Spec) -> str:
-    """SHA-256 of the user's files that the settings of a specification name; empty if they name none."""
-    files = [
-        value.rpartition(":")[0] for value in spec.params.values() if isinstance(value, str) and is_user_code(value)
-    ]
-    if not files:
-        return ""
-    digest = hashlib.sha256()
-    for file in files:
-        path = Path(file).expanduser()
-        if not path.is_file():
-            raise UsageError(f"{spec} names the file {file!r}, but there is none.")
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """SHA-256 of the user's files that a specification names; empty if it names none."""
+    named = [spec.name, *(value for value in spec.params.values() if isinstance(value, str))]
+    files = [Path(name.rpartition(":")[0]) for name in named if is_user_code(name)]
+    return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest() if files else ""
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = path.expanduser()
+    if not path.is_file():
+        raise UsageError(f"There is no file {str(path)!r}, which is named as part of what should run.")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_user_code(reference: str) -> Callable[..., Any]:

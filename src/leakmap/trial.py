@@ -36,21 +36,28 @@ from leakmap.task import Task
 from leakmap.threat import ThreatModel, observe
 from leakmap.version import __version__
 
-SCHEMA = 3
+SCHEMA = 4
 _GROUPS = ("images", "labels", "victims", "swaps", "controls", "public", "training", "rehearsals", "distractors")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What trials are played on: a network and pictures in disjoint groups."""
+    """What trials are played on: a network and pictures in disjoint groups.
+
+    Args:
+        network: The network.
+        groups: The pictures.
+        name: SHA-256 of the recipe that both were made by; empty where there is none, as for a module in memory.
+    """
 
     network: Network
     groups: Groups
+    name: str = ""
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the weights, the pictures and the public facts."""
-        return _digest(self._facts(), self._tensors())
+        """The name, else SHA-256 of the weights, the pictures and the public facts."""
+        return self.name or _digest(self._facts(), self._tensors())
 
     @cached_property
     def network_digest(self) -> str:
@@ -64,7 +71,7 @@ class Stage:
         save_file(
             tensors,
             temporary,
-            metadata={"stage": json.dumps(self._facts()), "order": json.dumps(list(tensors))},
+            metadata={"stage": json.dumps(self._facts()), "order": json.dumps(list(tensors)), "name": self.name},
         )
         temporary.replace(path)
 
@@ -79,14 +86,14 @@ class Stage:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata()
                 facts, order = json.loads(metadata["stage"]), json.loads(metadata["order"])
-                tensors = {name: file.get_tensor(name) for name in order}
+                tensors = {name: file.get_tensor(name).clone() for name in order}  # aligned, as rounding depends on it
             t = facts["task"]
             task = Task(tuple(t["shape"]), t["classes"], tuple(t["mean"]), tuple(t["std"]), Spec(**t["loss"]))
             groups = Groups(classes=tuple(facts["classes"]), **{name: tensors[f"groups/{name}"] for name in _GROUPS})
         except Exception as error:
             raise StoreError(f"{path} is not a stage of leakmap ({error}); remove it and run again.") from None
         weights = {n.removeprefix("weights/"): tensor for n, tensor in tensors.items() if n.startswith("weights/")}
-        return cls(Network(task, Spec(**facts["model"]), weights, code or Code()), groups)
+        return cls(Network(task, Spec(**facts["model"]), weights, code or Code()), groups, metadata["name"])
 
     def to(self, device: torch.device | str) -> "Stage":
         """The same stage with its weights on a device."""
@@ -222,10 +229,17 @@ def run(trial: Trial, stage: Stage, progress: Callable[[float], None] = lambda f
         scored = score(found, truth, others, trial.metrics)
         reached = tuple(_reached(attempt, truth, others, trial.metrics) for attempt in found.attempts)
     except Exception as error:
-        failure = (type(error).__name__, " ".join(str(error).split()) or "no message")
-        return Outcome(trial, failure=failure, seconds=time.perf_counter() - started, versions=versions)
+        return failed(trial, error, time.perf_counter() - started, versions)
     seconds = time.perf_counter() - started
     return Outcome(trial, scored, found.objective, found.curve, found.notes or {}, None, reached, seconds, versions)
+
+
+def failed(
+    trial: Trial, error: Exception, seconds: float = 0.0, versions: Mapping[str, str] | None = None
+) -> Outcome:
+    """The outcome of a trial that ended in an error."""
+    failure = (type(error).__name__, " ".join(str(error).split()) or "no message")
+    return Outcome(trial, failure=failure, seconds=seconds, versions=dict(versions or {}))
 
 
 def _reached(attempt: Attempt, truth: Batch, others: list[Tensor], metrics: tuple[str, ...]) -> Reached:

@@ -1,6 +1,7 @@
 """Every registered attack keeps the same contract; adding one needs no line here."""
 
 import inspect
+import math
 from dataclasses import replace
 
 import pytest
@@ -85,3 +86,14 @@ def test_the_docstring_says_when_it_applies_and_names_its_source(name):
     text = attacks.constructor(name).__doc__ or ""
     assert "Applies:" in text
     assert "Source:" in text
+
+
+def test_every_default_lies_well_inside_the_range_of_its_rehearsal(name):
+    """At least an eighth of the range away from either end."""
+    for setting, mark in attacks.tunables(name).items():
+        default = attacks.settings(name)[setting].default
+        if mark.choices:
+            assert default in mark.choices
+        else:
+            low, value, high = (math.log(v) if mark.log else v for v in (mark.low, default, mark.high))
+            assert 1 / 8 <= (value - low) / (high - low) <= 7 / 8

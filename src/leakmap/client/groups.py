@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -47,6 +48,23 @@ class Groups:
     training: Tensor
     rehearsals: Tensor
     distractors: Tensor
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all pictures and of who is who."""
+        members = ("victims", "swaps", "controls", "public", "training", "rehearsals", "distractors")
+        tensors = [self.images, self.labels, *(getattr(self, name) for name in members)]
+        digest = hashlib.sha256("\x1f".join([*self.classes, *(str(tuple(t.shape)) for t in tensors)]).encode())
+        for tensor in tensors:
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def training_digest(self) -> str:
+        """SHA-256 of the pictures and labels that weights are trained on."""
+        digest = hashlib.sha256(self.images[self.training].numpy().tobytes())
+        digest.update(self.labels[self.training].numpy().tobytes())
+        return digest.hexdigest()
 
     def counts(self) -> dict[str, int]:
         """How many pictures each group holds."""

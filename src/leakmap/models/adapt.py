@@ -1,4 +1,4 @@
-"""Layers without a second derivative, or that overwrite their input, replaced by equal ones that can be attacked."""
+"""Layers that overwrite their input or have no double backward, replaced by equal ones."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,11 +13,11 @@ class Hardsigmoid(nn.Module):
         return F.relu6(x + 3) / 6
 
 
-def make_differentiable(module: nn.Module) -> nn.Module:
-    """Makes ``module`` twice differentiable, in place, with the same outputs; returns it.
+def replace_layers(module: nn.Module) -> nn.Module:
+    """Makes in-place activations out-of-place and writes hard sigmoids (of torch and of timm) out; returns the module.
 
-    In-place activations become out-of-place, and hard sigmoids (of torch and of timm) are written out. Attention needs
-    no change here: the client step runs under the math kernel, the only one with a double backward.
+    The module is changed, its outputs are not. Other operations without a double backward stay: an attack
+    differentiates them by differences.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import inspect
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from leakmap.errors import LeakmapError, ModelError, NonFinite
 from leakmap.models import models
-from leakmap.models.adapt import make_differentiable
+from leakmap.models.adapt import replace_layers
 from leakmap.registry import Spec, is_user_code, load_user_code
 from leakmap.seeds import derive
 from leakmap.task import Loss, Task, build_loss
@@ -74,12 +75,12 @@ class Network:
         return next(tensor.dtype for tensor in self.weights.values() if tensor.is_floating_point())
 
     def module(self) -> nn.Module:
-        """A fresh module of this architecture with these weights, ready for second derivatives.
+        """A fresh module of this architecture with these weights; no activation layer overwrites its input.
 
         Raises:
             ModelError: the architecture is a user's own code that was not supplied, or the weights do not fit it.
         """
-        module = make_differentiable(self._architecture())
+        module = replace_layers(self._architecture())
         fit_weights(module, self.weights, where=f"The weights of {self.model}")
         return module.to(self.device)
 
@@ -250,6 +251,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if torch.isnan(tensor).any():
             raise ModelError(f"{path} has values in {name!r} that are not numbers.")
     return state
+
+
+def write_weights(path: Path, network: Network) -> None:
+    """Writes the weights of a network as safetensors, under a temporary name that is then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    save_file({name: tensor.cpu().contiguous() for name, tensor in network.weights.items()}, temporary)
+    temporary.replace(path)
 
 
 def _checkpoint(path: Path) -> dict[str, Tensor]:

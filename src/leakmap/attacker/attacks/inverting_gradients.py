@@ -3,7 +3,7 @@
 from typing import Literal
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.matching.descent import Descent, Schedule
+from leakmap.attacker.matching.descent import Descent, Schedule, Sign
 from leakmap.attacker.matching.emphasis import Largest
 from leakmap.attacker.matching.engine import Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
@@ -20,7 +20,7 @@ def inverting_gradients(
     patience: Whole = 0,
     lr: LearningRate = STEP,
     schedule: Schedule = "cosine",
-    sign: Literal["hard", "soft", "none"] = "none",
+    sign: Sign = "none",
     restarts: Count = 1,
     top: Whole = 0,
     median_every: Whole = 0,
@@ -28,7 +28,7 @@ def inverting_gradients(
     mode: Literal["client", "eval"] = "client",
     engine: Kind = "auto",
 ) -> GradientMatching:
-    """Cosine matching with total variation and signed Adam.
+    """Cosine matching with Adam and a total variation that fades.
 
     Args:
         tv: Weight of the total variation.

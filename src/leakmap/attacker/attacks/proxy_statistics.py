@@ -5,7 +5,7 @@ from typing import Literal
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
-from leakmap.attacker.matching.descent import Schedule
+from leakmap.attacker.matching.descent import Schedule, Sign
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.settings import (
     FADE,
@@ -32,7 +32,7 @@ def proxy_statistics(
     steps: Count = 400,
     lr: LearningRate = STEP,
     schedule: Schedule = "cosine",
-    sign: Literal["hard", "soft", "none"] = "none",
+    sign: Sign = "none",
     restarts: Count = 1,
     top: Whole = 0,
     median_every: Whole = 0,

@@ -1,11 +1,10 @@
 """Running statistics as if they were the batch's: the strongest attack before the paper's."""
 
 from dataclasses import replace
-from typing import Literal
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
-from leakmap.attacker.matching.descent import Schedule
+from leakmap.attacker.matching.descent import Schedule, Sign
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.settings import FADE, STEP, TV, VARIATION, Count, LearningRate, Share, StatisticsWeight
 from leakmap.attacker.matching.statistics import Statistics
@@ -20,7 +19,7 @@ def running_statistics(
     steps: Count = 400,
     lr: LearningRate = STEP,
     schedule: Schedule = "cosine",
-    sign: Literal["hard", "soft", "none"] = "none",
+    sign: Sign = "none",
     restarts: Count = 1,
     labels: str = "auto",
 ) -> GradientMatching:

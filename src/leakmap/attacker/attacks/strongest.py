@@ -34,7 +34,10 @@ def _always(observation: Observation, rule: LocalRule) -> str:
 def _moved_buffers(observation: Observation, rule: LocalRule) -> str:
     if observation.buffers is None:
         return "the client's buffers are not granted"
-    mode = client_passes(observation).mode
+    try:
+        mode = client_passes(observation).mode
+    except NotApplicable as error:
+        return str(error)
     if mode is None:
         return "there is no BatchNorm layer"
     return "" if mode == "train" else "the client ran in inference mode"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Schedule = Literal["step", "cosine", "constant"]
+Sign = Literal["hard", "soft", "none"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Descent:
     optimizer: Literal["adam", "lbfgs"] = "adam"
     schedule: Schedule = "cosine"
     warmup: int = 0
-    sign: Literal["hard", "soft", "none"] = "hard"
+    sign: Sign = "hard"
     noise: float = 0.0
 
     def start(self, tensors: Iterable[Tensor]) -> torch.optim.Optimizer:

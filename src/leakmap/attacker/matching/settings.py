@@ -12,7 +12,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 TV = Annotated[Weight, Tunable(1e-3, 3.0)]
-LearningRate = Annotated[Positive, Tunable(0.1, 10.0)]
+LearningRate = Annotated[Positive, Tunable(1e-2, 10.0)]
 StatisticsWeight = Annotated[Weight, Tunable(1e-4, 1.0)]
 
 VARIATION, FADE, STEP = 0.3, 0.03, 3.0

@@ -59,7 +59,7 @@ def _nothing(seen: Seen) -> Tensor:
 
 @dataclass(frozen=True)
 class TaskLoss:
-    """The client's loss itself: pictures that the network classifies as their labels are likelier.
+    """The client's loss itself, over all its passes: pictures that the network classifies as their labels are likelier.
 
     Args:
         weight: Of the loss.
@@ -77,9 +77,9 @@ class TaskLoss:
 
     def __call__(self, scene: Scene) -> Penalty:
         """Uses the labels of the scene."""
-        loss = scene.observation.network.loss()
+        loss, y = scene.observation.network.loss(), torch.cat([scene.y] * scene.rule.epochs)
 
         def value(seen: Seen) -> Tensor:
-            return self.weight * loss(seen.outputs[0], scene.y[: len(seen.outputs[0])])
+            return self.weight * loss(torch.cat(seen.outputs), y)
 
         return Penalty((), value)
