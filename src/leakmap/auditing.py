@@ -146,7 +146,8 @@ def perform(
     """
     progress = progress or (lambda what, fraction: None)
     started = time.time()
-    gate = _gate(plan, prepared, device, progress)
+    progress("probing the update", 0.0)
+    gate = probe(plan, prepared, device)
     if store is not None:
         store.claim({**asdict(plan), "contents": prepared.main.digest}, "audit")
     planned = trials(plan, *prepared.digests)
@@ -223,7 +224,8 @@ def run_all(
     run_in_pool([Play(trial, files[trial.stage]) for trial in missing], done, told, workers=workers, device=device)
 
 
-def _gate(plan: Plan, prepared: Prepared, device: str, progress: Progress) -> Gate:
+def probe(plan: Plan, prepared: Prepared, device: str = "cpu") -> Gate:
+    """What the updates of the first clients depend on."""
     stage = prepared.main.to(device)
     probed = range(min(PROBED, plan.victims))
     batches = [held_by(Trial(stage.digest, plan.rule, plan.threat, plan.attack, client=v), stage) for v in probed]
@@ -231,7 +233,6 @@ def _gate(plan: Plan, prepared: Prepared, device: str, progress: Progress) -> Ga
         Batch(stage.groups.pictures(stage.groups.swaps[0, v]).to(device), batch.y)
         for v, batch in zip(probed, batches, strict=True)
     ]
-    progress("probing the update", 0.0)
     return inspect_update(stage.network, plan.rule, batches, others, plan.seed)
 
 

@@ -205,7 +205,7 @@ def prepare(
     progress("building the model", 0.0)
     chosen = module if module is not None else plan.model
     network = build_network(task, chosen, seed=plan.seed, weights=plan.weights, loss=loss).to("cpu")
-    in_memory = pictures is not None or module is not None or loss is not None
+    in_memory = IN_MEMORY in (plan.model, plan.data) or loss is not None
     names = Names() if in_memory else names_of(plan, task, groups.digest, groups.training_digest)
     if plan.train_epochs:
         kept = trained / f"{names.network}.safetensors" if trained is not None and names.network else None
@@ -473,6 +473,7 @@ def command(plan: Plan) -> str:
         "optimizer": (rule.optimizer, default.optimizer),
         "dropout": (rule.dropout, None),
         "accumulate": (rule.accumulate, 1),
+        "defence": (rule.defence, default.defence),
         "labels": (threat.labels, "unknown"),
         "public": (threat.public, 0),
         "attack": (str(plan.attack) if plan.tuned is None else plan.attack.name, DEFAULT),

@@ -186,8 +186,13 @@ _worker: dict[str, Any] = {}
 def _start(device: str, queue: Any, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
+    limit_threads()
     _worker.update(device=device, queue=queue, stop=stop)
+
+
+def limit_threads() -> None:
+    """One thread, so that results do not depend on how many jobs run beside each other."""
+    torch.set_num_threads(1)
 
 
 def _end_with_parent() -> None:

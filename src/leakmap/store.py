@@ -2,6 +2,8 @@
 
 import json
 import math
+import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +20,8 @@ from leakmap.threat import ThreatModel
 from leakmap.trial import Outcome, Reached, Trial
 
 JSON_LIMIT = 2**24
+STALE = 3600.0
+"""Seconds after which nobody finishes a half-written file."""
 
 
 class Store:
@@ -63,6 +67,12 @@ class Store:
                 "give another --out, or remove that folder."
             )
 
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file under a temporary name and renames it."""
+        temporary = self.folder / f".{name}.part"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.folder / name)
+
     def path(self, key: str) -> Path:
         """Where the outcome of a trial lies."""
         return self.folder / "trials" / f"{key}.safetensors"
@@ -81,7 +91,23 @@ class Store:
 
     def get(self, trial: Trial) -> Outcome | None:
         """The stored outcome of a trial; None where there is none that can be read."""
-        path = self.path(trial.key)
+        found = self.read(trial.key)
+        return found if found is not None and found.trial == trial else None
+
+    def keys(self) -> set[str]:
+        """Of everything that is stored, readable or not."""
+        return {path.stem for path in (self.folder / "trials").glob("*.safetensors")}
+
+    def sweep(self) -> None:
+        """Removes what a killed process left half written; what is younger may belong to another one at work."""
+        for path in (*self.folder.glob("*/.*.part"), *self.folder.glob(".*.part")):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > STALE:
+                    path.unlink()
+
+    def read(self, key: str) -> Outcome | None:
+        """The stored outcome of this key; None where there is none that can be read."""
+        path = self.path(key)
         if not path.is_file():
             return None
         try:
@@ -106,7 +132,7 @@ class Store:
             found = Outcome(Trial(**stored), score=scored, **record)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
             return None
-        return found if found.trial == trial else None
+        return found if found.trial.key == key else None
 
 
 def _reached(record: dict[str, Any]) -> Reached:

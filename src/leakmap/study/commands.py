@@ -1,0 +1,220 @@
+"""``leakmap study``: run, status, report, export, merge."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from leakmap.auditing import default_workers
+from leakmap.errors import BadSetting
+from leakmap.plan import check_device
+from leakmap.report.study import write_study
+from leakmap.store import Store
+from leakmap.study.cluster import Ray
+from leakmap.study.estimate import seconds_left
+from leakmap.study.file import Study, read_study, shown
+from leakmap.study.planning import only
+from leakmap.study.results import cell_rows, conclusions, score_rows, write_table
+from leakmap.study.running import Local, Runner, Standing, merge, run_study, standing
+from leakmap.terminal import progress_bar
+
+app = typer.Typer(
+    help="Run many audits, the product of axes in a study file; resume, share out, report.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+File = Annotated[Path, typer.Argument(help="A study file (TOML).")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the study; by default runs/NAME-OF-THE-FILE.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def run(
+    file: File,
+    out: Out = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many runs.")] = None,
+    filters: Annotated[
+        list[str] | None, typer.Option("--only", metavar="AXIS=VALUE", help="Only cells that stand there; repeatable.")
+    ] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only this share of the runs.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed runs again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and time, run nothing.")] = False,
+    workers: Workers = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster, auto, or local.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each run, with --ray.")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Run what is missing. The same command continues, whatever stopped it.
+
+    [bold]Examples[/bold]
+
+      leakmap study run studies/first-look.toml --dry-run
+
+      leakmap study run studies/first-look.toml --only client.mode=eval --limit 40
+
+      leakmap study run map.toml --shard 3/16 --out shard-3     (then: leakmap study merge all shard-*)
+
+      leakmap study run map.toml --ray auto --gpus 0.25
+    """
+    study, folder = read_study(file), _folder(file, out)
+    if gpus and ray is None:
+        raise BadSetting("--gpus is what each run asks of a Ray cluster; give --ray too, or --device cuda.")
+    check_device(device)
+    runner = Ray(ray, gpus) if ray is not None else _local(workers, device)
+    with progress_bar() as progress:
+        if dry_run:
+            found = standing(study, folder)
+            left = seconds_left(found, progress)
+        else:
+            found = run_study(
+                study,
+                folder,
+                runner,
+                filters=filters or (),
+                shard=shard,
+                limit=limit,
+                retry_failed=retry_failed,
+                progress=progress,
+            )
+            left = None
+    _tell(study, found, folder, as_json, left, default_workers(device) if workers is None else max(1, workers))
+    if not (as_json or dry_run or found.missing):
+        Console().print(f"Next: leakmap study report {shlex.quote(str(file))}{_with_out(out)}", soft_wrap=True)
+
+
+@app.command()
+def status(file: File, out: Out = None, as_json: AsJson = False) -> None:
+    """Say what is finished, failed and missing, and what the rest will take."""
+    study, folder = read_study(file), _folder(file, out)
+    found = standing(study, folder)
+    with progress_bar() as progress:
+        left = seconds_left(found, progress)
+    _tell(study, found, folder, as_json, left, default_workers())
+
+
+@app.command()
+def report(
+    file: File,
+    out: Out = None,
+    workers: Workers = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    filters: Annotated[
+        list[str] | None, typer.Option("--only", metavar="AXIS=VALUE", help="Only cells that stand there; repeatable.")
+    ] = None,
+) -> None:
+    """Write the report over all cells so far: one HTML file, and its figures as PNG and SVG."""
+    study, folder = read_study(file), _folder(file, out)
+    with progress_bar() as progress:
+        found = only(standing(study, folder).planned, filters or ())
+        cells, why = conclusions(found, folder, _local(workers, device), progress)
+    for place, reason in why.items():
+        _warn(f"{place} cannot be concluded: {reason}")
+    path = write_study(
+        folder / "report.html",
+        study.title,
+        cells,
+        study=study.text,
+        command=f"leakmap study run {shlex.quote(str(file))}",
+        figures=folder / "figures",
+    )
+    typer.echo(f"Report: {path}")
+
+
+@app.command()
+def export(
+    file: File,
+    out: Out = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for the tables; by default the study's.")] = None,
+    kind: Annotated[Literal["csv", "parquet"], typer.Option("--format", help="csv, or parquet (pyarrow).")] = "csv",
+    workers: Workers = None,
+) -> None:
+    """Write two tables: scores (a row for each picture of each run) and cells (a row for each audit)."""
+    study, folder = read_study(file), _folder(file, out)
+    with progress_bar() as progress:
+        found = standing(study, folder)
+        cells, _ = conclusions(found.planned, folder, _local(workers, "cpu"), progress)
+    target = to or folder
+    target.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("scores", score_rows(found.planned, Store(folder))), ("cells", cell_rows(cells))):
+        path = target / f"{name}.{kind}"
+        write_table(path, list(rows), kind)
+        typer.echo(str(path))
+
+
+@app.command("merge")
+def merge_(
+    folder: Annotated[Path, typer.Argument(help="Where to; made if it does not exist.")],
+    sources: Annotated[list[Path], typer.Argument(help="Folders of shards.")],
+) -> None:
+    """Bring the runs of several folders into one."""
+    for source, count in merge(folder, sources).items():
+        typer.echo(f"{count:6d} runs from {source}")
+
+
+def _folder(file: Path, out: Path | None) -> Path:
+    return out or Path("runs") / file.stem
+
+
+def _with_out(out: Path | None) -> str:
+    return "" if out is None else f" --out {shlex.quote(str(out))}"
+
+
+def _local(workers: int | None, device: str) -> Runner:
+    return Local(default_workers(device) if workers is None else workers, device)
+
+
+def _warn(text: str) -> None:
+    Console(stderr=True, highlight=False, markup=False).print(text, soft_wrap=True)
+
+
+def _tell(study: Study, found: Standing, folder: Path, as_json: bool, left: float | None, workers: int) -> None:
+    failures = [{"key": key, "kind": kind, "message": text} for key, (kind, text) in found.failed.items()]
+    counts = {
+        "cells": len(found.planned),
+        "runs": len(found.keys),
+        "finished": len(found.seconds),
+        "failed": len(failures),
+        "missing": len(found.missing),
+    }
+    if as_json:
+        facts: dict[str, Any] = {"title": study.title, "folder": str(folder), **counts, "failures": failures}
+        if left is not None:
+            facts["seconds_left"] = left
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    console.print(f"[bold]{escape(study.title)}[/]")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for axis, values in study.axes.items():
+        table.add_row(escape(axis), escape(", ".join(map(shown, values))))
+    console.print(Padding(table, (0, 0, 0, 2)))
+    console.print("  " + ", ".join(f"{value} {name}" for name, value in counts.items()))
+    if left is not None and found.missing:
+        share = f", {duration(left / workers)} with {workers} workers" if workers > 1 else ""
+        console.print(f"  about {duration(left)} of computing left{share}")
+    said: dict[tuple[str, str], int] = {}
+    for failure in found.failed.values():
+        said[failure] = said.get(failure, 0) + 1
+    for (kind, text), count in sorted(said.items(), key=lambda item: -item[1])[:5]:
+        console.print(Padding(f"[yellow]{count} failed[/] {escape(kind)}: {escape(text)}", (0, 0, 0, 2)))
+    if found.failed:
+        console.print("  [dim]--retry-failed runs them again[/]")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

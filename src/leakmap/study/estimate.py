@@ -1,0 +1,90 @@
+"""How long a study will take, before it runs."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from leakmap.attacker.attacks import attacks
+from leakmap.attacker.attacks.strongest import SUITE, member_specs
+from leakmap.client.federation import simulate
+from leakmap.errors import LeakmapError
+from leakmap.models.network import build_network
+from leakmap.plan import Plan, gather
+from leakmap.registry import Spec
+from leakmap.study.planning import Planned, pictures_of
+from leakmap.study.running import Standing
+from leakmap.trial import Stage, held_by
+
+EVALUATION = 2.5
+"""Training steps in one evaluation of a matching term and its gradient, with all that an iteration does besides."""
+CLOSED_FORM = 20
+"""Training steps in an attack that does not iterate."""
+TIMED = 24
+"""Networks that are timed; the others are taken to cost their mean."""
+
+
+def seconds_left(standing: Standing, progress: Callable[[str, float], None]) -> float:
+    """Seconds that the missing runs will take one after the other.
+
+    By the runs of the same cell that are finished; for cells without, by timing one client step of the network and
+    counting the evaluations of the attack. What an attack stops early is not foreseen.
+    """
+    missing = set(standing.missing)
+    open_cells = [one for one in standing.planned if any(trial.key in missing for trial in one.all())]
+    steps: dict[tuple[object, ...], float | None] = {}
+    for number, one in enumerate(open_cells):
+        key = _timed_as(one.cell.plan)
+        if key not in steps:
+            progress("timing networks", number / len(open_cells))
+            steps[key] = _step_seconds(one) if len(steps) < TIMED else None
+    known = [seconds for seconds in steps.values() if seconds is not None]
+    usual = statistics.fmean(known) if known else 0.0
+    total = 0.0
+    for one in open_cells:
+        step = steps[_timed_as(one.cell.plan)] or usual
+        for role, trials in one.trials.items():
+            own = [trial for trial in trials if trial.key in missing]
+            missing.difference_update(trial.key for trial in own)
+            spent = [standing.seconds[t.key] for t in trials if t.key in standing.seconds]
+            each = statistics.fmean(spent) if spent else step * _evaluations(one.cell.plan.attack, role)
+            total += len(own) * each
+    return total
+
+
+def _timed_as(plan: Plan) -> tuple[object, ...]:
+    return plan.model, plan.data, plan.image_size, plan.batch_size, plan.rule
+
+
+def _step_seconds(one: Planned) -> float | None:
+    """Seconds of one client's local training; None where it cannot be run."""
+    plan = one.cell.plan
+    try:
+        groups, task = gather(plan, pictures_of(plan))
+        stage = Stage(build_network(task, plan.model, seed=plan.seed), groups, one.names.main)
+        batch = held_by(one.trials["attack"][0], stage)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            simulate(stage.network, plan.rule, batch)
+            began = time.perf_counter()
+            simulate(stage.network, plan.rule, batch)
+            return time.perf_counter() - began
+        finally:
+            torch.set_num_threads(threads)
+    except LeakmapError:
+        return None
+
+
+def _evaluations(spec: Spec, role: str) -> float:
+    """What a run costs, in client steps."""
+    if role == "prior_only":
+        return CLOSED_FORM
+    members: Sequence[Spec] = member_specs(spec) if spec.name == SUITE else [spec]
+    total = 0.0
+    for member in members:
+        how = attacks.build(member)
+        rounds = getattr(how, "steps", 0) * getattr(how, "restarts", 1) * getattr(how, "evaluations", 1)
+        total += EVALUATION * rounds or CLOSED_FORM
+    return total

@@ -1,0 +1,298 @@
+"""Study files: what is varied, written down in TOML.
+
+A study is a table for each side of an audit: ``[data]``, ``[model]``, ``[weights]``, ``[client]``, ``[threat]`` and
+``[attack]``. A list is an axis. A text in place of a table names a preset or is a specification; a list of texts or of
+tables is an axis of alternatives, each with axes of its own. The cells of the study are the product of all axes: each
+is one :class:`leakmap.plan.Plan`.
+"""
+
+import itertools
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from leakmap.attacker.attacks import DEFAULT
+from leakmap.errors import BadSetting, LeakmapError
+from leakmap.local import LocalRule
+from leakmap.plan import Plan, local_batch
+from leakmap.registry import Spec, near_misses
+from leakmap.scoring.lineup import GALLERY
+from leakmap.threat import ThreatModel
+
+FILE_LIMIT, CELL_LIMIT = 2**20, 100_000
+Value = str | int | float | bool | None
+Axes = dict[str, Value]
+Table = dict[str, Any]
+_Choice = tuple[Axes, Table]
+"""Where a table stands on its axes, and its settings there."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One audit of a study.
+
+    Args:
+        axes: Where it stands: name of each axis that applies to it -> value.
+        plan: The audit.
+    """
+
+    axes: Axes
+    plan: Plan
+
+    def __str__(self) -> str:
+        return ", ".join(f"{axis}={shown(value)}" for axis, value in self.axes.items()) or "the only cell"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as it was written down.
+
+    Args:
+        title: What it asks.
+        cells: Every audit, in the order of the file's axes.
+        text: The file, presets resolved, as TOML-like lines for the record.
+        about: What else the file says, such as a claim; see :mod:`leakmap.study.claims`.
+    """
+
+    title: str
+    cells: tuple[Cell, ...]
+    text: str = ""
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def axes(self) -> dict[str, list[Value]]:
+        """Every axis with its values, in their order."""
+        found: dict[str, list[Value]] = {}
+        for cell in self.cells:
+            for axis, value in cell.axes.items():
+                values = found.setdefault(axis, [])
+                if value not in values:
+                    values.append(value)
+        return found
+
+
+def read_study(path: Path | str) -> Study:
+    """Reads a study file.
+
+    Raises:
+        BadSetting: the file cannot be read, or something in it is unknown, missing or of the wrong type.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > FILE_LIMIT:
+            raise BadSetting(f"{path} is larger than {FILE_LIMIT} bytes; a study file is a page of TOML.")
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text)
+    except OSError as error:
+        raise BadSetting(f"The study file {path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadSetting(f"The study file {path} is not TOML: {error}.") from None
+    try:
+        return parse_study(content, text)
+    except LeakmapError as error:
+        raise BadSetting(f"{path}: {error}") from None
+
+
+def parse_study(content: Mapping[str, Any], text: str = "") -> Study:
+    """A study from the content of its file.
+
+    Args:
+        content: As TOML gives it.
+        text: As it was written.
+
+    Raises:
+        BadSetting: something in it is unknown, missing or of the wrong type.
+    """
+    top = _checked("study", _TOP, {key: value for key, value in content.items() if key not in _TABLES})
+    own = top["presets"]
+    for kind in own:
+        if kind not in _TABLES:
+            raise BadSetting(f"There is no table {kind!r} to have presets of; {near_misses(kind, _TABLES)}")
+    sides = []
+    for kind in _TABLES:
+        default: Any = {"model": None, "attack": DEFAULT, "data": "samples"}.get(kind, {})
+        given = content.get(kind, default)
+        if given is None:
+            raise BadSetting('A study needs a model: [model] with a name, or model = "NAME[,key=value…]".')
+        sides.append(list(_alternatives(kind, given, own.get(kind, {}))))
+    sides.append(list(_product({"seed": top["seed"], "control": top["control"]}, "")))
+    if math.prod(map(len, sides)) > CELL_LIMIT:
+        raise BadSetting(f"The study has more than {CELL_LIMIT} cells; take values out of its lists.")
+    cells: list[Cell] = []
+    for choice in itertools.product(*sides):
+        axes = {name: value for of_side, _ in choice for name, value in of_side.items()}
+        if not any(_matches(axes, rule) for rule in top["exclude"]):
+            cells.append(Cell(axes, _plan(choice, tuple(top["metrics"]), top["gallery"])))
+    if not cells:
+        raise BadSetting("Every cell of the study is excluded; loosen its [[exclude]] tables.")
+    known = {name for cell in cells for name in cell.axes} | {name for rule in top["exclude"] for name in rule}
+    for rule in top["exclude"]:
+        if strange := [name for name in rule if name not in {n for side in sides for axes, _ in side for n in axes}]:
+            raise BadSetting(f"[[exclude]] names {strange[0]!r}, which is no axis; {near_misses(strange[0], known)}")
+    return Study(top["title"], tuple(cells), text, top["claim"])
+
+
+_TOP: dict[str, Any] = {
+    "title": (str, "Study"),
+    "seed": (int | list[int], 0),
+    "control": (Literal["none", "swapped"] | list[Literal["none", "swapped"]], "none"),
+    "metrics": (list[str], []),
+    "gallery": (int, GALLERY),
+    "exclude": (list[dict[str, Any]], []),
+    "presets": (dict[str, dict[str, dict[str, Any]]], {}),
+    "claim": (dict[str, Any], {}),
+}
+
+_PLAN, _RULE, _THREAT = get_type_hints(Plan), get_type_hints(LocalRule), get_type_hints(ThreatModel)
+_UNSET: Any = None
+
+
+def _fields(hints: Mapping[str, Any], names: str) -> dict[str, Any]:
+    return {name: (hints[name] | list[hints[name]] | None, _UNSET) for name in names.split()}
+
+
+_LABEL = {"label": (str | None, None)}
+_NAME = {"name": (str | list[str], ...)}
+_TABLES: dict[str, dict[str, Any]] = {
+    "data": {
+        "source": (str | list[str], "samples"),
+        **_fields(_PLAN, "image_size victims batch_size classes normalise"),
+    },
+    "model": {**_NAME, "loss": (str | list[str] | None, None)},
+    "weights": _fields({**_PLAN, "file": str}, "file train_epochs"),
+    "client": {
+        **_fields(_RULE, "share mode epochs lr momentum weight_decay optimizer dropout accumulate shuffle"),
+        "local_steps": (int | list[int] | None, None),
+    },
+    "threat": _fields(_THREAT, "labels count rule buffers public"),
+    "attack": _NAME,
+}
+"""Table -> its settings. A model and an attack also take their own, which are checked when they are built."""
+_OPEN = ("model", "attack")
+
+
+@cache
+def _model_of(kind: str) -> Any:
+    fields = {**_TABLES[kind], **_LABEL} if kind in _TABLES else _TOP
+    extra: Any = "allow" if kind in _OPEN else "forbid"
+    return create_model(kind, __config__=ConfigDict(extra=extra, strict=True), **fields)
+
+
+def _checked(kind: str, fields: Mapping[str, Any], given: Any) -> Table:
+    try:
+        read = _model_of(kind).model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        where = f"[{kind}]" if kind in _TABLES else "The study"
+        if first["type"] == "extra_forbidden":
+            known = [*fields, *(_TABLES if kind not in _TABLES else ())]
+            raise BadSetting(f"{where} has no setting {name!r}; {near_misses(name, known)}") from None
+        if first["type"] == "missing":
+            raise BadSetting(f"{where} lacks {name!r}.") from None
+        raise BadSetting(f"{where} got {first['input']!r} for {name!r}: {first['msg']}.") from None
+    given = {name: getattr(read, name) for name in {**fields, **(read.model_extra or {})}}
+    return {**given, "label": read.label} if kind in _TABLES else given
+
+
+def _alternatives(kind: str, given: Any, own: Mapping[str, Table]) -> Iterator[_Choice]:
+    """Every choice of one side, with its place on the axes."""
+    if not isinstance(given, list):
+        for axes, settings in _product(_table(kind, given, own), kind):
+            axes.pop(kind, None)
+            yield axes, settings
+        return
+    if not given:
+        raise BadSetting(f"{kind} is an empty list; give at least one alternative.")
+    seen: set[Value] = set()
+    for one in given:
+        table = _table(kind, one, own)
+        label = table.get("label") or (one if isinstance(one, str) else table.get("name") or f"{kind} {len(seen) + 1}")
+        if label in seen:
+            raise BadSetting(f"Two alternatives of {kind} are called {label!r}; give each a label of its own.")
+        seen.add(label)
+        for axes, settings in _product(table, kind):
+            yield {kind: label, **axes}, settings
+
+
+def _table(kind: str, given: Any, own: Mapping[str, Table]) -> Table:
+    """One alternative as a table: a preset, a specification, or the table itself."""
+    if isinstance(given, str):
+        given = _named(kind, given, own)
+    if not isinstance(given, dict):
+        raise BadSetting(f"{kind} is a table, the name of a preset, or a list of such; got {given!r}.")
+    return {name: value for name, value in _checked(kind, _TABLES[kind], given).items() if value is not None}
+
+
+def _named(kind: str, text: str, own: Mapping[str, Table]) -> Table:
+    presets = {**_shipped().get(kind, {}), **own}
+    if text in presets:
+        return presets[text]
+    if kind == "data":
+        return {"source": text}
+    if kind == "weights":
+        return {"file": text}
+    if kind in _OPEN:
+        spec = Spec.parse(text)
+        return {"name": spec.name, **spec.params}
+    raise BadSetting(f"There is no preset {text!r} of {kind}; {near_misses(text, presets)}")
+
+
+@cache
+def _shipped() -> dict[str, dict[str, Table]]:
+    return tomllib.loads(files("leakmap.study").joinpath("presets.toml").read_text(encoding="utf-8"))
+
+
+def _product(table: Table, kind: str) -> Iterator[_Choice]:
+    """Every combination of the values of a table's lists."""
+    table = {name: value for name, value in table.items() if name != "label"}
+    varied = {name: value for name, value in table.items() if isinstance(value, list)}
+    for name, values in varied.items():
+        if not values:
+            raise BadSetting(f"{name!r} is an empty list; give at least one value.")
+        if len({shown(value) for value in values}) < len(values):
+            raise BadSetting(f"{name!r} lists a value twice: {values}.")
+    for values in itertools.product(*varied.values()):
+        chosen = dict(zip(varied, values, strict=True))
+        axes = {f"{kind}.{name}" if kind else name: value for name, value in chosen.items()}
+        yield axes, table | chosen
+
+
+def _matches(axes: Axes, rule: Mapping[str, Any]) -> bool:
+    return all(axes.get(name) in (wanted if isinstance(wanted, list) else [wanted]) for name, wanted in rule.items())
+
+
+def shown(value: Value) -> str:
+    """A value as it is written on a command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _plan(choice: Sequence[_Choice], metrics: tuple[str, ...], gallery: int) -> Plan:
+    data, model, weights, client, threat, attack, rest = (settings for _, settings in choice)
+    knobs = {name: value for name, value in model.items() if name not in ("name", "loss")}
+    spec, chosen = Spec.parse(model["name"]), Spec.parse(attack["name"])
+    own = {name: value for name, value in attack.items() if name != "name"}
+    batch = data.get("batch_size", 1)
+    rule = {name: value for name, value in client.items() if name != "local_steps"}
+    return Plan(
+        model=str(Spec(spec.name, spec.params | knobs)),
+        data=data["source"],
+        rule=LocalRule(**rule, batch_size=local_batch(batch, client.get("local_steps", 1))),
+        threat=ThreatModel(**threat),
+        attack=Spec(chosen.name, chosen.params | own),
+        weights=weights.get("file"),
+        train_epochs=weights.get("train_epochs", 0),
+        metrics=metrics,
+        gallery=gallery,
+        seed=rest["seed"],
+        control=rest["control"],
+        **{name: value for name, value in data.items() if name != "source"},
+        **({"loss": model["loss"]} if "loss" in model else {}),
+    )

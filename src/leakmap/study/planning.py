@@ -1,0 +1,196 @@
+"""From cells to runs: every run of a study by name, before any network is built."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal
+
+from leakmap.client.data import Pictures, load_pictures
+from leakmap.errors import BadSetting, LeakmapError
+from leakmap.plan import ROLES, Names, Plan, check, gather, names_of, prepare, trials
+from leakmap.pool import Play, Told
+from leakmap.registry import near_misses
+from leakmap.study.file import Cell, Study, shown
+from leakmap.task import Task
+from leakmap.trial import Stage, Trial
+
+_Scenery = tuple[Task, str, str]
+"""The task, the digest of the groups and that of the pictures to train on."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell with its runs.
+
+    Args:
+        cell: The audit.
+        names: What it is played on.
+        trials: Its runs, by role.
+    """
+
+    cell: Cell
+    names: Names
+    trials: Mapping[str, list[Trial]]
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 over the keys of its runs."""
+        return hashlib.sha256("".join(trial.key for trial in self.all()).encode()).hexdigest()
+
+    def all(self) -> list[Trial]:
+        """Its runs, client by client, the planted control last."""
+        count = self.cell.plan.victims
+        own = [trial for v in range(count) for role in ROLES[:3] for trial in self.trials[role][v : v + 1]]
+        return own + self.trials["control"]
+
+
+def planned(study: Study) -> list[Planned]:
+    """Every cell with its runs. Loads the pictures, but builds and trains nothing.
+
+    Raises:
+        UsageError: a cell cannot be run as it is written; the message names it.
+    """
+    known: dict[tuple[object, ...], _Scenery] = {}
+    found = []
+    for cell in study.cells:
+        try:
+            check(cell.plan)
+            task, pictures, training = _scenery(cell.plan, known)
+            names = names_of(cell.plan, task, pictures, training)
+            found.append(Planned(cell, names, trials(cell.plan, names.main, names.control)))
+        except LeakmapError as error:
+            raise type(error)(f"{cell}: {error}") from None
+    return found
+
+
+def _scenery(plan: Plan, known: dict[tuple[object, ...], _Scenery]) -> _Scenery:
+    what = (plan.data, plan.image_size, plan.victims, plan.batch_size, plan.threat.public, plan.train_epochs > 0)
+    what += (plan.seed, plan.normalise, plan.classes, plan.loss)
+    if what not in known:
+        groups, task = gather(plan, pictures_of(plan))
+        known[what] = (task, groups.digest, groups.training_digest)
+    return known[what]
+
+
+def pictures_of(plan: Plan) -> Pictures:
+    """The pictures of a plan's source, read once for many plans."""
+    return _pictures(plan.data, plan.image_size)
+
+
+@lru_cache(maxsize=2)
+def _pictures(data: str, size: int | None) -> Pictures:
+    return load_pictures(data, size)
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Makes a stage of a plan, wherever the pictures can be loaded.
+
+    Args:
+        plan: The audit.
+        which: The audited network's stage, or the planted control's.
+        trained: Folder of briefly trained weights.
+    """
+
+    plan: Plan
+    which: Literal["main", "control"]
+    trained: Path
+
+    def __call__(self) -> Stage:
+        """Makes it."""
+        prepared = prepare(self.plan, pictures_of(self.plan), trained=self.trained)
+        return prepared.main if self.which == "main" else prepared.control
+
+
+@dataclass(frozen=True)
+class Train:
+    """The job of training a network briefly, into the folder of trained weights.
+
+    Args:
+        plan: An audit with such a network.
+        key: The network's name.
+        trained: The folder.
+    """
+
+    plan: Plan
+    key: str
+    trained: Path
+
+    def __call__(self, device: str, told: Told) -> str | None:
+        """Trains it, or reads what is there; returns why that failed, if it did: its runs will say so too."""
+
+        def progress(what: str, fraction: float) -> None:
+            told(fraction)
+
+        try:
+            prepare(self.plan, pictures_of(self.plan), device=device, trained=self.trained, progress=progress)
+        except LeakmapError as error:
+            return str(error)
+        return None
+
+
+def jobs(cells: Iterable[Planned], wanted: set[str], trained: Path) -> list[Play]:
+    """The jobs of the wanted runs, each once, cell after cell.
+
+    Args:
+        cells: Where to look.
+        wanted: Keys of runs.
+        trained: Folder of briefly trained weights.
+    """
+    found: dict[str, Play] = {}
+    for one in cells:
+        for trial in one.all():
+            if trial.key in wanted and trial.key not in found:
+                which = "control" if trial.group == "controls" else "main"
+                found[trial.key] = Play(trial, Cast(one.cell.plan, which, trained))
+    return list(found.values())
+
+
+def trainings(cells: Iterable[Planned], wanted: set[str], trained: Path) -> list[Train]:
+    """The jobs of training what the wanted runs need and the folder lacks, each once."""
+    found: dict[str, Train] = {}
+    for one in cells:
+        missing = one.cell.plan.train_epochs and not (trained / f"{one.names.network}.safetensors").is_file()
+        if missing and any(trial.key in wanted for trial in one.all()):
+            found.setdefault(one.names.network, Train(one.cell.plan, one.names.network, trained))
+    return list(found.values())
+
+
+def only(cells: Sequence[Planned], filters: Sequence[str]) -> list[Planned]:
+    """The cells that stand where ``AXIS=VALUE`` filters say; several values of one axis add up.
+
+    Raises:
+        BadSetting: a filter names no axis, or a value that the axis does not have.
+    """
+    wanted: dict[str, set[str]] = {}
+    for text in filters:
+        axis, equals, value = text.partition("=")
+        values = {shown(one.cell.axes[axis]) for one in cells if axis in one.cell.axes}
+        if not equals or not values:
+            known = {name for one in cells for name in one.cell.axes}
+            raise BadSetting(f"--only takes AXIS=VALUE, and there is no axis {axis!r}; {near_misses(axis, known)}")
+        if value not in values:
+            raise BadSetting(f"The axis {axis!r} has no value {value!r}; {near_misses(value, values)}")
+        wanted.setdefault(axis, set()).add(value)
+    return [one for one in cells if all(_stands(one.cell, axis, values) for axis, values in wanted.items())]
+
+
+def _stands(cell: Cell, axis: str, values: set[str]) -> bool:
+    return axis in cell.axes and shown(cell.axes[axis]) in values
+
+
+def of_shard(keys: Iterable[str], shard: str | None) -> Iterator[str]:
+    """The keys of one share of the work, ``i/n`` with i from 1 to n: every key is in exactly one.
+
+    Raises:
+        BadSetting: the share is not written so.
+    """
+    if shard is None:
+        yield from keys
+        return
+    part, slash, parts = shard.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise BadSetting(f"A shard is i/n with i from 1 to n, such as 2/8; got {shard!r}.")
+    yield from (key for key in keys if int(key[:12], 16) % int(parts) == int(part) - 1)

@@ -1,0 +1,236 @@
+"""What a study found: a conclusion for every cell, the report over all of them, and tables."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from leakmap.auditing import probe
+from leakmap.conclusion import Audit, conclude
+from leakmap.errors import UsageError
+from leakmap.plan import ROLES, Plan, Progress, prepare
+from leakmap.pool import Told
+from leakmap.report.study import Cell as Shown
+from leakmap.store import Store, finite
+from leakmap.study.planning import Planned, pictures_of
+from leakmap.study.running import Runner
+from leakmap.trial import Trial
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Conclude:
+    """The job of concluding a cell from its stored runs.
+
+    Args:
+        plan: The audit.
+        trials: Its runs, by role.
+        key: The cell's.
+        folder: Of the study.
+        place: Of the cell among those that are concluded.
+    """
+
+    plan: Plan
+    trials: Mapping[str, list[Trial]]
+    key: str
+    folder: Path
+    place: int
+
+    def __call__(self, device: str, told: Told) -> tuple[int, Audit | str]:
+        """Concludes; where the network cannot be built or probed, says why."""
+        store = Store(self.folder)
+        outcomes = {t.key: o for of_role in self.trials.values() for t in of_role if (o := store.get(t)) is not None}
+        try:
+            prepared = prepare(self.plan, pictures_of(self.plan), trained=self.folder / "networks")
+            gate = probe(self.plan, prepared, device)
+        except Exception as error:
+            return self.place, f"{type(error).__name__}: {error}"
+        seconds = sum(outcome.seconds for outcome in outcomes.values())
+        return self.place, conclude(self.plan, prepared, gate, self.trials, outcomes, seconds)
+
+
+def conclusions(
+    cells: Sequence[Planned], folder: Path, runner: Runner, progress: Progress = lambda what, fraction: None
+) -> tuple[list[Shown], dict[str, str]]:
+    """A conclusion for every cell of which a client finished, read where it is up to date, else drawn anew.
+
+    Returns:
+        The cells, in order, and for each one that cannot be concluded (by its place on the axes) why.
+    """
+    store = Store(folder)
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    states = [_state(one, store) for one in cells]
+    found: list[Shown | None] = [
+        _read(folder, one, state) if state else None for one, state in zip(cells, states, strict=True)
+    ]
+    work = [
+        Conclude(one.cell.plan, one.trials, one.key, folder, place)
+        for place, (one, state) in enumerate(zip(cells, states, strict=True))
+        if state and found[place] is None
+    ]
+    why: dict[str, str] = {}
+    concluded = 0
+
+    def done(result: tuple[int, Audit | str]) -> None:
+        nonlocal concluded
+        concluded += 1
+        place, audit = result
+        one, state = cells[place], states[place]
+        if isinstance(audit, str):
+            why[str(one.cell)] = audit
+        else:
+            _write(folder, one, state or "", audit)
+            found[place] = _read(folder, one, state or "")
+        progress(f"concluding cell {concluded} of {len(work)}", concluded / len(work))
+
+    if work:
+        runner(work, done, lambda key, fraction: None)
+    return [shown for shown in found if shown is not None], why
+
+
+def _state(one: Planned, store: Store) -> str | None:
+    """A fingerprint of what is known of a cell's runs; None where none of them is there."""
+    known = []
+    for trial in one.all():
+        outcome = store.get(trial)
+        if outcome is not None:
+            known.append(f"{trial.key} {outcome.failure}")
+    return hashlib.sha256("\n".join(known).encode()).hexdigest() if known else None
+
+
+def _path(folder: Path, one: Planned) -> Path:
+    return folder / "cells" / f"{one.key}.safetensors"
+
+
+def _write(folder: Path, one: Planned, state: str, audit: Audit) -> None:
+    tensors = {
+        f"{row}/{name}": (pictures.clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
+        for row, named in enumerate(audit.rows)
+        for name, pictures in named.items()
+    }
+    path = _path(folder, one)
+    temporary = path.with_name(f".{path.name}.part")
+    metadata = {"state": state, "result": json.dumps(finite(audit.result)), "order": json.dumps(list(tensors))}
+    save_file(tensors, temporary, metadata=metadata)
+    temporary.replace(path)
+
+
+def _read(folder: Path, one: Planned, state: str) -> Shown | None:
+    path = _path(folder, one)
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            if metadata["state"] != state:
+                return None
+            rows: dict[int, dict[str, Tensor]] = {}
+            for name in json.loads(metadata["order"]):
+                row, _, picture = name.partition("/")
+                rows.setdefault(int(row), {})[picture] = file.get_tensor(name).float() / 255
+            return Shown(one.cell.axes, json.loads(metadata["result"]), list(rows.values()))
+    except (SafetensorError, OSError, ValueError, KeyError):
+        return None
+
+
+def score_rows(cells: Sequence[Planned], store: Store) -> Iterator[Row]:
+    """One row for each picture of each run, in the order of the study; nothing in it depends on the machine's speed."""
+    axes = list(dict.fromkeys(axis for one in cells for axis in one.cell.axes))
+    names = list(dict.fromkeys(name for one in cells for t in one.trials["attack"] for name in t.metrics))
+    for one in cells:
+        place = {axis: one.cell.axes.get(axis) for axis in axes}
+        for role in ROLES:
+            for trial in one.trials[role]:
+                outcome = store.get(trial)
+                head = {**place, "role": role, "client": trial.client}
+                empty = {"picture": None, "rank": None, "gallery": None, **dict.fromkeys(names)}
+                tail = {"key": trial.key}
+                if outcome is None or outcome.score is None:
+                    why = "not run" if outcome is None else ": ".join(outcome.failure or ())
+                    yield {**head, **empty, "failure": why, **tail}
+                    continue
+                score = outcome.score
+                for i, (rank, gallery) in enumerate(zip(score.ranks, score.galleries, strict=True)):
+                    values = {name: score.values[name][i] if name in score.values else None for name in names}
+                    yield {**head, "picture": i, "rank": rank, "gallery": gallery, **values, "failure": None, **tail}
+
+
+def cell_rows(cells: Sequence[Shown]) -> Iterator[Row]:
+    """One row for each concluded cell: its verdict, line-up and scores beside floors."""
+    axes = list(dict.fromkeys(axis for cell in cells for axis in cell.axes))
+    for cell in cells:
+        result = cell.result
+        found = result["line_up"]["attack"] or {}
+        rate = found.get("rank_one") or {}
+        row = {
+            **{axis: cell.axes.get(axis) for axis in axes},
+            "level": result["verdict"]["level"],
+            "n": found.get("n"),
+            "hits": found.get("hits"),
+            "rank_one": rate.get("value"),
+            "rank_one_low": rate.get("low"),
+            "rank_one_high": rate.get("high"),
+            "chance": found.get("chance"),
+            "median_rank": found.get("median_rank"),
+            "p": found.get("p"),
+        }
+        for name in ("psnr", "ssim"):
+            metric = result["metrics"].get(name) or {}
+            value, gain = metric.get("value") or {}, metric.get("gain") or {}
+            row |= {
+                name: value.get("value"),
+                f"{name}_gain": gain.get("value"),
+                f"{name}_gain_low": gain.get("low"),
+                f"{name}_gain_high": gain.get("high"),
+                f"{name}_best_floor": metric.get("best_floor"),
+            }
+        yield {
+            **row,
+            "failures": len(result["failures"]),
+            "unfinished": result["unfinished"],
+            "seconds": result["seconds_of_runs"],
+            "command": result["command"],
+        }
+
+
+def write_table(path: Path, rows: Sequence[Row], kind: Literal["csv", "parquet"]) -> None:
+    """Writes a table under a temporary name and renames it.
+
+    Raises:
+        UsageError: Parquet is asked for and pyarrow is not installed.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    temporary = path.with_name(f".{path.name}.part")
+    if kind == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+    else:
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError:
+            raise UsageError("Parquet needs pyarrow; install leakmap[parquet], or export with --format csv.") from None
+        table = pyarrow.table({name: _column([row.get(name) for row in rows]) for name in columns})
+        parquet.write_table(table, temporary)
+    temporary.replace(path)
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """Values of one type, as a column needs them: texts where types are mixed."""
+    kinds = {type(value) for value in values if value is not None}
+    if len(kinds) <= 1 or kinds == {int, float}:
+        return values
+    return [None if value is None else str(value) for value in values]
