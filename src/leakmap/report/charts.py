@@ -2,9 +2,11 @@
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -14,6 +16,7 @@ STYLE: Any = {
     "font.family": "sans-serif",
     "axes.edgecolor": GREY,
     "axes.labelcolor": INK,
+    "text.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "xtick.color": INK,
@@ -54,7 +57,7 @@ def line_up(result: Mapping[str, Any]) -> str:
         axes.set_xlabel(f"rank of the true picture among up to {size} candidates (1 = picked out)")
         axes.set_ylabel("share of pictures")
         axes.legend(frameon=False, loc="upper left", fontsize=8)
-        return _svg(figure)
+        return inline(figure)
 
 
 def curves(result: Mapping[str, Any]) -> str:
@@ -77,11 +80,36 @@ def curves(result: Mapping[str, Any]) -> str:
         axes.set_xlim(0, 1)
         axes.set_xlabel("share of the iterations")
         axes.set_ylabel("matching term")
-        return _svg(figure)
+        return inline(figure)
+
+
+def inline(figure: Figure) -> str:
+    """A figure as SVG text for a page: transparent, its ink and paper those of the page, light or dark."""
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set_alpha(0)
+    text = _svg(figure)
+    for colour, name in ((INK, "ink"), ("#ffffff", "paper")):
+        text = text.replace(colour, f"var(--{name}, {colour})")
+    return text[text.index("<svg") :]
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Writes a figure as ``NAME.svg`` and ``NAME.png`` (200 dots per inch), each under a temporary name first."""
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(picture, format="png", dpi=200)
+    written = []
+    for suffix, content in ((".svg", _svg(figure).encode()), (".png", picture.getvalue())):
+        path = folder / f"{name}{suffix}"
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+        written.append(path)
+    return written
 
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    with matplotlib.rc_context(STYLE):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return buffer.getvalue()

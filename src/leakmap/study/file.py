@@ -58,13 +58,13 @@ class Study:
         title: What it asks.
         cells: Every audit, in the order of the file's axes.
         text: The file, presets resolved, as TOML-like lines for the record.
-        about: What else the file says, such as a claim; see :mod:`leakmap.study.claims`.
+        claim: What it should show; see :mod:`leakmap.study.claims`.
     """
 
     title: str
     cells: tuple[Cell, ...]
     text: str = ""
-    about: Mapping[str, Any] = field(default_factory=dict)
+    claim: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def axes(self) -> dict[str, list[Value]]:
@@ -78,8 +78,12 @@ class Study:
         return found
 
 
-def read_study(path: Path | str) -> Study:
+def read_study(path: Path | str, scale: str | None = None) -> Study:
     """Reads a study file.
+
+    Args:
+        path: The file.
+        scale: One of its ``[scale.NAME]`` tables, which replace settings of the others.
 
     Raises:
         BadSetting: the file cannot be read, or something in it is unknown, missing or of the wrong type.
@@ -95,7 +99,7 @@ def read_study(path: Path | str) -> Study:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadSetting(f"The study file {path} is not TOML: {error}.") from None
     try:
-        return parse_study(content, text)
+        return parse_study(_scaled(content, scale), text)
     except LeakmapError as error:
         raise BadSetting(f"{path}: {error}") from None
 
@@ -139,6 +143,25 @@ def parse_study(content: Mapping[str, Any], text: str = "") -> Study:
     return Study(top["title"], tuple(cells), text, top["claim"])
 
 
+def _scaled(content: Table, scale: str | None) -> Table:
+    scales = content.get("scale", {})
+    if scale is None:
+        return content
+    if scale not in scales:
+        raise BadSetting(f"There is no [scale.{scale}]; {near_misses(scale, scales)}")
+    return _merged(content, scales[scale])
+
+
+def _merged(below: Table, above: Table) -> Table:
+    """``above`` over ``below``: tables are merged, everything else is replaced."""
+    both = {name: _merged(below[name], value) for name, value in above.items() if _tables(below.get(name), value)}
+    return {**below, **above, **both}
+
+
+def _tables(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
 _TOP: dict[str, Any] = {
     "title": (str, "Study"),
     "seed": (int | list[int], 0),
@@ -148,6 +171,7 @@ _TOP: dict[str, Any] = {
     "exclude": (list[dict[str, Any]], []),
     "presets": (dict[str, dict[str, dict[str, Any]]], {}),
     "claim": (dict[str, Any], {}),
+    "scale": (dict[str, dict[str, Any]], {}),
 }
 
 _PLAN, _RULE, _THREAT = get_type_hints(Plan), get_type_hints(LocalRule), get_type_hints(ThreatModel)

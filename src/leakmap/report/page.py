@@ -1,0 +1,46 @@
+"""A page: one HTML file that carries everything, filled in from a template of this package."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+FLOOR_NAMES = {
+    "prior_only": "prior only",
+    "swapped": "swapped update",
+    "mean_picture": "mean picture",
+    "nearest_public": "nearest public picture",
+}
+
+
+def write_page(path: Path, template: str, **content: Any) -> Path:
+    """Fills in a template, writes it under a temporary name and renames it; returns its path."""
+    environment = Environment(
+        loader=PackageLoader("leakmap", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(number=number, interval=interval, share=share)
+    html = environment.get_template(template).render(floor_names=FLOOR_NAMES, **content)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(html, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for readers; a dash for none."""
+    return "–" if value is None else f"{value:.{digits}g}"
+
+
+def interval(value: Mapping[str, float | None] | None, digits: int = 3) -> str:
+    """``value [low, high]`` for readers, from a mapping with these keys."""
+    if value is None:
+        return "–"
+    low, high = value["low"], value["high"]
+    middle = number(value["value"], digits)
+    return f"{middle} [{number(low, digits)}, {number(high, digits)}]" if low is not None else f"{middle} (one client)"
+
+
+def share(value: float | None) -> str:
+    """A share in percent for readers."""
+    return "–" if value is None else f"{value:.1%}"

@@ -1,0 +1,264 @@
+"""The report of a study: one self-contained HTML file, its figures as files beside it."""
+
+import base64
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from leakmap.errors import UsageError
+from leakmap.report import charts, study_charts
+from leakmap.report.page import FLOOR_NAMES, interval, number, share, write_page
+from leakmap.report.pictures import chosen, sheet
+from leakmap.report.pooling import (
+    ABSENT,
+    TOP,
+    Arrangement,
+    Axis,
+    Cell,
+    above_floor,
+    arranged,
+    axes_of,
+    drawn_with,
+    finished,
+    ladder,
+    level_text,
+    place,
+    pooled,
+)
+from leakmap.scoring.effects import Effect, gain_over_best_floor, holm, marginal_effects, rank_score
+from leakmap.scoring.verdict import LEVELS
+
+SIDE = 96
+"""Largest side of a picture in a gallery, in pixels."""
+PIXELS = 24_000_000
+"""Of all pictures of a study together: with more of them, each is made smaller."""
+LOSSLESS_BYTES = 9_000_000
+"""Of all pictures together, up to which they are stored without loss."""
+
+__all__ = ["Cell", "write_study"]
+
+
+def write_study(
+    path: Path | str, title: str, cells: Sequence[Cell], *, study: str, command: str, figures: Path | None = None
+) -> Path:
+    """Writes the report of a study under a temporary name and renames it; returns its path.
+
+    The page needs no network. Everything but choosing rows and columns and the galleries can be read without
+    JavaScript. Pictures are at most :data:`SIDE` pixels wide; many of them are made smaller and stored with loss, so
+    that 2,000 runs stay below 15 MB.
+
+    Args:
+        path: The HTML file.
+        title: Heading.
+        cells: Every audit, in the order of the study.
+        study: The study file, resolved: shown as it is.
+        command: The command line that repeats the study.
+        figures: Folder for ``heat_map``, ``effects`` and ``ladder`` as SVG and PNG; made if it does not exist. A figure
+            with nothing to compare is not written.
+
+    Raises:
+        UsageError: there is no cell.
+    """
+    if not cells:
+        raise UsageError("A report of a study needs at least one audited cell; got none. Run the study first.")
+    axes = axes_of(cells)
+    arrangement = arranged(axes)
+    replicates = [axis.name for axis in axes if axis.repeats]
+    ranks = marginal_effects(cells, lambda cell: rank_score(cell.result), replicates)
+    gains = marginal_effects(cells, lambda cell: gain_over_best_floor(cell.result), replicates)
+    climbed = ladder(cells, axes)
+    drawn = {
+        "heat_map": study_charts.heat_map(cells, arrangement),
+        "effects": study_charts.effects(ranks, gains),
+        "ladder": study_charts.ladder_chart(climbed),
+    }
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for name, figure in drawn.items():
+            if figure is not None:
+                charts.save(figure, figures, name)
+    galleries, kept = _galleries(cells)
+    script = files("leakmap.report").joinpath("study.js").read_text(encoding="utf-8")
+    return write_page(
+        Path(path),
+        "study.html",
+        title=title,
+        study=study,
+        command=command,
+        svg={name: charts.inline(figure) if figure is not None else "" for name, figure in drawn.items()},
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=_embedded(_data(cells, axes, arrangement)),
+        galleries=galleries,
+        kept=kept,
+        effects=_effect_rows(ranks, gains),
+        ladder=climbed,
+        **_overview(cells, axes),
+    )
+
+
+def _overview(cells: Sequence[Cell], axes: Sequence[Axis]) -> dict[str, Any]:
+    """What the sections outside the map say."""
+    results = [cell.result for cell in cells]
+    varying = [axis for axis in axes if len(axis.levels) > 1]
+    levels = Counter(result["verdict"]["level"] for result in results)
+    versions = Counter(
+        ", ".join(f"{name} {version}" for name, version in result["versions"].items()) or "none recorded"
+        for result in results
+    )
+    return {
+        "axes": varying,
+        "constant": [(axis.name, axis.texts[0]) for axis in axes if len(axis.levels) == 1],
+        "absent": ABSENT,
+        "levels": [(level, levels[level]) for level in LEVELS if levels[level]],
+        "audits": [
+            {
+                "at": [level_text(cell.axes.get(axis.name, ABSENT)) for axis in varying],
+                "result": cell.result,
+                "tile": pooled([cell]),
+            }
+            for cell in cells
+        ],
+        "clients": sum(len(finished(cell)) for cell in cells),
+        "seconds": sum(result["seconds_of_runs"] for result in results),
+        "failures": [(_title(cell, varying), failure) for cell in cells for failure in cell.result["failures"]],
+        "unfinished": [(_title(cell, varying), n) for cell in cells if (n := cell.result["unfinished"])],
+        "versions": versions.most_common(),
+    }
+
+
+def _title(cell: Cell, axes: Sequence[Axis]) -> str:
+    return ", ".join(f"{a.short} {level_text(cell.axes[a.name])}" for a in axes if a.name in cell.axes) or "the cell"
+
+
+def _effect_rows(ranks: Sequence[Effect], gains: Sequence[Effect]) -> list[dict[str, Any]]:
+    """One row for each pair of levels; p-values are corrected for all rows and both scores together."""
+    corrected = holm([effect.p for effect in (*ranks, *gains)])
+    rows: dict[Any, dict[str, Any]] = {}
+    for score, found, ps in (("ranks", ranks, corrected), ("gains", gains, corrected[len(ranks) :])):
+        for effect, p in zip(found, ps, strict=False):
+            row = rows.setdefault((effect.name, effect.low, effect.high), {"ranks": None, "gains": None})
+            row |= {"axis": effect.name, "low": level_text(effect.low), "high": level_text(effect.high)}
+            text = f"{effect.difference.value:+.3g}"
+            if math.isfinite(effect.difference.low):
+                text += f" [{effect.difference.low:+.3g}, {effect.difference.high:+.3g}]"
+            row[score] = {"text": text, "p": p, "pairs": effect.pairs, "clients": effect.clients}
+    return list(rows.values())
+
+
+def _galleries(cells: Sequence[Cell]) -> tuple[list[str], str]:
+    """The pictures of every cell as one image in base64, empty where there are none, and how they are kept."""
+    tables = [
+        [[row[name][at] for name in row] for _, row, at, _ in chosen(cell.result, cell.rows)] if cell.rows else []
+        for cell in cells
+    ]
+    pictures = [picture for table in tables for row in table for picture in row]
+    if not pictures:
+        return [""] * len(cells), "No pictures are kept."
+    side = max(16, min(SIDE, math.isqrt(PIXELS // len(pictures))))
+    images, how = _sheets(tables, side, lossless=True, most=LOSSLESS_BYTES), "without loss"
+    if not images:
+        images, how = _sheets(tables, side, lossless=False), "with slight loss (WebP, quality 85)"
+    kept = f"Pictures in the galleries are kept at no more than {side} pixels a side, {how}."
+    return [base64.b64encode(image).decode() for image in images], kept
+
+
+def _sheets(tables: Sequence[Any], side: int, *, lossless: bool, most: float = math.inf) -> list[bytes]:
+    """Every table of pictures as one image; nothing, where they come to more bytes than ``most``."""
+    images: list[bytes] = []
+    size = 0
+    for table in tables:
+        images.append(sheet(table, side, lossless) if table else b"")
+        size += len(images[-1])
+        if size > most:
+            return []
+    return images
+
+
+def _data(cells: Sequence[Cell], axes: Sequence[Axis], arrangement: Arrangement) -> dict[str, Any]:
+    """What the map and the panels are made of."""
+    varying = [axis for axis in axes if len(axis.levels) > 1]
+    roles = dict.fromkeys(arrangement.rows, "rows") | dict.fromkeys(arrangement.columns, "columns")
+    return {
+        "axes": [
+            {"name": axis.name, "short": axis.short, "levels": axis.texts, "role": roles.get(axis, "pooled")}
+            for axis in varying
+        ],
+        "top": TOP,
+        "deep": study_charts.DEEP,
+        "audits": [_audit(cell, varying) for cell in cells],
+    }
+
+
+def _audit(cell: Cell, axes: Sequence[Axis]) -> dict[str, Any]:
+    result, tile = cell.result, pooled([cell])
+    shown = chosen(result, cell.rows) if cell.rows else []
+    return {
+        "at": place(cell, axes),
+        "hits": tile.hits,
+        "n": tile.n,
+        "seed": drawn_with(cell),
+        "clients": finished(cell),
+        "chance": tile.chance if tile.n else None,
+        "level": result["verdict"]["level"],
+        "above": above_floor(result),
+        "statement": result["verdict"]["statement"],
+        "reasons": [*result["verdict"]["reasons"], *result["flags"].values()],
+        "tables": [table for table in (_line_up_table(result), _floor_table(result)) if table],
+        "facts": [
+            f"Attacker of kind {result['knowledge']['attacker']} by what is granted, "
+            f"{result['knowledge']['attacker_used']} by what the attack used. Labels {result['labels']['statement']}. "
+            f"Settings of the attack: {result['settings']['statement']}.",
+            *([f"Defence: {defence['statement']}."] if (defence := result.get("defence")) else []),
+            f"Runs took {number(result['seconds_of_runs'])} s. {len(result['failures'])} failed, "
+            f"{result['unfinished']} unfinished.",
+        ],
+        "command": result["command"],
+        "gallery": {
+            "names": list(cell.rows[0]),
+            "clients": [client + 1 for client, _, _, _ in shown],
+            "captions": [caption for _, _, _, caption in shown],
+            "of": sum(len(row["original"]) for row in cell.rows),
+            "side": min(96, max(64, cell.rows[0]["original"].shape[-1])),
+        }
+        if shown
+        else None,
+    }
+
+
+def _line_up_table(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    rows = []
+    for name, key in (("this update", "attack"), ("swapped update", "swapped"), ("planted control", "control")):
+        if found := result["line_up"][key]:
+            first = found["rank_one"]
+            rows.append(
+                [
+                    name,
+                    f"{found['hits']} of {found['n']}",
+                    f"{share(first['value'])} [{share(first['low'])}, {share(first['high'])}]",
+                    share(found["chance"]),
+                    number(found["median_rank"]),
+                    number(found["p"], 2),
+                ]
+            )
+    head = ["line-up", "ranked first", "share [95 %]", "chance", "median rank", "rank-sum p"]
+    return {"head": head, "rows": rows} if rows else None
+
+
+def _floor_table(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    rows = []
+    for name, metric in result["metrics"].items():
+        floors = (number(metric["floors"].get(floor)) for floor in FLOOR_NAMES)
+        rows.append([name.upper(), interval(metric["value"]), interval(metric["gain"]), *floors])
+    head = ["likeness", "mean [95 %]", "gain over the best floor [95 %]", *FLOOR_NAMES.values()]
+    return {"head": head, "rows": rows} if rows else None
+
+
+def _embedded(data: Any) -> str:
+    """JSON that can stand in a script element: nothing in it ends the element."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

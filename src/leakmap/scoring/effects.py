@@ -1,0 +1,356 @@
+"""What difference does a setting make? Contrasts over the cells of a study, equivalence, correlation, many tests.
+
+A study audits many cells, the product of axes. A cell has coordinates, ``axis -> level``, and a value for each of its
+clients. Cells are compared only where they agree on every other axis, and client by client: within a seed, a client
+holds the same pictures in every cell. The unit that is drawn at random is the client, so a client's differences are
+averaged over all compared cells first and the interval is over clients: many cells do not stand in for many clients.
+"""
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from scipy import stats
+
+from leakmap.errors import BadSetting
+from leakmap.scoring.statistics import Interval, mean_interval, paired_p
+
+Level = str | int | float | bool | None
+REPLICATES = ("seed",)
+"""Axes that only repeat a cell; their levels are never compared."""
+
+
+class Placed(Protocol):
+    """Anything with coordinates in a study."""
+
+    @property
+    def axes(self) -> Mapping[str, Level]:
+        """Axis -> level; an axis that does not apply is absent."""
+        ...
+
+
+C = TypeVar("C", bound=Placed)
+Value = Callable[[C], Mapping[Hashable, float]]
+"""A cell -> the value of each of its clients, which are known by the same name in every cell of a seed."""
+
+
+def rank_score(result: Mapping[str, Any]) -> dict[Hashable, float]:
+    """Client -> share of the other candidates that the true picture beats in its line-up, mean over its pictures.
+
+    1 is first in every line-up, 0.5 what chance gives, whatever the size of the line-ups.
+
+    Args:
+        result: The content of an audit's ``result.json``.
+    """
+    return {
+        client["client"]: float(
+            np.mean([(g - r) / (g - 1) for r, g in zip(client["ranks"], client["galleries"], strict=True)])
+        )
+        for client in result["clients"]
+        if "ranks" in client
+    }
+
+
+def gain_over_best_floor(result: Mapping[str, Any], metric: str = "psnr") -> dict[Hashable, float]:
+    """Client -> mean of a metric over its pictures, less that of the floor with the highest mean in this audit.
+
+    Clients without a finite value are left out.
+
+    Args:
+        result: The content of an audit's ``result.json``.
+        metric: One that the audit computed.
+    """
+    if metric not in result["metrics"]:
+        return {}
+    best = result["metrics"][metric]["best_floor"]
+    found = {}
+    for client in result["clients"]:
+        if "scores" in client:
+            own, floor = client["scores"][metric], client["floors"][metric][best]
+            if None not in (*own, *floor):
+                found[client["client"]] = float(np.mean(own) - np.mean(floor))
+    return found
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A contrast between cells.
+
+    Args:
+        name: What is compared, such as an axis.
+        low: The level, or levels, that count negatively.
+        high: The level, or levels, that count positively.
+        difference: Mean over clients with its 95 % interval (bootstrap, see :func:`mean_interval`).
+        p: Two-sided sign-flip test over clients.
+        pairs: Sets of cells that agree on everything else, each of which holds every compared level.
+        clients: Clients of different pictures; two seeds have different ones.
+    """
+
+    name: str
+    low: Any
+    high: Any
+    difference: Interval
+    p: float
+    pairs: int
+    clients: int
+
+
+def marginal_effects(cells: Sequence[C], value: Value[C], replicates: Collection[str] = REPLICATES) -> list[Effect]:
+    """The mean paired difference for every axis and every pair of its levels.
+
+    Cells are matched on all other axes. Where two levels share no such cells, because an axis applies to one of them
+    only, they are matched on the axes that all cells of both levels have, and averaged over the rest. A pair of levels
+    that still shares no client is left out.
+
+    Args:
+        cells: Of a study; several of the same coordinates are averaged.
+        value: Of a cell's clients, such as :func:`rank_score` of its result.
+        replicates: Axes that only repeat cells, such as seeds: matched, never compared.
+
+    Returns:
+        Effects in the order of the axes and of their levels (numbers by size, others as they come); ``high`` less
+        ``low``.
+    """
+    valued = [(dict(cell.axes), dict(value(cell))) for cell in cells]
+    found = []
+    for axis, levels in levels_of(cells).items():
+        if axis in replicates:
+            continue
+        for low, high in itertools.combinations(levels, 2):
+            of_both = [(at, values) for at, values in valued if axis in at and at[axis] in (low, high)]
+            common = set.intersection(*(set(at) for at, _ in of_both))
+            for matched in (None, common):
+                effect = _contrast(of_both, [axis], {(low,): -1.0, (high,): 1.0}, replicates, matched)
+                if effect is not None:
+                    found.append(Effect(axis, low, high, *effect))
+                    break
+    return found
+
+
+def interaction(
+    cells: Sequence[C],
+    value: Value[C],
+    levels: Mapping[str, tuple[Level, Level]],
+    named: Mapping[str, Level] | None = None,
+    replicates: Collection[str] = REPLICATES,
+) -> Effect | None:
+    """A contrast of a factorial of k axes with two levels each, over all cells that agree on everything else.
+
+    Args:
+        cells: Of a study.
+        value: Of a cell's clients.
+        levels: Axis -> low and high level.
+        named: One of the 2^k combinations. Given, the contrast is the mean of that combination less the mean of all
+            others. Otherwise it is the k-way interaction: the sum of all combinations, each with the product of its
+            signs (low -1, high +1), over 2^(k-1). For k = 1 that is the difference, for k = 2 half the difference of
+            the differences.
+        replicates: Axes that only repeat cells.
+
+    Returns:
+        The contrast, with its interval over clients; None where no client has every combination.
+
+    Raises:
+        BadSetting: ``levels`` is empty, or ``named`` is none of its combinations.
+    """
+    axes = list(levels)
+    combinations = list(itertools.product(*levels.values()))
+    if not axes or len(set(combinations)) != 2 ** len(axes):
+        raise BadSetting(f"An interaction needs axes with two different levels each; got {dict(levels)}.")
+    if named is None:
+        signs = itertools.product((-1, 1), repeat=len(axes))
+        weights = {c: math.prod(s) / 2 ** (len(axes) - 1) for c, s in zip(combinations, signs, strict=True)}
+    else:
+        chosen = tuple(named.get(axis) for axis in axes)
+        if set(named) != set(axes) or chosen not in combinations:
+            raise BadSetting(f"{dict(named)} is no combination of {dict(levels)}; name one level of every axis.")
+        weights = {c: 1.0 if c == chosen else -1 / (len(combinations) - 1) for c in combinations}
+    found = _contrast([(dict(c.axes), dict(value(c))) for c in cells], axes, weights, replicates)
+    if found is None:
+        return None
+    low, high = ([c for c, weight in weights.items() if (weight > 0) == positive] for positive in (False, True))
+    return Effect(" × ".join(axes), low, high, *found)
+
+
+def contrast(
+    cells: Sequence[C],
+    value: Value[C],
+    terms: Sequence[tuple[float, Mapping[str, Level]]],
+    name: str = "",
+    replicates: Collection[str] = REPLICATES,
+) -> Effect | None:
+    """A weighted sum over cells that agree on every axis that is not named.
+
+    Args:
+        cells: Of a study.
+        value: Of a cell's clients.
+        terms: ``(weight, coordinates)`` each, all on the same axes.
+        name: Of the effect.
+        replicates: Axes that only repeat cells.
+
+    Returns:
+        The contrast, with its interval over clients; None where no client has every term.
+
+    Raises:
+        BadSetting: there are no terms, or they name different axes or the same cells twice.
+    """
+    axes = list(terms[0][1]) if terms else []
+    weights = {tuple(at.get(axis) for axis in axes): weight for weight, at in terms}
+    if not axes or len(weights) < len(terms) or any(set(at) != set(axes) for _, at in terms):
+        raise BadSetting(f"A contrast needs terms that name different cells on the same axes; got {list(terms)}.")
+    found = _contrast([(dict(c.axes), dict(value(c))) for c in cells], axes, weights, replicates)
+    if found is None:
+        return None
+    low, high = ([c for c, weight in weights.items() if (weight > 0) == positive] for positive in (False, True))
+    return Effect(name, low, high, *found)
+
+
+def _contrast(
+    valued: Sequence[tuple[Mapping[str, Level], Mapping[Hashable, float]]],
+    axes: Sequence[str],
+    weights: Mapping[tuple[Level, ...], float],
+    replicates: Collection[str],
+    matched: Collection[str] | None = None,
+) -> tuple[Interval, float, int, int] | None:
+    """Difference, p, sets of cells and clients of a weighted sum over levels; cells agree on ``matched``, or on all."""
+    sets: dict[Hashable, dict[tuple[Level, ...], dict[Hashable, list[float]]]] = {}
+    for at, values in valued:
+        if not all(axis in at for axis in axes):
+            continue
+        combination = tuple(at[axis] for axis in axes)
+        if combination not in weights:
+            continue
+        seed = tuple((axis, at[axis]) for axis in sorted(set(replicates) & set(at)))
+        compared = set(at if matched is None else matched) - set(axes) - set(replicates)
+        rest = frozenset((axis, at[axis]) for axis in compared)
+        of_set = sets.setdefault((rest, seed), defaultdict(lambda: defaultdict(list)))
+        for client, one in values.items():
+            of_set[combination][(seed, client)].append(one)
+    differences: dict[Hashable, list[float]] = defaultdict(list)
+    pairs = 0
+    for of_set in sets.values():
+        shared = set.intersection(*(set(of_set.get(combination, {})) for combination in weights))
+        pairs += bool(shared)
+        for client in shared:
+            differences[client].append(sum(w * float(np.mean(of_set[c][client])) for c, w in weights.items()))
+    if not differences:
+        return None
+    per_client = [float(np.mean(differences[client])) for client in sorted(differences, key=str)]
+    return mean_interval(per_client), two_sided_p(per_client), pairs, len(per_client)
+
+
+def levels_of(cells: Sequence[Placed]) -> dict[str, list[Level]]:
+    """Axis -> its levels: false before true, numbers by size, others in the order in which they come."""
+    found: dict[str, dict[Level, None]] = {}
+    for cell in cells:
+        for axis, level in cell.axes.items():
+            found.setdefault(axis, {})[level] = None
+    return {axis: _ordered(list(levels)) for axis, levels in found.items()}
+
+
+def _ordered(levels: list[Level]) -> list[Level]:
+    if all(isinstance(level, (bool, int, float)) for level in levels):
+        return sorted(levels, key=lambda level: float(level))  # type: ignore[arg-type]
+    return levels
+
+
+def two_sided_p(differences: Sequence[float]) -> float:
+    """Two-sided p-value that a mean difference is not 0: twice the lesser one of the sign-flip tests, at most 1."""
+    return min(1.0, 2 * min(paired_p(differences), paired_p([-d for d in differences])))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, in the same order: below alpha they err anywhere with at most alpha.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6.
+    """
+    corrected, least = [0.0] * len(ps), 0.0
+    for place, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        least = max(least, min(1.0, (len(ps) - place) * ps[i]))
+        corrected[i] = least
+    return corrected
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Whether a mean difference is known to be small.
+
+    Args:
+        difference: Mean with the interval of confidence 1 - 2 alpha, which lies within the margin exactly where
+            ``equivalent``.
+        margin: Largest difference that counts as none.
+        p: The larger one of the two one-sided tests.
+        equivalent: Whether ``p < alpha``.
+    """
+
+    difference: Interval
+    margin: float
+    p: float
+    equivalent: bool
+
+
+def equivalent(differences: Sequence[float], margin: float, alpha: float = 0.05) -> Equivalence:
+    """Two one-sided t tests that the mean of paired differences lies between -margin and margin.
+
+    Fewer than two differences show nothing: p = 1.
+
+    Args:
+        differences: One of each client.
+        margin: Positive, in the unit of the differences, fixed before looking at them.
+        alpha: Level of each test.
+
+    Raises:
+        BadSetting: the margin is not positive.
+
+    Source: Schuirmann 1987, "A comparison of the two one-sided tests procedure and the power approach", Journal of
+    Pharmacokinetics and Biopharmaceutics 15.
+    """
+    if not margin > 0:
+        raise BadSetting(f"The margin of an equivalence must be positive; got {margin}.")
+    values = np.asarray(differences, dtype=float)
+    mean = float(values.mean()) if len(values) else math.nan
+    if len(values) < 2:
+        return Equivalence(Interval(mean, -math.inf, math.inf), margin, 1.0, False)
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    distribution = stats.t(len(values) - 1)
+    half = float(distribution.ppf(1 - alpha)) * error
+    if error == 0:
+        p = 0.0 if abs(mean) < margin else 1.0
+    else:
+        p = float(max(distribution.sf((mean + margin) / error), distribution.cdf((mean - margin) / error)))
+    return Equivalence(Interval(mean, mean - half, mean + half), margin, p, p < alpha)
+
+
+def spearman_interval(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Spearman's rank correlation with its interval by Fisher's transformation, variance ``(1 + r²/2) / (n - 3)``.
+
+    For perfectly ordered pairs, where the transformation is infinite, the limit is that of a correlation half an
+    exchange of neighbours away. Fewer than four pairs, or a constant, give the interval from -1 to 1.
+
+    Args:
+        x: ``n`` values.
+        y: The value that belongs to each.
+        confidence: Of the interval.
+
+    Raises:
+        BadSetting: x and y have different lengths.
+
+    Source: Bonett and Wright 2000, "Sample size requirements for estimating Pearson, Kendall and Spearman
+    correlations", Psychometrika 65.
+    """
+    if len(x) != len(y):
+        raise BadSetting(f"A correlation needs as many x as y; got {len(x)} and {len(y)}.")
+    n = len(x)
+    if n < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Interval(math.nan, -1.0, 1.0)
+    r = float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+    if n < 4:
+        return Interval(r, -1.0, 1.0)
+    most = 1 - 6 / (n * (n**2 - 1))
+    inner = max(-most, min(most, r))
+    half = float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt((1 + inner**2 / 2) / (n - 3))
+    low, high = math.tanh(math.atanh(inner) - half), math.tanh(math.atanh(inner) + half)
+    return Interval(r, -1.0 if r <= -most else low, 1.0 if r >= most else high)
