@@ -26,7 +26,8 @@ def test_the_programs_of_the_python_page_run(place, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/attacks.md", "docs/engine.md", "docs/observation.md", "docs/tuning.md"]
+    "page",
+    ["README.md", "docs/attacks.md", "docs/defences.md", "docs/engine.md", "docs/observation.md", "docs/tuning.md"],
 )
 def test_the_snippets_of_a_page_run_one_after_the_other(page, task, tmp_path, monkeypatch):
     """What a page takes for given is supplied, and its long searches are cut short."""

@@ -26,10 +26,10 @@ from leakmap import (
     observe,
     simulate,
 )
-from leakmap.errors import ModelError, NotGranted, ObservationError
+from leakmap.errors import BadSetting, ModelError, NotGranted, ObservationError
 from tests.conftest import batch_of, observed
 
-GRANTS = ThreatModel("known", public=3)
+GRANTS = ThreatModel("known", public=3, hint=0.4)
 
 
 @pytest.fixture
@@ -120,6 +120,10 @@ HOSTILE = {
     "labels of a wrong type": (_tensor("labels", torch.tensor([0.0, 1.0])), "labels"),
     "counts that do not sum up": (_tensor("label_counts", torch.tensor([5, 0, 0, 0])), "label_counts"),
     "public out of range": (_tensor("public/pictures", torch.full((3, 3, 16, 16), 7.0)), "public/pictures"),
+    "hint out of range": (_tensor("hint", torch.full((2, 3, 16, 16), 1.5)), "'hint' must be floats"),
+    "hint of a wrong type": (_tensor("hint", torch.ones(2, 3, 16, 16, dtype=torch.int64)), "'hint' must be floats"),
+    "hint that is not finite": (_tensor("hint", torch.full((2, 3, 16, 16), float("inf"))), "'hint' holds values"),
+    "hint of a wrong size": (_tensor("hint", torch.zeros(3, 3, 16, 16)), "'hint' has shape"),
     "tensor that is missing": (_drop("update/head.bias"), "update/head.bias"),
 }
 
@@ -266,3 +270,21 @@ def test_the_attackers_letter():
     assert ThreatModel(buffers=False).letter == "C"
     assert ThreatModel(buffers=False, rule=False).letter == "B"
     assert ThreatModel("known", buffers=False).letter == "C+"
+    assert ThreatModel("known", hint=0.1).letter == "E+ with hint"
+
+
+def test_a_hint_shows_its_share_of_true_pixels_in_all_channels_and_nothing_else(task):
+    round, _ = observed("convnet,width=8", task, count=4)
+    few, many = (observe(round, ThreatModel(hint=share), seed=3).hint for share in (0.2, 0.5))
+    given = ~few.isnan()
+    assert torch.equal(given, given.all(1, keepdim=True).expand_as(given))
+    assert abs(float(given.float().mean()) - 0.2) < 0.05
+    assert torch.equal(few[given], round.batch.pictures[given])
+    assert not (given & many.isnan()).any(), "a smaller share is a part of a larger one"
+    assert not torch.equal(given, ~observe(round, ThreatModel(hint=0.2), seed=4).hint.isnan())
+
+
+def test_a_hint_needs_its_count_and_a_share_below_one():
+    for wrong in ({"hint": 1.0}, {"hint": -0.1}, {"hint": float("nan")}, {"hint": 0.5, "count": False}):
+        with pytest.raises(BadSetting):
+            ThreatModel(**wrong)

@@ -307,6 +307,13 @@ def test_a_conclusion_is_drawn_anew_only_when_runs_were_added(tiny, tmp_path):
     assert [cell.result for cell in again] == [cell.result for cell in cells]
 
 
+def test_the_resolved_file_holds_what_was_left_out(tiny):
+    text = read_study(tiny).resolved()
+    assert text.startswith(TINY.rstrip())
+    assert "# rule.lr = 0.01" in text
+    assert "# gallery = 100" in text
+
+
 def test_a_folder_may_hold_more_than_the_study(tiny, tmp_path):
     study = read_study(tiny)
     run_study(study, tmp_path, HERE)

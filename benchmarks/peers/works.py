@@ -53,7 +53,7 @@ class Work:
 
 
 WORKS = (
-    Work("convnet", "ConvNet(64), 32 px, batch 1", "convnet,width=64,depth=5", 32, 1, 40, 0.78, 1.0),
+    Work("convnet", "ConvNet(64), 32 px, batch 1", "convnet,width=64,depth=5", 32, 1, 200, 0.78, 1.0),
     Work("resnet18", "CIFAR ResNet-18, batch 1", "resnet", 32, 1, 8, 0.65, 0.95),
     Work("resnet18-8", "CIFAR ResNet-18, batch 8", "resnet", 32, 8, 3, 0.65, 0.95),
     Work("resnet18-224", "ResNet-18, 224 px, batch 1", "torchvision/resnet18", 224, 1, 4, 0.65, 0.95, classes=1000),

@@ -15,6 +15,7 @@ from leakmap.attacker.labels import label_rules
 from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.auditing import Audit, audit
 from leakmap.client.federation import Batch, Round, simulate
+from leakmap.defences import defences
 from leakmap.errors import LeakmapError
 from leakmap.local import LocalRule
 from leakmap.models import models
@@ -53,6 +54,7 @@ __all__ = [
     "attacks",
     "audit",
     "build_network",
+    "defences",
     "label_rules",
     "metrics",
     "models",

@@ -10,6 +10,7 @@ from leakmap.attacker.attacks.strongest import Strongest
 from leakmap.attacker.labels import label_rules
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.client.data import sources
+from leakmap.defences import defences
 from leakmap.models import models
 from leakmap.registry import Registry
 from leakmap.scoring.metrics import metrics
@@ -22,7 +23,7 @@ _ABOUT_ATTACKS = (
     "One evaluation simulates the client once and differentiates its update; [its cost in training "
     "steps](results/cost.md) is measured. L-BFGS evaluates up to 25 times in an iteration."
 )
-REGISTRIES: tuple[Registry[Any], ...] = (models, sources, attacks, label_rules, metrics)
+REGISTRIES: tuple[Registry[Any], ...] = (models, sources, defences, attacks, label_rules, metrics)
 
 
 @dataclass(frozen=True)

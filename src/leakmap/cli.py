@@ -19,13 +19,21 @@ from leakmap import catalogue
 from leakmap.attacker.attacks import DEFAULT
 from leakmap.auditing import default_workers, perform
 from leakmap.conclusion import Audit
+from leakmap.defences import NONE
 from leakmap.demo import demonstrate
 from leakmap.errors import BadSetting, LeakmapError
+from leakmap.inspection import drawn, probe_update, read_traits
+from leakmap.inspection.probe import task_of
+from leakmap.inspection.reference import notes as nearest_measured
+from leakmap.inspection.text import as_dict, describe_probe, describe_traits
 from leakmap.local import LocalRule
+from leakmap.models.network import build_network
 from leakmap.plan import Plan, command, local_batch, prepare
 from leakmap.registry import Spec
 from leakmap.scoring.verdict import LEVELS
 from leakmap.store import Store
+from leakmap.study.commands import app as study
+from leakmap.study.commands import reproduce
 from leakmap.terminal import describe, describe_tuned, progress_bar
 from leakmap.threat import ThreatModel
 from leakmap.tuned import read_tuned
@@ -43,6 +51,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(study, name="study")
+app.command()(reproduce)
 
 
 def _version(wanted: bool) -> None:
@@ -107,12 +119,14 @@ def _plan(
     dropout: Annotated[float | None, typer.Option(help="Replaces every rate.", rich_help_panel=CLIENT)] = None,
     accumulate: Annotated[int, typer.Option(help="Micro-batches of a step.", rich_help_panel=CLIENT)] = 1,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="A new order each epoch.", rich_help_panel=CLIENT)] = False,
+    defence: Annotated[str, typer.Option(help="NAME[,key=value…].", rich_help_panel=CLIENT)] = NONE,
     labels: Annotated[
         Literal["unknown", "counts", "known"],
         typer.Option(help="Of the client's pictures.", rich_help_panel=SERVER),
     ] = "unknown",
     buffers: Annotated[bool, typer.Option(help="Returned BatchNorm buffers.", rich_help_panel=SERVER)] = True,
     public: Annotated[int, typer.Option(help="Public pictures it holds.", rich_help_panel=SERVER)] = 0,
+    hint: Annotated[float, typer.Option(help="Share of true pixels; study of starts.", rich_help_panel=SERVER)] = 0.0,
     attack: Annotated[str, typer.Option(help="NAME[,key=value…].", rich_help_panel=ATTACK)] = DEFAULT,
     steps: Annotated[int | None, typer.Option(help="Iterations.", rich_help_panel=ATTACK)] = None,
     restarts: Annotated[int | None, typer.Option(help="Independent starts.", rich_help_panel=ATTACK)] = None,
@@ -136,8 +150,9 @@ def _plan(
             dropout=dropout,
             accumulate=accumulate,
             shuffle=shuffle,
+            defence=defence,
         ),
-        threat=ThreatModel(labels, buffers=buffers, public=public),
+        threat=ThreatModel(labels, buffers=buffers, public=public, hint=hint),
         attack=Spec(spec.name, spec.params | {key: value for key, value in chosen.items() if value is not None}),
         weights=weights,
         train_epochs=train_epochs,
@@ -273,6 +288,35 @@ def tune(
     console.print(f"\nSettings: {file}\nNext: {command(found.applied_to(plan, file))}", soft_wrap=True, highlight=False)
 
 
+@app.command("inspect")
+def inspect_(
+    model: Annotated[str, typer.Argument(help="NAME[,key=value…] or path/to/file.py:function.")],
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the pictures; 224 for torchvision and timm, else 32.")
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, help="Of the pictures.")] = 3,
+    classes: Annotated[int, typer.Option(help="Outputs of the model.")] = 10,
+    weights: Annotated[Path | None, typer.Option(help="safetensors, or a torch checkpoint.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Read an architecture's traits and say what each is expected to mean for leakage; attacks nothing.
+
+    [bold]Examples[/bold]
+
+      leakmap inspect resnet,preact=true
+
+      leakmap inspect torchvision/vit_b_16 --weights mine.safetensors --classes 1000
+    """
+    size = image_size or (224 if model.startswith(("torchvision/", "timm/")) else 32)
+    network = drawn(build_network(task_of(channels, size, classes), model, weights=weights))
+    traits, console = read_traits(network), Console()
+    if as_json:
+        typer.echo(json.dumps(as_dict(network, traits, probe_update(network)), indent=2, ensure_ascii=False))
+        return
+    describe_traits(network, traits, console, [nearest_measured])
+    describe_probe(probe_update(network), console)
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results; the same one resumes.")] = Path("runs/demo"),
@@ -292,7 +336,7 @@ def demo(
 def list_(
     markdown: Annotated[bool, typer.Option("--markdown", help="As a page of documentation.")] = False,
 ) -> None:
-    """Every model, data source, attack, label rule and metric, with its settings."""
+    """Every model, data source, defence, attack, label rule and metric, with its settings."""
     if markdown:
         typer.echo(catalogue.markdown(), nl=False)
         return

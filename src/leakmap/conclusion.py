@@ -14,6 +14,9 @@ from leakmap import report
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.closed_form import diagnose, summary
 from leakmap.client.groups import Groups
+from leakmap.defences import NONE, defence_of
+from leakmap.defences.accounting import INSTALL, epsilon
+from leakmap.errors import BadSetting
 from leakmap.gate import Gate
 from leakmap.plan import ROLES, Plan, Prepared, command, facts
 from leakmap.registry import Spec
@@ -26,6 +29,8 @@ from leakmap.threat import letter_of
 from leakmap.trial import Outcome, Stage, Trial, held_by
 
 RESULT_SCHEMA = 1
+DELTA = 1e-5
+"""Of differential privacy, unless a client has so many pictures that one over their number is less."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,11 @@ def conclude(
         if (o := outcomes.get(trial.key)) is not None and o.failure
     ]
     blocking = gate.flags() | _missing(unfinished, failures)
-    verdict = judge(Evidence(clients, swapped, control, blocking))
+    if plan.threat.hint:
+        blocking |= {"hinted": _hinted(plan.threat.hint)}
+        verdict = Verdict("inconclusive", tuple(blocking.values()))
+    else:
+        verdict = judge(Evidence(clients, swapped, control, blocking))
     sizes = [size for client in clients for size in client.galleries]
     result = {
         "schema": RESULT_SCHEMA,
@@ -119,6 +128,7 @@ def conclude(
         },
         "metrics": {name: asdict(gain_over_floors(clients, name)) for name in _names(plan)} if clients else {},
         "settings": _settings(plan),
+        "defence": _defence(plan),
         "suite": _suite(attacked),
         "labels": _labels(plan, attacked),
         "flags": blocking | _flags(plan, prepared.main.groups, verdict, attacked) | _tuning_flags(plan, prepared.main),
@@ -198,6 +208,13 @@ def _client(
     )
 
 
+def _hinted(share: float) -> str:
+    return (
+        f"The server was given true pixels ({share:.3g} of them), as in a study of starts: line-ups and the planted "
+        "control are no evidence; only the gain over the prior-only and swapped floors, which were given the same, is."
+    )
+
+
 def _missing(unfinished: int, failures: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     found: dict[str, str] = {}
     if unfinished:
@@ -238,6 +255,11 @@ def _flags(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Outc
             flags["matched_without_likeness"] = (
                 f"The update is matched (median {final:.2g}) by pictures that are unlike the originals."
             )
+    if plan.rule.defence != NONE and not plan.threat.rule:
+        flags["defence_withheld"] = (
+            f"The attacker was not told of the defence {plan.rule.defence}: what holds against this attacker need not "
+            "hold against one who knows it."
+        )
     modes = {o.notes.get("mode simulated", plan.rule.mode) for o in attacked}
     if modes - {plan.rule.mode}:
         flags["mode_differs"] = (
@@ -284,6 +306,26 @@ def _settings(plan: Plan) -> dict[str, Any]:
         names = ("budget", "clients", "objective", "score", "default")
         found |= {name: getattr(plan.tuned, name) for name in names}
     return found
+
+
+def _defence(plan: Plan) -> dict[str, Any] | None:
+    """What the clients do to their updates and what it promises for one round; None where they do nothing."""
+    rule, gaussian = plan.rule, defence_of(plan.rule.defence).gaussian
+    if rule.defence == NONE:
+        return None
+    found: dict[str, Any] = {"specification": rule.defence, "epsilon": None, "delta": None}
+    if gaussian is None or not gaussian.noise:
+        return found | {"statement": f"{rule.defence}: no differential privacy"}
+    delta = min(DELTA, 1 / plan.batch_size)
+    steps = rule.epochs if defence_of(rule.defence).examples else 1
+    try:
+        value = epsilon(rule.defence, batch_size=1, dataset_size=1, rounds=steps, delta=delta)
+    except BadSetting:
+        told = f"epsilon unknown: {INSTALL}"
+    else:
+        found |= {"epsilon": value, "delta": delta}
+        told = f"epsilon {value:.3g} at delta {delta:g} for {gaussian.unit}, in this one round"
+    return found | {"statement": f"{rule.defence}: {told}"}
 
 
 def _suite(attacked: Sequence[Outcome]) -> dict[str, Any] | None:
@@ -351,7 +393,7 @@ def _ledger(plan: Plan, attacked: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "attacker": threat.letter,
         "attacker_used": letter_of(used),
-        "granted": {fact: getattr(threat, fact) for fact in ("labels", "count", "rule", "buffers", "public")},
+        "granted": {fact: getattr(threat, fact) for fact in ("labels", "count", "rule", "buffers", "public", "hint")},
         "used": used,
     }
 
@@ -367,6 +409,8 @@ def _statement(plan: Plan, verdict: Verdict, clients: Sequence[Client], attacked
         "exact": "Pictures are recovered almost pixel by pixel from the update",
     }[verdict.level]
     null = "Null audit: every update came from other pictures. " if plan.control == "swapped" else ""
+    if plan.threat.hint:
+        null = f"{null}The server was given {plan.threat.hint:.3g} of the true pixels. "
     if not clients:
         return f"{null}{what}."
     rate = line_up(clients).rank_one

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from leakmap.client.federation import Batch, simulate
+from leakmap.defences import NONE
 from leakmap.errors import ModelError
-from leakmap.local import LocalRule
+from leakmap.local import LocalRule, arrange, check_examples_apart
 from leakmap.models.network import Network
 from leakmap.seeds import derive, generator
 
@@ -95,12 +96,16 @@ def inspect_update(
 
     Args:
         network: Task, architecture and weights.
-        rule: The local rule; dropout is left out, so that cosines compare pictures and not masks.
+        rule: The local rule; dropout and the defence are left out, so that cosines compare pictures, not noise.
         batches: Of the clients to probe.
         others: Batches with the same labels.
         seed: For the noise.
+
+    Raises:
+        ModelError: DP-SGD cannot train this network.
     """
-    calm = replace(rule, dropout=0.0)
+    check_examples_apart(arrange(network.module(), rule), rule)
+    calm = replace(rule, dropout=0.0, defence=NONE)
     rows: list[dict[str, float]] = []
     for i, (batch, other) in enumerate(zip(batches, others, strict=True)):
         noise = torch.rand(batch.pictures.shape, generator=generator(seed, "gate", i)).to(batch.pictures)

@@ -13,9 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from leakmap.errors import BadSetting
+from leakmap.defences import NONE, defence_of
+from leakmap.errors import BadSetting, ModelError
 from leakmap.seeds import generator
 from leakmap.task import Loss
 
@@ -40,6 +42,7 @@ class LocalRule:
         accumulate: Micro-batches that the pictures of a step are split into (gradient accumulation): gradients are
             averaged over the pictures, BatchNorm sees every micro-batch alone.
         shuffle: Whether each epoch goes through the pictures in an order of its own (``delta`` only).
+        defence: Specification of what it does to its update, see :mod:`leakmap.defences`.
     """
 
     share: Share = "gradient"
@@ -53,6 +56,7 @@ class LocalRule:
     dropout: float | None = None
     accumulate: int = 1
     shuffle: bool = False
+    defence: str = NONE
 
     def __post_init__(self) -> None:
         checks = [
@@ -78,6 +82,7 @@ class LocalRule:
             raise BadSetting("A shared gradient has not been through an optimiser; use share='delta' for one.")
         if self.momentum and self.optimizer != "sgd":
             raise BadSetting(f"momentum belongs to sgd; {self.optimizer} has moments of its own.")
+        defence_of(self.defence)
 
     def steps(self, count: int) -> int:
         """Local steps that a client with ``count`` pictures takes."""
@@ -130,6 +135,40 @@ def arrange(module: nn.Module, rule: LocalRule, *, dropout: bool = True) -> nn.M
     return module
 
 
+def check_examples_apart(module: nn.Module, rule: LocalRule) -> None:
+    """Refuses DP-SGD where the gradient of one example alone is not its part of the batch's.
+
+    Args:
+        module: Arranged by :func:`arrange`.
+        rule: Gives the defence.
+
+    Raises:
+        ModelError: a layer mixes examples, or draws other random numbers for one than for all.
+    """
+    if defence_of(rule.defence).examples is None:
+        return
+    for name, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm) and layer.training:
+            raise ModelError(
+                f"DP-SGD clips the gradient of every example alone, but {name!r} is a BatchNorm layer in training "
+                "mode, which mixes them; use GroupNorm or LayerNorm, or --mode eval."
+            )
+        if layer.training and _rate(layer):
+            raise ModelError(
+                f"DP-SGD is simulated example by example, but {name!r} drops at random in training mode; turn that "
+                "off with --dropout 0, or use --mode eval."
+            )
+
+
+def _rate(layer: nn.Module) -> float:
+    if isinstance(layer, _DropoutNd):
+        return layer.p
+    if isinstance(layer, nn.MultiheadAttention):
+        return layer.dropout
+    name = _STOCHASTIC_DEPTH.get(type(layer).__name__)
+    return float(layer.__dict__[name] or 0.0) if name else 0.0
+
+
 class Training:
     """Local training of one client, one gradient at a time; nothing of the module changes.
 
@@ -139,13 +178,19 @@ class Training:
         rule: The local rule.
         loss: ``loss(outputs, y) -> scalar``.
 
+    Raises:
+        ModelError: see :func:`check_examples_apart`.
+
     Attributes:
+        defence: Of the rule.
         names: The trained parameters, in the order of all lists of tensors here.
         start: Their weights at the beginning, leaves that require gradients.
         buffers: Every buffer by name; training-mode passes move them in place.
     """
 
     def __init__(self, module: nn.Module, weights: Mapping[str, Tensor], rule: LocalRule, loss: Loss):
+        check_examples_apart(module, rule)
+        self.defence = defence_of(rule.defence)
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.start = [weights[name].detach().requires_grad_() for name in self.names]
         self.buffers = {name: weights[name].detach().clone() for name, _ in module.named_buffers() if name in weights}
@@ -177,17 +222,51 @@ class Training:
         order = torch.randperm(len(y), generator=generator(order_seed, "epoch", epoch)).to(x.device)[part]
         return held[order], y[order]
 
-    def objective(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
-        """The mean loss of one mini-batch, micro-batch after micro-batch; carries a graph."""
+    def objective(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor, factors: Tensor | None = None) -> Tensor:
+        """The mean loss of one mini-batch, micro-batch after micro-batch; carries a graph.
+
+        Args:
+            parameters: Weights.
+            x: Pictures of the mini-batch.
+            y: What the loss takes.
+            factors: Of :meth:`factors`: by what the loss of every example is multiplied.
+        """
         state = {**dict(zip(self.names, parameters, strict=True)), **self._fixed, **self.buffers}
         parts = list(_slices(len(x), self._rule._micro(len(x))))
         values = [
-            self._loss(functional_call(self._module, state, (x[part],), tie_weights=self._ties), y[part])
+            self._mean(
+                functional_call(self._module, state, (x[part],), tie_weights=self._ties),
+                y[part],
+                None if factors is None else factors[part],
+            )
             for part in parts
         ]
         if len(parts) == 1:
             return values[0]
         return torch.stack([v * ((p.stop - p.start) / len(x)) for p, v in zip(parts, values, strict=True)]).sum()
+
+    def _mean(self, outputs: Tensor, y: Tensor, factors: Tensor | None) -> Tensor:
+        if factors is None:
+            return self._loss(outputs, y)
+        losses = [self._loss(outputs[i : i + 1], y[i : i + 1]) for i in range(len(y))]
+        return (torch.stack(losses) * factors).mean()
+
+    def factors(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor | None:
+        """``(B,)``: by what DP-SGD multiplies the gradient of every example, without a graph; None for other clients.
+
+        Takes one forward and one backward pass for each example.
+        """
+        if self.defence.examples is None:
+            return None
+        x, y = x.detach(), y.detach()
+        state = {**dict(zip(self.names, parameters, strict=True)), **self._fixed}
+        found: list[Tensor] = []
+        for i in range(len(x)):
+            own = {**state, **{name: buffer.clone() for name, buffer in self.buffers.items()}}
+            outputs = functional_call(self._module, own, (x[i : i + 1],), tie_weights=self._ties)
+            gradients = torch.autograd.grad(self._loss(outputs, y[i : i + 1]), parameters, materialize_grads=True)
+            found.append(self.defence.examples.factor(gradients))
+        return torch.stack(found)
 
     def advance(
         self, step: int, parameters: Sequence[Tensor], gradients: Sequence[Tensor], memory: Sequence[Tensor]
@@ -213,6 +292,7 @@ def local_signal(
     *,
     dropout_seed: int | None = None,
     order_seed: int | None = None,
+    noise_seed: int | None = None,
 ) -> Signal:
     """What a client that starts from ``weights`` and holds ``(x, y)`` shares.
 
@@ -225,21 +305,31 @@ def local_signal(
         loss: ``loss(outputs, y) -> scalar``.
         dropout_seed: Seeds the dropout masks; None draws from torch's global stream.
         order_seed: Seeds the orders of a rule that shuffles; None keeps the order of ``x``.
+        noise_seed: Seeds what is random in the rule's defence; None leaves it out.
+
+    Raises:
+        ModelError: see :func:`check_examples_apart`.
     """
     training = Training(module, weights, rule, loss)
+    defence = training.defence
+    source = None if noise_seed is None else generator(noise_seed, "defence")
     parameters, memory, shared = training.start, [], []
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else [], enabled=dropout_seed is not None):
         if dropout_seed is not None:
             torch.manual_seed(dropout_seed)
         for step in range(rule.steps(len(y))):
-            value = training.objective(parameters, *training.batch(step, x, y, order_seed))
+            batch = training.batch(step, x, y, order_seed)
+            value = training.objective(parameters, *batch, training.factors(parameters, *batch))
             shared = list(torch.autograd.grad(value, parameters, materialize_grads=True))
+            if defence.examples is not None:
+                shared = defence.examples.disturbed(shared, source, len(batch[1]))
             if rule.share == "delta":
                 with torch.no_grad():
                     parameters, memory = training.advance(step, parameters, shared, memory)
                 parameters = [p.requires_grad_() for p in parameters]
     if rule.share == "delta":
         shared = [after.detach() - before.detach() for after, before in zip(parameters, training.start, strict=True)]
+    shared = defence.share(shared, source)
     return Signal(dict(zip(training.names, shared, strict=True)), training.buffers)
 
 

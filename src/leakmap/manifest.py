@@ -51,6 +51,7 @@ class RuleManifest(_Strict):
     dropout: float | None
     accumulate: Annotated[int, Field(ge=1, le=10**4)] = 1
     shuffle: bool = False
+    defence: _Name = "none"
 
 
 class TensorManifest(_Strict):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from leakmap.errors import BadSetting, NotGranted, ObservationError
+from leakmap.errors import BadSetting, NotGranted, ObservationError, UnknownName
 from leakmap.local import LocalRule, Share
 from leakmap.manifest import COUNT_LIMIT, DTYPES, SCHEMA, Manifest
 from leakmap.models.network import Code, Network
@@ -35,6 +35,7 @@ _ADVICE = {
     "label_counts": "grant the label counts (ThreatModel(labels='counts'), --labels counts)",
     "buffers": "grant the client's returned buffers (ThreatModel(buffers=True), --buffers)",
     "public": "grant public pictures (ThreatModel(public=N), --public N)",
+    "hint": "grant a share of the true pixels, for a study of starts (ThreatModel(hint=0.3), --hint 0.3)",
 }
 
 
@@ -77,6 +78,7 @@ class Observation:
         buffers: The client's buffers after its step, by name.
         rule: The client's local rule.
         public: Public pictures from the same source.
+        hint: ``(count, C, H, W)`` in [0, 1]: true pixels, NaN where they are not given.
 
     Raises:
         ObservationError: names, shapes or types do not fit together, or values are not finite.
@@ -90,6 +92,7 @@ class Observation:
     buffers: Mapping[str, Tensor] | None = None
     rule: LocalRule | None = None
     public: Public | None = None
+    hint: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check(self, "This Observation")
@@ -180,6 +183,7 @@ class Observation:
             label_counts=None if self.label_counts is None else self.label_counts.to(device),
             buffers=move(self.buffers),
             public=self.public and Public(self.public.pictures.to(device), self.public.labels.to(device)),
+            hint=None if self.hint is None else self.hint.to(device),
         )
 
 
@@ -193,7 +197,7 @@ def _tensors(o: Observation) -> Iterator[tuple[str, Tensor]]:
     for group, tensors in groups:
         for name, tensor in (tensors or {}).items():
             yield f"{group}/{name}", tensor
-    for name, tensor in (("labels", o.labels), ("label_counts", o.label_counts)):
+    for name, tensor in (("labels", o.labels), ("label_counts", o.label_counts), ("hint", o.hint)):
         if tensor is not None:
             yield name, tensor
 
@@ -248,11 +252,20 @@ def _check(o: Observation, where: str) -> None:
         _classes("public/labels", o.public.labels, classes, fail)
         if len(o.public.pictures) and not 0 <= float(o.public.pictures.min()) <= float(o.public.pictures.max()) <= 1:
             fail("'public/pictures' must lie in [0, 1]")
+    if o.hint is not None:
+        if o.count is None:
+            fail("'hint' is granted, so 'count' must be too")
+        shaped("hint", o.hint, (o.count, *shape))
+        known = o.hint[~torch.isnan(o.hint)]
+        if not o.hint.is_floating_point() or (len(known) and not 0 <= float(known.min()) <= float(known.max()) <= 1):
+            fail("'hint' must be floats in [0, 1], or NaN where a pixel is not given")
 
 
 def _sound(name: str, tensor: Tensor, o: Observation) -> bool:
-    """Finite; buffers, such as attention masks, may hold infinities."""
+    """Finite; buffers, such as attention masks, may hold infinities, and a hint NaN."""
     group, _, own = name.partition("/")
+    if group == "hint":
+        return not bool(torch.isinf(tensor).any())
     if group == "buffers" or (group == "weights" and own not in o.update.tensors):
         return not bool(torch.isnan(tensor).any())
     return bool(torch.isfinite(tensor).all())
@@ -318,7 +331,7 @@ def _assemble(manifest: Manifest, tensors: dict[str, Tensor], code: Code, where:
         group, slash, name = full.partition("/")
         if slash and group in groups:
             groups[group][name] = tensor
-        elif full in ("labels", "label_counts"):
+        elif full in ("labels", "label_counts", "hint"):
             single[full] = tensor
         else:
             raise ObservationError(f"{where}: {full!r} is not a tensor that an Observation has.")
@@ -344,8 +357,9 @@ def _assemble(manifest: Manifest, tensors: dict[str, Tensor], code: Code, where:
             groups["buffers"] if "buffers" in granted else None,
             rule,
             Public(**groups["public"]) if groups["public"] else None,
+            single.get("hint"),
         )
-    except (BadSetting, ObservationError) as error:
+    except (BadSetting, UnknownName, ObservationError) as error:
         raise ObservationError(f"{where}: {str(error).removeprefix('This Observation: ')}") from None
     actual = {fact for fact, given in observation.granted().items() if given}
     if actual != granted:

@@ -377,6 +377,7 @@ def check_needs(attack: Attack, threat: ThreatModel) -> None:
         "labels": threat.labels == "known",
         "label_counts": threat.labels != "unknown",
         "public": threat.public > 0,
+        "hint": threat.hint > 0,
     }
     if withheld := sorted(fact for fact in attack.needs if not granted[fact]):
         raise BadSetting(f"This attack needs {', '.join(withheld)}, which the threat model withholds; grant it.")
@@ -476,6 +477,7 @@ def command(plan: Plan) -> str:
         "defence": (rule.defence, default.defence),
         "labels": (threat.labels, "unknown"),
         "public": (threat.public, 0),
+        "hint": (threat.hint, 0.0),
         "attack": (str(plan.attack) if plan.tuned is None else plan.attack.name, DEFAULT),
         "tuned": (plan.tuned and plan.tuned.file, None),
         "control": (plan.control, "none"),

@@ -45,6 +45,8 @@ def describe(result: Mapping[str, Any], console: Console) -> None:
         console.print(Padding(f"[dim]closed forms[/] {able}", (0, 0, 0, 2)), highlight=False)
         console.print(Padding(f"[dim]labels[/] {escape(result['labels']['statement'])}", (0, 0, 0, 2)), highlight=False)
     console.print(Padding(f"[dim]settings[/] {escape(result['settings']['statement'])}", (0, 0, 0, 2)), highlight=False)
+    if defence := result.get("defence"):
+        console.print(Padding(f"[dim]defence[/] {escape(defence['statement'])}", (0, 0, 0, 2)), highlight=False)
     for name, text in result["flags"].items():
         console.print(Padding(f"[yellow]{name}[/] {escape(text)}", (0, 0, 0, 2)), highlight=False)
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from leakmap.client.federation import Round
 from leakmap.errors import BadSetting
 from leakmap.observation import Observation, Public
+from leakmap.seeds import generator
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class ThreatModel:
         rule: Whether it knows the local rule (mode, steps, learning rate).
         buffers: Whether the client returns its BatchNorm buffers.
         public: How many public pictures from the same source it holds.
+        hint: Share of the true pixels that it is given, in [0, 1): only to study what a search makes of a good start.
     """
 
     labels: Literal["unknown", "counts", "known"] = "unknown"
@@ -28,6 +31,7 @@ class ThreatModel:
     rule: bool = True
     buffers: bool = True
     public: int = 0
+    hint: float = 0.0
 
     def __post_init__(self) -> None:
         if self.labels not in ("unknown", "counts", "known"):
@@ -36,6 +40,10 @@ class ThreatModel:
             raise BadSetting("Whoever knows the labels knows how many examples there are: grant count too.")
         if self.public < 0:
             raise BadSetting(f"A threat model's public must be at least 0 pictures; got {self.public}.")
+        if not 0 <= self.hint < 1:
+            raise BadSetting(f"A threat model's hint is a share of the true pixels in [0, 1); got {self.hint}.")
+        if self.hint and not self.count:
+            raise BadSetting("Whoever is given true pixels knows how many examples there are: grant count too.")
 
     @property
     def letter(self) -> str:
@@ -45,6 +53,7 @@ class ThreatModel:
             "buffers": self.buffers,
             "public": self.public,
             "labels": self.labels != "unknown",
+            "hint": self.hint > 0,
         }
         return letter_of(fact for fact, given in granted.items() if given)
 
@@ -54,20 +63,30 @@ def letter_of(facts: Iterable[str]) -> str:
 
     B knows picture statistics such as smoothness and range, which every attack here uses; C adds the local rule; D
     public pictures; E statistics of the client's own data, which returned buffers are. ``+`` marks labels or counts,
-    which their ladder leaves open.
+    which their ladder leaves open, and ``with hint`` true pixels, which none of its attackers holds.
     """
     facts = set(facts)
     letter = "E" if "buffers" in facts else "D" if "public" in facts else "C" if "rule" in facts else "B"
-    return f"{letter}+" if "labels" in facts else letter
+    return f"{letter}{'+' if 'labels' in facts else ''}{' with hint' if 'hint' in facts else ''}"
 
 
-def observe(round: Round, threat: ThreatModel, public: Public | None = None) -> Observation:
+def observe(
+    round: Round,
+    threat: ThreatModel,
+    public: Public | None = None,
+    *,
+    scored: Tensor | None = None,
+    seed: int = 0,
+) -> Observation:
     """What a server sees of a round. The result has been through its file form: no graph or storage is shared.
 
     Args:
         round: What really happened.
         threat: What is granted.
         public: Public pictures to draw ``threat.public`` from, the first ones.
+        scored: ``(N, C, H, W)`` in [0, 1]: the pictures that a hint shows pixels of, if not the round's own: a swapped
+            update comes with a hint of those that it is scored against.
+        seed: Decides which pixels a hint shows; nothing else is random.
 
     Raises:
         BadSetting: fewer public pictures are there than granted.
@@ -87,5 +106,13 @@ def observe(round: Round, threat: ThreatModel, public: Public | None = None) -> 
         public=Public(public.pictures[: threat.public], public.labels[: threat.public])
         if public is not None and threat.public
         else None,
+        hint=_hint(round.batch.pictures if scored is None else scored, threat.hint, seed) if threat.hint else None,
     )
     return granted.through_bytes()
+
+
+def _hint(pictures: Tensor, share: float, seed: int) -> Tensor:
+    """The pictures with NaN but for a random share of the pixels, all channels of each; a larger share adds pixels."""
+    count, _, height, width = pictures.shape
+    drawn = torch.rand(count, 1, height, width, generator=generator(seed, "hint")).to(pictures.device)
+    return pictures.where(drawn < share, torch.nan)

@@ -234,9 +234,7 @@ def run(trial: Trial, stage: Stage, progress: Callable[[float], None] = lambda f
     return Outcome(trial, scored, found.objective, found.curve, found.notes or {}, None, reached, seconds, versions)
 
 
-def failed(
-    trial: Trial, error: Exception, seconds: float = 0.0, versions: Mapping[str, str] | None = None
-) -> Outcome:
+def failed(trial: Trial, error: Exception, seconds: float = 0.0, versions: Mapping[str, str] | None = None) -> Outcome:
     """The outcome of a trial that ended in an error."""
     failure = (type(error).__name__, " ".join(str(error).split()) or "no message")
     return Outcome(trial, failure=failure, seconds=seconds, versions=dict(versions or {}))
@@ -258,7 +256,13 @@ def seen_by_server(trial: Trial, stage: Stage) -> Observation:
         other = groups.pictures(groups.swaps[trial.swap - 1, trial.client])
         shared = Batch(other.to(truth.pictures), truth.y)
     round = simulate(stage.network, trial.rule, shared, derive(trial.seed, "client", trial.client))
-    return observe(round, trial.threat, Public(groups.pictures(groups.public), groups.labels[groups.public]))
+    return observe(
+        round,
+        trial.threat,
+        Public(groups.pictures(groups.public), groups.labels[groups.public]),
+        scored=truth.pictures,
+        seed=derive(trial.seed, "observe", trial.client),
+    )
 
 
 def held_by(trial: Trial, stage: Stage) -> Batch:

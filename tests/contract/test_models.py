@@ -6,6 +6,7 @@ from torch import nn
 
 from leakmap import LocalRule, Network, Task, attack, build_network, models, simulate
 from leakmap.attacker.matching.scene import Scene
+from leakmap.errors import UsageError
 from leakmap.threat import ThreatModel, observe
 from tests.conftest import batch_of, matching_term
 
@@ -77,6 +78,63 @@ def test_a_vision_transformer_of_timm_runs_under_the_math_kernel():
     task = Task((3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3)
     network = build_network(task, "timm/vit_tiny_patch16_224")
     assert distance_at_truth(network, LocalRule(mode="eval"), count=1) < 1e-6
+
+
+SMALL_RGB = Task((3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3)
+
+
+def start_of(model):
+    """Fresh weights of a library's network, the name of its head's and the names of its layer scales."""
+    if model.startswith("timm/"):
+        pytest.importorskip("timm", reason="the extra 'models' is not installed")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        found = models.build(model, SMALL_RGB).state_dict()
+    head = next(key for key, tensor in found.items() if tensor.ndim == 2 and len(tensor) == 10)
+    return found, head, {key for key in found if key.endswith(("layer_scale", "gamma"))}
+
+
+@pytest.mark.parametrize("name", ["torchvision/convnext_tiny", "timm/convnext_atto"])
+def test_the_head_and_layer_scales_of_a_library_network_are_set(name):
+    found, head, scales = start_of(f"{name},head_std=0.5,layer_scale=1")
+    assert abs(float(found[head].std()) - 0.5) < 0.03
+    assert not found[head.replace("weight", "bias")].any()
+    assert scales
+    assert all(bool((found[key] == 1).all()) for key in scales)
+
+
+def test_nothing_else_of_a_library_network_is_changed():
+    plain, head, scales = start_of("timm/convnext_atto")
+    wanted, *_ = start_of("timm/convnext_atto,head_std=0.5,layer_scale=1")
+    assert {key for key in plain if not torch.equal(plain[key], wanted[key])} == {head} | scales
+
+
+def test_a_head_that_is_drawn_anew_follows_the_seed_of_the_network():
+    model = "torchvision/mobilenet_v3_small,head_std=0.5"
+    first, again, other = (
+        build_network(SMALL_RGB, model, seed=seed).weights["classifier.3.weight"] for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("torchvision/resnet18,layer_scale=1", "has no layer scales"),
+        ("torchvision/resnet18,head_std=0", "head_std"),
+        ("torchvision/resnet18,layer_scale=nan", "layer_scale"),
+    ],
+)
+def test_a_start_that_a_library_network_cannot_have_is_refused(model, why):
+    with pytest.raises(UsageError, match=why):
+        build_network(SMALL_RGB, model)
+
+
+def test_the_head_of_zeros_of_torchvisions_vision_transformer_is_drawn_anew():
+    head = models.build("torchvision/vit_b_16,head_std=0.02", SMALL_RGB).heads.head
+    assert abs(float(head.weight.detach().std()) - 0.02) < 2e-3
+    assert not head.bias.any()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

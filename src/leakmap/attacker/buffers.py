@@ -57,7 +57,7 @@ class Assumed:
     """The local rule that an attacker simulates.
 
     Args:
-        rule: Granted, or one step in the mode that returned buffers show, else in training mode.
+        rule: Granted, or one step in the mode that returned buffers show, else in training mode; without a defence.
         statement: In words, what of it is assumed; empty if it is granted.
         used: Facts of the Observation that it rests on.
     """
@@ -73,7 +73,8 @@ def assumed_rule(observation: Observation) -> Assumed:
         return Assumed(observation.rule, "", frozenset({"rule"}))
     shown = client_passes(observation).mode if observation.buffers is not None else None
     rule = LocalRule(share=observation.update.kind, mode=shown or "train")
-    statement = f"{rule.share} of one step in {rule.mode} mode{', which the buffers show' if shown else ''}"
+    mode = f"{rule.mode} mode{', which the buffers show,' if shown else ''}"
+    statement = f"{rule.share} of one step in {mode} without a defence"
     return Assumed(rule, statement, frozenset({"buffers"} if shown else ()))
 
 

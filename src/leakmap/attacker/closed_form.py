@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
 from leakmap.local import LocalRule
 from leakmap.models.network import Network
@@ -178,10 +179,15 @@ def _linear(trace: _Trace, call: _Call, count: int | None, rule: LocalRule) -> t
         return False, "is frozen, so that no gradient of it is shared"
     if rule.optimizer != "sgd":
         return False, f"is trained by {rule.optimizer}, which rescales every entry of the gradient"
+    if defended := _defended(rule, exactly=False):
+        return False, defended
     norms = [c for c in trace.after(call) if isinstance(c.layer, _BatchNorm) and _same(c.inputs, call.outputs)]
     if norms and rule.mode == "train":
         return False, "is followed by BatchNorm, so that the gradient of its bias vanishes in training mode"
-    exact = "exact" if count in (None, 1) else f"exact for rows that are active for one of the {count} examples alone"
+    defence = defence_of(rule.defence)
+    exact = "exact" if defence.exact else "approximate"
+    exact += "" if count in (None, 1) else f" for rows that are active for one of the {count} examples alone"
+    exact += f", where {rule.defence} sends them whole" if defence.left == "largest" else ""
     return True, f"sees the picture and has a bias: {exact}"
 
 
@@ -193,11 +199,21 @@ def _spear(trace: _Trace, call: _Call, count: int | None, rule: LocalRule) -> tu
     by_module = any(isinstance(c.layer, nn.ReLU) and _same(c.inputs, call.outputs) for c in after)
     if not by_module and not any(_same(c.inputs, active) for c in after):
         return False, "is followed by no ReLU, which would make its gradient sparse"
-    if several := _several_steps(count, rule):
-        return False, several
+    if why := _several_steps(count, rule) or _defended(rule, exactly=True):
+        return False, why
     if count is not None and count > LARGEST_BATCH:
         return False, f"sees {count} pictures, about 2^{count - 1} draws; up to {LARGEST_BATCH} are feasible"
     return True, "sees the picture, has a bias and feeds a ReLU: exact"
+
+
+def _defended(rule: LocalRule, *, exactly: bool) -> str:
+    """Why equations between the entries of a gradient do not hold for a defended one, else empty."""
+    defence = defence_of(rule.defence)
+    if defence.left == "signs":
+        return f"is shared under the defence {rule.defence}, which leaves no sizes to divide by one another"
+    if exactly and not (defence.exact and defence.left != "largest"):
+        return f"is shared under the defence {rule.defence}; the equations hold exactly or not at all"
+    return ""
 
 
 def _several_steps(count: int | None, rule: LocalRule) -> str:
@@ -273,7 +289,7 @@ def _april(trace: _Trace, count: int | None, rule: LocalRule) -> tuple[Finding, 
         why = f"sees {count} pictures; the closed form reads one"
     elif rule.optimizer != "sgd":
         why = f"is trained by {rule.optimizer}, which rescales every entry of the gradient"
-    elif not (why := _several_steps(count, rule)):
+    elif not (why := _several_steps(count, rule) or _defended(rule, exactly=True)):
         same = tuple(name for name, c in readers.items() if _same(_tokens(c), tokens))
         found = Attention(f"{first.name}.weight", position, same)
         why = _unsolvable(trace, found, tokens[0])

@@ -6,14 +6,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.attacker.labels import Labels
+from leakmap.defences import NONE
 from leakmap.models.network import Network
 from leakmap.observation import Observation
 
 
 def label_notes(observation: Observation, labels: Labels) -> dict[str, str | int | float]:
-    """What every closed form records: the label rule, its confidence, and the facts that were used."""
+    """What every closed form records: the label rule, its confidence, the facts that were used, a known defence."""
     used = {"count", *labels.used, *(["rule"] if observation.rule else [])}
-    return {"labels": labels.rule, "label confidence": labels.confidence, "used": ", ".join(sorted(used))}
+    notes = {"labels": labels.rule, "label confidence": labels.confidence, "used": ", ".join(sorted(used))}
+    defence = observation.rule.defence if observation.rule else NONE
+    return notes | ({} if defence == NONE else {"defence": defence})
 
 
 def ordered(y: Tensor, network: Network, name: str, inputs: Tensor, dz: Tensor) -> Tensor:

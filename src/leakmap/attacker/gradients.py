@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from leakmap.defences import defence_of
 from leakmap.local import LocalRule
 from leakmap.observation import Observation
 
@@ -13,7 +14,8 @@ def mean_gradient(observation: Observation, names: Iterable[str]) -> dict[str, T
 
     A delta is turned around, divided by the weight of its steps and freed of its weight decay: exactly for one step of
     SGD, while several give the mean along the way. What Adam rescales stays rescaled, and only the decoupled decay of
-    AdamW is taken off. Where the rule is withheld, a delta is only turned around: signs and ratios hold, sizes do not.
+    AdamW is taken off. Where the rule is withheld, or a defence left no sum of steps, a delta is only turned around:
+    signs, and ratios if they are left, hold; sizes do not.
 
     Args:
         observation: Gives update and weights, and rule and number of examples where they are granted.
@@ -22,7 +24,7 @@ def mean_gradient(observation: Observation, names: Iterable[str]) -> dict[str, T
     shared, rule = observation.update.tensors, observation.rule
     if observation.update.kind == "gradient":
         return {name: shared[name].double() for name in names}
-    if rule is None:
+    if rule is None or defence_of(rule.defence).rescales:
         return {name: -shared[name].double() for name in names}
     length = sum(step_weights(rule, observation.count or 1))
     decay, weights = 0.0 if rule.optimizer == "adam" else rule.weight_decay, observation.network.weights

@@ -51,17 +51,17 @@ def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> 
         network: Task, architecture and weights.
         rule: The local rule.
         batch: The client's examples.
-        seed: For dropout masks and the order of a rule that shuffles; nothing else is random.
+        seed: For dropout masks, the order of a rule that shuffles and the noise of its defence; nothing else is random.
 
     Raises:
-        ModelError: the step fails, as BatchNorm does on a single value per channel in training mode.
+        ModelError: the step fails, as BatchNorm does on a single value per channel in training mode, or DP-SGD on any.
     """
     module = arrange(network.module(), rule)
     x = network.task.normalise(batch.pictures)
-    masks, order = derive(seed, "client"), derive(seed, "order")
+    seeds = {"dropout_seed": derive(seed, "client"), "order_seed": derive(seed, "order")}
     try:
         signal = local_signal(
-            module, network.weights, x, batch.y, rule, network.loss(), dropout_seed=masks, order_seed=order
+            module, network.weights, x, batch.y, rule, network.loss(), **seeds, noise_seed=derive(seed, "noise")
         )
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")

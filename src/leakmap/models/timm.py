@@ -7,18 +7,28 @@ from torch import nn
 
 from leakmap.errors import ModelError, UnknownName
 from leakmap.models import models
+from leakmap.models.initialisation import Deviation, Factor, initialise, output_layers
 from leakmap.registry import near_misses
 from leakmap.task import Task
 
 
 @models.add("timm/")
-def timm_model(task: Task, name: str, *, drop_path_rate: float = 0.0) -> nn.Module:
+def timm_model(
+    task: Task,
+    name: str,
+    *,
+    drop_path_rate: float = 0.0,
+    head_std: Deviation | None = None,
+    layer_scale: Factor | None = None,
+) -> nn.Module:
     """A timm classifier by its name there, untrained; ``--weights FILE`` loads weights.
 
     Args:
         task: Gives channels, classes and, where the model takes it, the image size.
         name: Its name in timm.
         drop_path_rate: Rate of stochastic depth.
+        head_std: Deviation of the last layer's fresh weights, with a bias of 0; None: as timm draws them.
+        layer_scale: Fresh value of every layer scale; None: timm's.
     """
     try:
         timm: Any = importlib.import_module("timm")
@@ -31,8 +41,13 @@ def timm_model(task: Task, name: str, *, drop_path_rate: float = 0.0) -> nn.Modu
     if drop_path_rate:
         settings["drop_path_rate"] = drop_path_rate
     try:
-        return timm.create_model(name, img_size=(height, width), **settings)
+        module = timm.create_model(name, img_size=(height, width), **settings)
     except TypeError:
-        return timm.create_model(name, **settings)
+        module = timm.create_model(name, **settings)
     except AssertionError as error:
         raise ModelError(f"timm/{name} cannot be built for inputs of shape {task.shape}: {error}.") from error
+    last = module.get_classifier()
+    heads = [
+        layer for part in (last if isinstance(last, tuple) else (last,)) for layer in output_layers(part, task.classes)
+    ]
+    return initialise(module, f"timm/{name}", heads, head_std, layer_scale)

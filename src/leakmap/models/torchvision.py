@@ -7,13 +7,24 @@ from torch import nn
 
 from leakmap.errors import ModelError, UnknownName
 from leakmap.models import models
+from leakmap.models.initialisation import Deviation, Factor, initialise, output_layers
 from leakmap.registry import near_misses
 from leakmap.task import Task
 
 
 @models.add("torchvision/")
-def torchvision_model(task: Task, name: str) -> nn.Module:
-    """A torchvision classifier by its name there, untrained; ``--weights FILE`` loads weights. Takes RGB pictures."""
+def torchvision_model(
+    task: Task, name: str, *, head_std: Deviation | None = None, layer_scale: Factor | None = None
+) -> nn.Module:
+    """A torchvision classifier by its name there, untrained; ``--weights FILE`` loads weights. Takes RGB pictures.
+
+    Args:
+        task: Gives classes and, where the model takes it (ViT, MaxViT), the image size.
+        name: Its name in torchvision.
+        head_std: Deviation of the last layer's fresh weights, with a bias of 0; None: as torchvision draws them, which
+            for ViT is 0.
+        layer_scale: Fresh value of every layer scale; None: torchvision's, 1e-6.
+    """
     library: Any = importlib.import_module("torchvision.models")
     known = library.list_models(module=library)
     if name not in known:
@@ -22,11 +33,15 @@ def torchvision_model(task: Task, name: str) -> nn.Module:
         raise ModelError(
             f"torchvision/{name} takes 3 channels, the pictures have {task.shape[0]}: add channels=3 to --data."
         )
-    extra = {"image_size": task.shape[1]} if name.startswith("vit_") else {}
+    extra: dict[str, Any] = {"image_size": task.shape[1]} if name.startswith("vit_") else {}
+    if name.startswith("maxvit"):
+        extra = {"input_size": task.shape[1:]}
     if name in ("googlenet", "inception_v3"):
         extra |= {"aux_logits": False, "init_weights": True}
     try:
-        return library.get_model(name, weights=None, num_classes=task.classes, **extra)
+        module = library.get_model(name, weights=None, num_classes=task.classes, **extra)
     except (ValueError, AssertionError) as error:
         reason = str(error) or "the size does not fit"
         raise ModelError(f"torchvision/{name} cannot be built for inputs of shape {task.shape}: {reason}.") from error
+    heads = output_layers(module, task.classes)[-1:]
+    return initialise(module, f"torchvision/{name}", heads, head_std, layer_scale)

@@ -264,11 +264,14 @@ LABELS = {"unknown": 0, "counts": 1, "known": 2}
 def _order(cell: Cell) -> tuple[Any, ...]:
     granted = cell.result["knowledge"]["granted"]
     letter = cell.result["knowledge"]["attacker"].rstrip("+")
-    return letter, LABELS[granted["labels"]], granted["public"], granted["rule"], granted["count"], granted["buffers"]
+    others = (granted[fact] for fact in ("public", "rule", "count", "buffers"))
+    return letter, LABELS[granted["labels"]], *others, granted.get("hint", 0.0)
 
 
 def _granted(granted: Mapping[str, Any]) -> tuple[str, ...]:
     labels = {"known": "labels", "counts": "label counts", "unknown": ""}[granted["labels"]]
     public = f"{granted['public']} public pictures" if granted["public"] else ""
     named = [("number of pictures", granted["count"]), ("local rule", granted["rule"])]
-    return tuple(t for t in (*(n for n, g in named if g), public, "buffers" if granted["buffers"] else "", labels) if t)
+    hint = f"{granted['hint']:.3g} of the true pixels" if granted.get("hint") else ""
+    buffers = "buffers" if granted["buffers"] else ""
+    return tuple(told for told in (*(name for name, given in named if given), public, buffers, labels, hint) if told)

@@ -19,6 +19,8 @@ from leakmap.store import Store
 from leakmap.study.cluster import Ray
 from leakmap.study.estimate import seconds_left
 from leakmap.study.file import Study, read_study, shown
+from leakmap.study.paper import cells_of, command_of, page, parts_of, together, versions, where, write_judged
+from leakmap.study.paper import reproduce as reproduce_claims
 from leakmap.study.planning import only
 from leakmap.study.results import cell_rows, conclusions, score_rows, write_table
 from leakmap.study.running import Local, Runner, Standing, merge, run_study, standing
@@ -30,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 File = Annotated[Path, typer.Argument(help="A study file (TOML).")]
+Scale = Annotated[str | None, typer.Option(help="Which [scale.NAME] of the file.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the study; by default runs/NAME-OF-THE-FILE.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -38,6 +41,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def run(
     file: File,
+    scale: Scale = None,
     out: Out = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many runs.")] = None,
     filters: Annotated[
@@ -64,7 +68,7 @@ def run(
 
       leakmap study run map.toml --ray auto --gpus 0.25
     """
-    study, folder = read_study(file), _folder(file, out)
+    study, folder = read_study(file, scale), _folder(file, out)
     if gpus and ray is None:
         raise BadSetting("--gpus is what each run asks of a Ray cluster; give --ray too, or --device cuda.")
     check_device(device)
@@ -91,9 +95,9 @@ def run(
 
 
 @app.command()
-def status(file: File, out: Out = None, as_json: AsJson = False) -> None:
+def status(file: File, scale: Scale = None, out: Out = None, as_json: AsJson = False) -> None:
     """Say what is finished, failed and missing, and what the rest will take."""
-    study, folder = read_study(file), _folder(file, out)
+    study, folder = read_study(file, scale), _folder(file, out)
     found = standing(study, folder)
     with progress_bar() as progress:
         left = seconds_left(found, progress)
@@ -103,6 +107,7 @@ def status(file: File, out: Out = None, as_json: AsJson = False) -> None:
 @app.command()
 def report(
     file: File,
+    scale: Scale = None,
     out: Out = None,
     workers: Workers = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
@@ -111,7 +116,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the report over all cells so far: one HTML file, and its figures as PNG and SVG."""
-    study, folder = read_study(file), _folder(file, out)
+    study, folder = read_study(file, scale), _folder(file, out)
     with progress_bar() as progress:
         found = only(standing(study, folder).planned, filters or ())
         cells, why = conclusions(found, folder, _local(workers, device), progress)
@@ -121,7 +126,7 @@ def report(
         folder / "report.html",
         study.title,
         cells,
-        study=study.text,
+        study=study.resolved(),
         command=f"leakmap study run {shlex.quote(str(file))}",
         figures=folder / "figures",
     )
@@ -131,13 +136,14 @@ def report(
 @app.command()
 def export(
     file: File,
+    scale: Scale = None,
     out: Out = None,
     to: Annotated[Path | None, typer.Option(help="Folder for the tables; by default the study's.")] = None,
     kind: Annotated[Literal["csv", "parquet"], typer.Option("--format", help="csv, or parquet (pyarrow).")] = "csv",
     workers: Workers = None,
 ) -> None:
     """Write two tables: scores (a row for each picture of each run) and cells (a row for each audit)."""
-    study, folder = read_study(file), _folder(file, out)
+    study, folder = read_study(file, scale), _folder(file, out)
     with progress_bar() as progress:
         found = standing(study, folder)
         cells, _ = conclusions(found.planned, folder, _local(workers, "cpu"), progress)
@@ -157,6 +163,73 @@ def merge_(
     """Bring the runs of several folders into one."""
     for source, count in merge(folder, sources).items():
         typer.echo(f"{count:6d} runs from {source}")
+
+
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="paper: arXiv 2508.19819.")],
+    scale: Annotated[
+        Literal["cpu", "gpu"], typer.Option(help="cpu: hours on two cores; gpu: the full protocol.")
+    ] = "cpu",
+    data: Annotated[str | None, typer.Option(help="Pictures in place of the built-in ones, as in an audit.")] = None,
+    claims: Annotated[
+        list[str] | None, typer.Option("--claim", help="Only this claim, such as C1; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; the same one resumes.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many runs.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and time, run nothing.")] = False,
+    workers: Workers = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster, auto, or local.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each run, with --ray.")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Run every claim of a paper and say which hold, with intervals: page.md, claims.json, a report for each.
+
+    [bold]Examples[/bold]
+
+      leakmap reproduce paper --scale cpu
+
+      leakmap reproduce paper --claim C1 --claim C3 --data cifar10:DIR
+    """
+    folder = out or Path("runs") / f"{paper}-{scale}"
+    parts = parts_of(paper, scale, data, claims or ())
+    check_device(device)
+    with progress_bar() as progress:
+        if dry_run:
+            found = where(parts, folder)
+            left = seconds_left(found, progress)
+            count = default_workers(device) if workers is None else max(1, workers)
+            _tell(together(parts), found, folder, as_json, left, count)
+            return
+        runner = Ray(ray, gpus) if ray is not None else _local(workers, device)
+        judged = reproduce_claims(parts, folder, runner, limit=limit, progress=progress)
+        command = command_of(paper, scale, data)
+        for part in parts:
+            place = folder / part.path.stem
+            write_study(
+                place / "report.html",
+                part.study.title,
+                cells_of(part, folder, runner, progress),
+                study=part.study.resolved(),
+                command=command,
+                figures=place,
+            )
+    write_judged(folder / "claims.json", judged)
+    text = page(parts, judged, command=command, ran_on=", ".join(f"{k} {v}" for k, v in versions(folder).items()))
+    Store(folder).write_text("page.md", text)
+    if as_json:
+        typer.echo((folder / "claims.json").read_text(encoding="utf-8"))
+        return
+    console = Console(highlight=False)
+    for one in judged:
+        console.print(
+            f"[bold]{one.claim.id:4}[/] [{COLOURS[one.outcome]}]{one.outcome:16}[/] {escape(one.claim.statement)}"
+        )
+        console.print(Padding(f"[dim]{escape(one.why)}[/]", (0, 0, 0, 5)))
+    console.print(f"\nPage: {folder / 'page.md'}", soft_wrap=True)
+
+
+COLOURS = {"holds": "green", "does not hold": "red", "not informative": "yellow", "not run": "bright_black"}
 
 
 def _folder(file: Path, out: Path | None) -> Path:

@@ -7,10 +7,11 @@ is one :class:`leakmap.plan.Plan`.
 """
 
 import itertools
+import json
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -57,7 +58,7 @@ class Study:
     Args:
         title: What it asks.
         cells: Every audit, in the order of the file's axes.
-        text: The file, presets resolved, as TOML-like lines for the record.
+        text: The file as it was written.
         claim: What it should show; see :mod:`leakmap.study.claims`.
     """
 
@@ -76,6 +77,14 @@ class Study:
                 if value not in values:
                     values.append(value)
         return found
+
+    def resolved(self) -> str:
+        """The file, and in comments every setting of its first cell, those that were left out too."""
+        lines = [self.text.rstrip(), "", f"# The first cell, {self.cells[0]}, with every setting:", ""]
+        for name, value in asdict(self.cells[0].plan).items():
+            for key, one in value.items() if isinstance(value, dict) else ((None, value),):
+                lines.append(f"# {name if key is None else f'{name}.{key}'} = {json.dumps(one)}")
+        return "\n".join(lines) + "\n"
 
 
 def read_study(path: Path | str, scale: str | None = None) -> Study:
@@ -192,10 +201,10 @@ _TABLES: dict[str, dict[str, Any]] = {
     "model": {**_NAME, "loss": (str | list[str] | None, None)},
     "weights": _fields({**_PLAN, "file": str}, "file train_epochs"),
     "client": {
-        **_fields(_RULE, "share mode epochs lr momentum weight_decay optimizer dropout accumulate shuffle"),
+        **_fields(_RULE, "share mode epochs lr momentum weight_decay optimizer dropout accumulate shuffle defence"),
         "local_steps": (int | list[int] | None, None),
     },
-    "threat": _fields(_THREAT, "labels count rule buffers public"),
+    "threat": _fields(_THREAT, "labels count rule buffers public hint"),
     "attack": _NAME,
 }
 """Table -> its settings. A model and an attack also take their own, which are checked when they are built."""

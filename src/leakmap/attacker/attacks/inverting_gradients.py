@@ -9,6 +9,7 @@ from leakmap.attacker.matching.engine import Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.priors import SmoothVariation, TotalVariation
 from leakmap.attacker.matching.settings import FADE, STEP, TV, VARIATION, Count, LearningRate, Share, Weight, Whole
+from leakmap.attacker.matching.starts import Start
 
 
 @attacks.add("inverting_gradients")
@@ -21,6 +22,7 @@ def inverting_gradients(
     lr: LearningRate = STEP,
     schedule: Schedule = "cosine",
     sign: Sign = "none",
+    start: Start = "normal",
     restarts: Count = 1,
     top: Whole = 0,
     median_every: Whole = 0,
@@ -38,6 +40,7 @@ def inverting_gradients(
         lr: Step size of Adam.
         schedule: Of the step size.
         sign: What Adam is fed of the gradient.
+        start: Where it begins; ``hint``, at the true pixels that are granted, with noise elsewhere.
         restarts: Independent starts.
         top: Match only so many tensors, those with the largest norms; 0: all.
         median_every: Iterations between two 3x3 median filters; 0: none.
@@ -55,6 +58,7 @@ def inverting_gradients(
         descent=Descent(lr, schedule=schedule, sign=sign),
         emphasis=Largest(top) if top else None,
         median_every=median_every,
+        start=start,
         steps=steps,
         patience=patience,
         restarts=restarts,

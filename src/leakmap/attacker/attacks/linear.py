@@ -12,6 +12,7 @@ from leakmap.attacker.equations import label_notes, ordered
 from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import recover
 from leakmap.attacker.reconstruction import Progress, Reconstruction
+from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
 from leakmap.observation import Observation
 from leakmap.seeds import derive
@@ -27,7 +28,8 @@ class Linear:
 
     Exact for one example; for several, a row that is active for a single example gives that example and other rows
     give mixtures, so rows are grouped and the purest groups are returned first. One local step of SGD only changes the
-    scale, which cancels.
+    scale, which cancels, and so does clipping; noise and rounding blur the rows. Of a sparse update only rows that were
+    sent whole are read.
 
     Applies: where a linear layer with a bias sees the pictures themselves.
 
@@ -43,13 +45,19 @@ class Linear:
         """Attacks.
 
         Raises:
-            NotApplicable: no linear layer with a bias sees the pictures themselves, or its gradient vanishes.
+            NotApplicable: no linear layer with a bias sees the pictures themselves, its gradient vanishes, or a defence
+                left signs or parts of it.
         """
         layer = qualifying_layer(observation, "linear")
         gradient = mean_gradient(observation, (f"{layer}.weight", f"{layer}.bias"))
         labels = recover(observation, self.labels, derive(seed, "labels"))
         y = labels.y
-        rows, dz = candidates(gradient[f"{layer}.weight"], gradient[f"{layer}.bias"], len(y))
+        weight, bias = gradient[f"{layer}.weight"], gradient[f"{layer}.bias"]
+        if observation.rule is not None and defence_of(observation.rule.defence).left == "largest":
+            bias = bias * (weight != 0).all(dim=1)
+            if not bias.any():
+                raise NotApplicable(f"The defence {observation.rule.defence} left no row of {layer!r} whole.")
+        rows, dz = candidates(weight, bias, len(y))
         network = observation.network
         again = torch.arange(len(y), device=rows.device) % len(rows)
         inputs = rows.to(network.dtype).view(-1, *network.task.shape)[again]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
 from leakmap.observation import Observation
 from leakmap.registry import Registry
@@ -84,7 +85,8 @@ def recover(observation: Observation, rule: str, seed: int) -> Labels:
 def fitting_rules(observation: Observation) -> tuple[str, ...]:
     """The rules that fit what is granted, those that win ties first.
 
-    One example is exact. Adam leaves signs, and without the rule a delta leaves ratios. Otherwise the mean prediction
+    One example is exact. Adam and some defences leave signs; without the rule a delta leaves ratios, and so do defences
+    that clip. Otherwise the mean prediction
     can be measured, which is best with public pictures or batch statistics, or be read off the gradient, which is best
     for trained networks in inference mode: their confidences tell them apart.
     """
@@ -93,6 +95,9 @@ def fitting_rules(observation: Observation) -> tuple[str, ...]:
         return ("idlg",)
     if rule is None:
         return ("bias_corrected", "llg") if observation.update.kind == "delta" else ("counts", "ilrg")
-    if rule.optimizer != "sgd":
+    left = defence_of(rule.defence).left
+    if rule.optimizer != "sgd" or left in ("signs", "largest"):
         return ("analytic", "yin")
+    if left == "ratios":
+        return ("bias_corrected", "llg")
     return ("counts" if rule.steps(observation.count or 1) == 1 else "dimitrov", "ilrg")

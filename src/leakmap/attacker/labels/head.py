@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.gradients import mean_gradient
+from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
 from leakmap.local import arrange
 from leakmap.models.adapt import freeze_running_statistics
@@ -99,25 +100,41 @@ def bias_of(head: Head, rule: str) -> Tensor:
 
 
 def check_magnitudes(observation: Observation, rule: str) -> None:
-    """Refuses a delta of Adam, whose first step keeps only the signs of the gradient.
+    """Refuses a delta of Adam, whose first step keeps only the signs of the gradient, and a defence that does likewise.
 
     Raises:
-        NotApplicable: the client's optimiser is Adam or AdamW.
+        NotApplicable: the client's optimiser is Adam or AdamW, or its defence leaves signs or the largest entries.
     """
-    if observation.rule and observation.rule.optimizer != "sgd":
+    if observation.rule is None:
+        return
+    optimizer, defence = observation.rule.optimizer, observation.rule.defence
+    left = defence_of(defence).left
+    if optimizer != "sgd" or left in ("signs", "largest"):
+        who = optimizer if optimizer != "sgd" else f"the defence {defence}"
         raise NotApplicable(
-            f"{rule} reads the sizes of a gradient, of which {observation.rule.optimizer} leaves the signs: "
-            "use analytic or yin, or idlg for one example."
+            f"{rule} reads the sizes of a gradient, of which {who} leaves the "
+            f"{'largest entries' if left == 'largest' else 'signs'}: use analytic or yin, or idlg for one example."
         )
 
 
 def check_scale(observation: Observation) -> None:
-    """Checks that a delta comes with the rule that says how it is scaled.
+    """Checks that the sizes of an update can be known.
 
     Raises:
         NotGranted: the number of examples, or the rule of a delta, is not granted.
+        NotApplicable: a defence rescales the update by what no one sees.
     """
     observation.need("count", *(["rule"] if observation.update.kind == "delta" else []))
+    if rescaled(observation):
+        raise NotApplicable(
+            f"The sizes of this update are unknown, as the defence {observation.rule and observation.rule.defence} "
+            "clips it: use bias_corrected or llg, or idlg for one example."
+        )
+
+
+def rescaled(observation: Observation) -> bool:
+    """Whether a granted rule says that a defence clips."""
+    return observation.rule is not None and defence_of(observation.rule.defence).left == "ratios"
 
 
 def facts_used(observation: Observation, *facts: str) -> tuple[str, ...]:

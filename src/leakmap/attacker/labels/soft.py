@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
-from leakmap.attacker.labels.head import Head, check_magnitudes, check_scale, facts_used, head_gradient
+from leakmap.attacker.labels.head import Head, check_magnitudes, check_scale, facts_used, head_gradient, rescaled
 from leakmap.errors import NotApplicable
 from leakmap.observation import Observation
 
@@ -87,7 +87,7 @@ def _families(observation: Observation, head: Head) -> list[tuple[Family, Tensor
     norm = head.bias.norm().clamp(min=1e-300)
     length = sizes[0] * (left[:, 0] @ head.bias) / norm.square()
     predicted = (length * logits + weights[f"{head.name}.bias"].double()).softmax(0)
-    known = observation.update.kind == "gradient" or observation.rule is not None
+    known = (observation.update.kind == "gradient" or observation.rule is not None) and not rescaled(observation)
     norms = norm[None] if known else NORMS.to(left.device)
     direction = head.bias / norm
     return [(lambda norms: predicted - norms[:, None] * direction, norms)]

@@ -177,12 +177,16 @@ class _Client:
 
 
 class _Step:
-    """The loss of one local step, the same whenever it is called: draws and masks begin where they first began."""
+    """The loss of one local step, the same whenever it is called.
+
+    Draws and masks begin where they first began, and the factors of DP-SGD are constants of the guess.
+    """
 
     def __init__(self, client: _Client, number: int, parameters: list[Tensor], memory: list[Tensor]):
         self.number, self.parameters, self.memory = number, parameters, memory
         self.seen: Seen | None = None
         self._client = client
+        self._factors = client.training.factors(parameters, *self._batch())
         self._begin: _Begin | None = None
 
     def __call__(self, parameters: Sequence[Tensor]) -> Tensor:
@@ -192,4 +196,7 @@ class _Step:
         else:
             client.restore(self._begin)
         client.take()
-        return client.training.objective(parameters, *client.training.batch(self.number, client.x, client.y))
+        return client.training.objective(parameters, *self._batch(), self._factors)
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        return self._client.training.batch(self.number, self._client.x, self._client.y)

@@ -42,9 +42,9 @@ class Engine:
     """Simulates the client at a guess and pulls the distance between the updates back to the guess.
 
     The update is simulated plainly; the cotangent ``v = dD/dg`` is formed from the distance's coefficients without a
-    graph and goes back through the client's local steps, last to first: through each optimiser step, and through each
-    gradient by one derivative of it along one direction. What is kept of a local step are its weights and the state
-    of the optimiser, not its activations. Nothing is read back to the host except in a self-check.
+    graph and goes back through the client's defence and its local steps, last to first: through each optimiser step,
+    and through each gradient by one derivative of it along one direction. What is kept of a local step are its weights
+    and the state of the optimiser, not its activations. Nothing is read back to the host except in a self-check.
 
     Args:
         scene: Gives network, update and rule.
@@ -124,8 +124,9 @@ class Engine:
         return chosen
 
     def value(self, guess: Guess) -> Tensor:
-        """The matching term alone, 0-dim float64."""
-        return self._distance(*self._products(self._selected(self._simulate(guess).shared)))[0]
+        """The matching term of what the client would send, its defence without noise included; 0-dim float64."""
+        plain = self._selected(self._simulate(guess).shared)
+        return self._distance(*self._products(self._training.defence.share(plain, None)))[0]
 
     def record_masks(self, x: Tensor, y: Tensor) -> None:
         """Runs the client once, so that :attr:`masks` knows its shapes."""
@@ -139,13 +140,15 @@ class Engine:
 
     def _pull(self, guess: Guess, how: Derivative, trace: Trace | None) -> Pull:
         client = self._simulate(guess, how, trace)
-        plain = self._selected(client.shared)
+        defended = self._training.defence.simulate(self._selected(client.shared), self._target)
+        plain = defended.tensors
         value, a, b = self._distance(*self._products(plain))
         if self._emphasis is not None and self._emphasis.every:
             value = self._distance(_dots(plain, self._target), _dots(plain, plain), self._full_squares)[0]
         along: list[Tensor | None] = [None] * len(client.shared)
         if self._weight:
-            for place, direction in zip(self._places, self._cotangent(a, b, plain, client.spare), strict=True):
+            directions = self._cotangent(a, b, plain, client.spare)
+            for place, direction in zip(self._places, defended.back(directions), strict=True):
                 along[place] = direction
         penalty, total = None, torch.zeros_like(value)
         if client.seen is not None:

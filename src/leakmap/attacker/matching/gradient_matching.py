@@ -20,6 +20,7 @@ from leakmap.attacker.matching.restarts import Run, choose
 from leakmap.attacker.matching.scene import Guess, Scene, Term
 from leakmap.attacker.matching.starts import Start, first_guess
 from leakmap.attacker.reconstruction import Progress, Reconstruction
+from leakmap.defences import NONE
 from leakmap.errors import BadSetting, NonFinite
 from leakmap.observation import Observation
 from leakmap.seeds import derive, generator
@@ -49,7 +50,7 @@ class GradientMatching:
         descent: Optimiser and schedule, begun anew in each stage.
         steps: Iterations of each restart, divided evenly among the stages.
         patience: Iterations in which the lowest matching term must fall by 1 %, or the restart ends; 0: it never does.
-        start: Where it begins.
+        start: Where it begins, see :func:`leakmap.attacker.matching.starts.first_guess`; ``hint`` needs that grant.
         restarts: Independent starts.
         group: Weight that pulls the restarts towards their mean, which are then searched in step.
         flatness: Share ``a`` in [0, 1] of the gradient taken at ``x + 0.05 g / |g|`` instead of ``x``: penalises a
@@ -95,7 +96,12 @@ class GradientMatching:
     @property
     def needs(self) -> frozenset[str]:
         """The facts that it cannot do without."""
-        return frozenset({"count"}).union(*(term.needs for term in self.terms))
+        return frozenset({"count"}).union(self.of_start, *(term.needs for term in self.terms))
+
+    @property
+    def of_start(self) -> frozenset[str]:
+        """The facts that the start shows."""
+        return frozenset({"hint"} if self.start == "hint" else ())
 
     @property
     def evaluations(self) -> int:
@@ -142,7 +148,7 @@ class GradientMatching:
             raise searches[0].lost or NonFinite("The search left the finite numbers.")
         results = [search.result() for search in alive]
         best = choose(results)
-        used = assumed.used.union(found.used, {"count"}, *(penalty.used for penalty in penalties))
+        used = assumed.used.union(found.used, {"count"}, self.of_start, *(penalty.used for penalty in penalties))
         notes = self._notes(scene, found, assumed.statement, used)
         notes |= {"restart": searches.index(alive[best])} | {
             f"known {i}" if i else "known": p.note for i, p in enumerate(penalties) if p.note
@@ -174,6 +180,8 @@ class GradientMatching:
             "mode simulated": scene.rule.mode,
             "used": ", ".join(sorted(used)),
         }
+        if scene.rule.defence != NONE:
+            notes["defence"] = scene.rule.defence
         if scene.rule.batch_size is not None and (labels.rule != "granted" or scene.rule.shuffle):
             notes["label order"] = "unknown: mini-batches are simulated in one order for all epochs"
         return notes | ({"assumed": assumed} if assumed else {})
@@ -210,7 +218,11 @@ class Search:
         self.marks: list[float] = []
         network, count = scene.observation.network, len(scene.y)
         self.noise = generator(scene.seed, "noise", restart)
-        start = first_guess(how.start, (count, *network.task.shape), generator(scene.seed, "start", restart))
+        scene.observation.need(*how.of_start)
+        hint = scene.observation.hint
+        known = None if hint is None else network.task.normalise(hint.cpu())
+        source = generator(scene.seed, "start", restart)
+        start = first_guess(how.start, (count, *network.task.shape), source, known)
         self.best_x = start.to(network.device, network.dtype)
         self.best_y = scene.y
         self.best = torch.full((), math.inf, dtype=torch.float64, device=network.device)

@@ -5,17 +5,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Start = Literal["normal", "truncated", "uniform", "zeros", "tiles"]
+Start = Literal["normal", "truncated", "uniform", "zeros", "tiles", "hint"]
 
 
-def first_guess(kind: Start, shape: tuple[int, ...], source: torch.Generator) -> Tensor:
+def first_guess(kind: Start, shape: tuple[int, ...], source: torch.Generator, hint: Tensor | None = None) -> Tensor:
     """Pictures in normalised space.
 
     Args:
         kind: ``normal`` N(0, 1); ``truncated`` a tenth of it, clamped to 0.1; ``uniform`` in [-1, 1]; ``zeros``;
-            ``tiles`` 4x4 patterns of N(0, 1), repeated.
+            ``tiles`` 4x4 patterns of N(0, 1), repeated; ``hint`` N(0, 1) where ``hint`` is NaN or None, else that.
         shape: ``(N, C, H, W)``.
         source: Of randomness.
+        hint: ``(N, C, H, W)`` in normalised space, NaN where unknown.
 
     Source: the initialisations of breaching; tiles are those of Wei et al. 2020, arXiv:2004.10397.
     """
@@ -29,4 +30,6 @@ def first_guess(kind: Start, shape: tuple[int, ...], source: torch.Generator) ->
         times = [1] * len(examples)
         return tile.repeat(*times, -(-height // 4), -(-width // 4))[..., :height, :width]
     noise = torch.randn(shape, generator=source)
-    return noise if kind == "normal" else (noise * 0.1).clamp(-0.1, 0.1)
+    if kind == "truncated":
+        return (noise * 0.1).clamp(-0.1, 0.1)
+    return noise if kind == "normal" or hint is None else noise.where(hint.isnan(), hint)

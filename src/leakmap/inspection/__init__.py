@@ -1,0 +1,24 @@
+"""What an architecture is made of, read off one recorded forward pass, and what that means for leakage.
+
+:func:`read_traits` looks at a network, :func:`advise` says what each trait is expected to do, and :func:`probe_update`
+what a client's update depends on. Nothing is attacked and nothing here is a verdict.
+"""
+
+from leakmap.inspection.advice import Advice, advise
+from leakmap.inspection.flow import drawn
+from leakmap.inspection.probe import Probe, probe_update
+from leakmap.inspection.traits import Noise, Norm, Stage, Stem, Traits, read_traits
+
+__all__ = [
+    "Advice",
+    "Noise",
+    "Norm",
+    "Probe",
+    "Stage",
+    "Stem",
+    "Traits",
+    "advise",
+    "drawn",
+    "probe_update",
+    "read_traits",
+]

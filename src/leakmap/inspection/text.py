@@ -1,0 +1,94 @@
+"""An inspection as a person reads it in a terminal of 80 columns, and as JSON."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from leakmap.inspection.advice import advise
+from leakmap.inspection.probe import Probe
+from leakmap.inspection.traits import Traits
+from leakmap.models.network import Network
+
+Notes = Callable[[Traits], Sequence[str]]
+"""Further lines about a network with these traits, such as the nearest measured ones of a map."""
+NATURE = "Directions are expected ones: claims, not measurements of this model. leakmap audit measures."
+
+
+def describe_traits(network: Network, traits: Traits, console: Console, notes: Sequence[Notes] = ()) -> None:
+    """Prints every trait with what it means, and further notes on networks with such traits."""
+    shape = "x".join(map(str, network.task.shape))
+    console.print(
+        f"[bold]{escape(str(network.model))}[/]  {traits.parameters:,} parameters, {shape} pictures, "
+        f"{network.task.classes} classes",
+        highlight=False,
+    )
+    console.print(f"[dim]{NATURE}[/]\n", highlight=False)
+    found = Table.grid(padding=(0, 2, 0, 0))
+    found.add_column(width=16, style="bold")
+    found.add_column(ratio=1)
+    for advice in advise(traits):
+        change = f" [cyan]{escape(advice.change)}[/]" if advice.change else ""
+        found.add_row(advice.trait, escape(advice.found))
+        found.add_row("", f"{escape(advice.meaning)}{change} [dim]{escape(f'[{advice.source}]')}[/]")
+    console.print(found, highlight=False)
+    for line in (line for lines in notes for line in lines(traits)):
+        console.print(escape(line), highlight=False)
+
+
+def describe_probe(probe: Probe, console: Console) -> None:
+    """Prints what the update depends on, in each mode, and what that flags."""
+    console.print("\n[bold]What the update of a client depends on[/] [dim](one gradient, built-in photographs)[/]")
+    console.print(_gates(probe), highlight=False)
+    for mode, gate in probe.gates.items():
+        for name, text in gate.flags().items():
+            console.print(Padding(f"[yellow]{name}[/] ({mode}) {escape(text)}", (0, 0, 0, 2)), highlight=False)
+    if probe.note:
+        console.print(Padding(escape(probe.note), (0, 0, 0, 2)), highlight=False)
+
+
+def _gates(probe: Probe) -> Table:
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("mode", "head", "zero tensors", "tiny", "cos other", "cos noise", "cos float64", "loss"):
+        found.add_column(heading)
+    for mode, gate in probe.gates.items():
+        found.add_row(
+            mode,
+            f"{gate.head_share:.1%}",
+            f"{gate.zero_tensors:.0f} of {gate.tensors}",
+            f"{gate.tiny_tensors:.0f}",
+            f"{gate.cos_other:.3f}",
+            f"{gate.cos_noise:.3f}",
+            f"{gate.cos_precise:.4f}",
+            f"{gate.loss:.3g}",
+        )
+    return found
+
+
+def as_dict(network: Network, traits: Traits, probe: Probe) -> dict[str, Any]:
+    """Model, traits, advice and gates, of values that JSON can hold; numbers that are not finite become None."""
+    return _plain(
+        {
+            "model": str(network.model),
+            "shape": network.task.shape,
+            "classes": network.task.classes,
+            "nature": NATURE,
+            "traits": asdict(traits),
+            "advice": [asdict(advice) for advice in advise(traits)],
+            "update": {mode: gate.as_dict() | {"flags": gate.flags()} for mode, gate in probe.gates.items()},
+            "note": probe.note,
+        }
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,198 @@
+"""`leakmap reproduce`: every claim of a paper, one study file each, judged on one page."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from leakmap.errors import BadSetting
+from leakmap.plan import Progress
+from leakmap.registry import near_misses
+from leakmap.report.page import interval
+from leakmap.report.study import Cell as Concluded
+from leakmap.store import Store, write_json
+from leakmap.study.claims import UNITS, Claim, Judged, Shown, judge_claim, read_claim
+from leakmap.study.file import Study, read_study
+from leakmap.study.planning import planned
+from leakmap.study.results import conclusions
+from leakmap.study.running import Runner, Standing, run_study, standing
+
+PAPERS = ("paper",)
+SCALES = ("cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A claim with its study.
+
+    Args:
+        path: The study file.
+        study: The study at the chosen scale.
+        claim: What it should show.
+    """
+
+    path: Path
+    study: Study
+    claim: Claim
+
+
+def parts_of(paper: str, scale: str, data: str | None = None, wanted: Sequence[str] = ()) -> list[Part]:
+    """The claims of a paper, in order.
+
+    Args:
+        paper: Its name.
+        scale: ``cpu``, or ``gpu`` for the full protocol.
+        data: Source of pictures in place of those in the files.
+        wanted: Only the claims of these names.
+
+    Raises:
+        BadSetting: there is no such paper, scale or claim.
+    """
+    if paper not in PAPERS:
+        raise BadSetting(f"There is no paper {paper!r} to reproduce; {near_misses(paper, PAPERS)}")
+    if scale not in SCALES:
+        raise BadSetting(f"A scale is one of {', '.join(SCALES)}; got {scale!r}.")
+    found = []
+    for path in sorted(_folder(paper).glob("*.toml")):
+        study = read_study(path, scale if scale == "cpu" else None)
+        if data is not None:
+            cells = tuple(replace(cell, plan=replace(cell.plan, data=data)) for cell in study.cells)
+            study = replace(study, cells=cells)
+        found.append(Part(path, study, read_claim(study.claim, study.axes)))
+    known = [part.claim.id for part in found]
+    if strange := [name for name in wanted if name not in known]:
+        raise BadSetting(f"There is no claim {strange[0]!r}; {near_misses(strange[0], known)}")
+    return [part for part in found if not wanted or part.claim.id in wanted]
+
+
+def _folder(paper: str) -> Path:
+    packaged = Path(str(files("leakmap.study"))) / paper
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "studies" / paper
+
+
+def together(parts: Sequence[Part]) -> Study:
+    """All cells of all claims as one study: what several claims look at is run once."""
+    return Study("Claims", tuple(cell for part in parts for cell in part.study.cells))
+
+
+def reproduce(
+    parts: Sequence[Part],
+    folder: Path,
+    runner: Runner,
+    *,
+    limit: int | None = None,
+    progress: Progress = lambda what, fraction: None,
+) -> list[Judged]:
+    """Runs what is missing for the claims and judges them.
+
+    Args:
+        parts: The claims.
+        folder: Where results lie; the same folder continues.
+        runner: Where to run.
+        limit: At most so many runs.
+        progress: Called with what is being done and the finished fraction.
+
+    Raises:
+        KeyboardInterrupt: after storing what is finished.
+    """
+    run_study(together(parts), folder, runner, limit=limit, progress=progress)
+    return [judge_claim(part.claim, cells_of(part, folder, runner, progress)) for part in parts]
+
+
+def cells_of(part: Part, folder: Path, runner: Runner, progress: Progress) -> list[Concluded]:
+    """The concluded cells of a claim."""
+    return conclusions(planned(part.study), folder, runner, progress)[0]
+
+
+def where(parts: Sequence[Part], folder: Path) -> Standing:
+    """Where the runs of all claims stand."""
+    return standing(together(parts), folder)
+
+
+def versions(folder: Path) -> dict[str, str]:
+    """Of what computed the first stored run."""
+    store = Store(folder)
+    outcomes = (store.read(key) for key in sorted(store.keys()))
+    return next((outcome.versions for outcome in outcomes if outcome is not None), {})
+
+
+def page(parts: Sequence[Part], judged: Sequence[Judged], *, command: str, ran_on: str) -> str:
+    """The outcome of every claim in Markdown: a line each, then every comparison.
+
+    Args:
+        parts: The claims.
+        judged: What became of each.
+        command: The command that repeats it.
+        ran_on: Hardware and versions.
+    """
+    lines = [
+        "# The paper's claims",
+        "",
+        f"    {command}",
+        "",
+        "Each claim is a study file that names its comparisons and its rule before it runs. *holds*: every comparison "
+        "passes. *does not hold*: something leaks, and a comparison fails. *not informative*: nothing leaked more than "
+        "chance, or there are too few clients. A comparison is a difference between cells, client by client, with a "
+        "95 % bootstrap interval over clients; n counts clients. The line-up score is the share of the other "
+        "candidates that the true picture beats: 0.5 is chance.",
+        "",
+        f"{ran_on}.",
+        "",
+        "| claim | | outcome | first comparison | effect [95 %] | n |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in judged:
+        first = next((shown for shown in one.shown if not shown.passes), one.shown[0] if one.shown else None)
+        told = ["–", "–", "–"] if first is None or first.effect is None else _told(one.claim, first)
+        lines.append(f"| {one.claim.id} | {one.claim.statement} | **{one.outcome}** | {' | '.join(told)} |")
+    lines += [
+        "",
+        "The comparison shown is the first that fails, or the first of all. C9 (object detection) is not among them.",
+    ]
+    for part, one in zip(parts, judged, strict=True):
+        lines += ["", f"## {one.claim.id}: {one.outcome}", "", one.claim.statement, "", f"Source: {one.claim.source}."]
+        lines += ["", f"Expected: {one.claim.expected}.", "", one.why]
+        lines += ["", one.claim.note] if one.claim.note else []
+        lines += ["", f"    leakmap study run studies/{part.path.parent.name}/{part.path.name} --scale cpu", ""]
+        lines += [
+            "| comparison | effect [95 %] | p (Holm) | line-up score [95 %] | n | passes |",
+            "|---|---|---|---|---|---|",
+        ]
+        for shown in one.shown:
+            if shown.effect is not None and shown.ranks is not None:
+                name, effect, count = _told(one.claim, shown)
+                ranks = interval(asdict(shown.ranks.difference))
+                passes = "yes" if shown.passes else "no"
+                lines.append(f"| {name} | {effect} | {shown.p:.2g} | {ranks} | {count} | {passes} |")
+    return "\n".join(lines) + "\n"
+
+
+def _told(claim: Claim, shown: Shown) -> list[str]:
+    assert shown.effect is not None
+    value = shown.contrast.value or claim.value
+    unit = f" {UNITS[value]}" if value in UNITS else ""
+    return [shown.contrast.name, f"{interval(asdict(shown.effect.difference))}{unit}", str(shown.effect.clients)]
+
+
+def write_judged(path: Path, judged: Sequence[Judged]) -> None:
+    """Writes the outcomes as JSON."""
+    rows: list[dict[str, Any]] = [{**one.claim.model_dump(), "outcome": one.outcome, "why": one.why} for one in judged]
+    for row, one in zip(rows, judged, strict=True):
+        row["contrasts"] = [
+            {
+                **shown.contrast.model_dump(),
+                "effect": shown.effect and asdict(shown.effect),
+                "ranks": shown.ranks and asdict(shown.ranks),
+                "p_holm": shown.p,
+                "passes": shown.passes,
+            }
+            for shown in one.shown
+        ]
+    write_json(path, rows)
+
+
+def command_of(paper: str, scale: str, data: str | None) -> str:
+    """The command line."""
+    return f"leakmap reproduce {paper} --scale {scale}{f' --data {shlex.quote(data)}' if data else ''}"

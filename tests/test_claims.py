@@ -1,0 +1,130 @@
+import copy
+
+import pytest
+
+from leakmap.errors import BadSetting
+from leakmap.report.study import Cell
+from leakmap.study.claims import judge_claim, read_claim
+from leakmap.study.paper import page, parts_of, together, write_judged
+from leakmap.study.planning import planned
+
+CLAIM = {
+    "id": "T1",
+    "statement": "The high level leaks more.",
+    "source": "a test",
+    "expected": "above 0",
+    "value": "psnr",
+    "contrasts": [{"name": "high less low", "terms": [[1.0, {"knob": 1}], [-1.0, {"knob": 0}]]}],
+}
+AXES = {"knob": [0, 1], "seed": [0]}
+CLIENTS = 10
+
+
+def cell(knob, psnrs, ranks, control=1e-6):
+    clients = [
+        {
+            "client": i,
+            "ranks": [rank],
+            "galleries": [100],
+            "scores": {"psnr": [psnr], "ssim": [0.1]},
+            "floors": {"psnr": {"prior_only": [10.0], "swapped": [9.0]}},
+        }
+        for i, (psnr, rank) in enumerate(zip(psnrs, ranks, strict=True))
+    ]
+    line_up = {"attack": None, "swapped": None, "control": {"p": control}}
+    metrics = {"psnr": {"best_floor": "prior_only"}}
+    return Cell({"knob": knob, "seed": 0}, {"clients": clients, "line_up": line_up, "metrics": metrics})
+
+
+def spread(middle):
+    return [middle + 0.1 * i for i in range(CLIENTS)]
+
+
+FIRST, CHANCE = [1.0] * CLIENTS, [5.0 + 10 * i for i in range(CLIENTS)]
+
+
+def judged(low, high, **changes):
+    claim = read_claim({**copy.deepcopy(CLAIM), **changes}, AXES)
+    return judge_claim(claim, [cell(0, *low), cell(1, *high)])
+
+
+def test_a_clear_difference_in_the_expected_direction_holds():
+    found = judged((spread(10), CHANCE), ([v + 2 + (i % 3) / 5 for i, v in enumerate(spread(10))], FIRST))
+    assert found.outcome == "holds"
+    assert found.shown[0].effect.difference.low > 1.9
+    assert found.shown[0].ranks.difference.value > 0.4
+
+
+def test_the_opposite_direction_does_not_hold():
+    assert judged((spread(12), FIRST), (spread(10), FIRST)).outcome == "does not hold"
+
+
+def test_where_nothing_leaks_nothing_is_compared():
+    found = judged((spread(10), CHANCE), (spread(10), CHANCE))
+    assert found.outcome == "not informative"
+    assert "nothing to compare" in found.why
+
+
+def test_few_clients_say_nothing():
+    claim = read_claim(CLAIM, AXES)
+    cells = [cell(0, [10.0] * 3, [1.0] * 3), cell(1, [13.0, 13.5, 14.0], [1.0] * 3)]
+    assert judge_claim(claim, cells).outcome == "not informative"
+
+
+def test_a_cell_that_did_not_finish_is_not_judged():
+    assert judge_claim(read_claim(CLAIM, AXES), [cell(1, spread(12), FIRST)]).outcome == "not run"
+
+
+def test_resistance_needs_a_control_that_was_found():
+    below = {"rule": "below", "value": "gain", "margin": 1.0}
+    below["contrasts"] = [{"name": "gain", "terms": [[1.0, {"knob": 1}]]}]
+    claim = read_claim({**CLAIM, **below}, AXES)
+    assert judge_claim(claim, [cell(1, [10.0 + 0.01 * i for i in range(CLIENTS)], CHANCE)]).outcome == "holds"
+    assert judge_claim(claim, [cell(1, spread(14), FIRST)]).outcome == "does not hold"
+    blind = cell(1, [10.0 + 0.01 * i for i in range(CLIENTS)], CHANCE, control=0.5)
+    assert judge_claim(claim, [blind]).outcome == "not informative"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"value": "lpips"}, "one of psnr"),
+        ({"rule": "sideways"}, "rule"),
+        ({"contrasts": []}, "contrasts"),
+        ({"contrasts": [{"name": "x", "terms": [[1, {"knob": 7}]]}]}, "knob = 7"),
+        ({"contrasts": [{"name": "x", "terms": [[1, {"knob": 1}], [-1, {"seed": 0}]]}]}, "different axes"),
+        ({"verdict": "good"}, "verdict"),
+    ],
+)
+def test_what_is_wrong_in_a_claim_is_said_in_a_sentence(change, expected):
+    with pytest.raises(BadSetting, match=expected):
+        read_claim({**CLAIM, **change}, AXES)
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_every_claim_of_the_paper_is_a_study_that_can_be_planned(scale):
+    parts = parts_of("paper", scale)
+    assert [part.claim.id for part in parts] == [f"C{i}" for i in (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14)]
+    assert all(part.study.title.startswith(part.claim.id) for part in parts)
+    if scale == "cpu":
+        small = [part for part in parts if part.claim.id in ("C2", "C3", "C5")]
+        keys = [{t.key for one in planned(part.study) for t in one.all()} for part in small]
+        assert keys[0] == keys[1] == keys[2]
+        assert len({t.key for one in planned(together(small)) for t in one.all()}) == len(keys[0])
+
+
+def test_a_paper_scale_or_claim_that_does_not_exist_is_named():
+    with pytest.raises(BadSetting, match="no paper 'papre'"):
+        parts_of("papre", "cpu")
+    with pytest.raises(BadSetting, match="no claim 'C99'"):
+        parts_of("paper", "cpu", wanted=["C99"])
+
+
+def test_the_page_has_a_line_for_every_claim(tmp_path):
+    parts = parts_of("paper", "cpu", wanted=["C3"])
+    claim = parts[0].claim
+    found = [judge_claim(claim, [])]
+    text = page(parts, found, command="leakmap reproduce paper", ran_on="python 3")
+    assert f"| C3 | {claim.statement} | **not run** |" in text
+    write_judged(tmp_path / "claims.json", found)
+    assert '"outcome": "not run"' in (tmp_path / "claims.json").read_text()
