@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from leakmap.errors import BadSetting, DataError, StoreError, WorkerDied
+from leakmap.errors import BadSetting, DataError, StoreError, UsageError, WorkerDied
 from leakmap.plan import Plan
 from leakmap.store import Store
+from leakmap.study.cluster import Ray
 from leakmap.study.commands import duration
 from leakmap.study.file import parse_study, read_study
 from leakmap.study.planning import of_shard, only, planned
@@ -305,6 +306,18 @@ def test_a_conclusion_is_drawn_anew_only_when_runs_were_added(tiny, tmp_path):
 
     again, _ = conclusions(planned(study), tmp_path, nobody)
     assert [cell.result for cell in again] == [cell.result for cell in cells]
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same_scores(tiny, tmp_path):
+    pytest.importorskip("ray", reason="ray is not installed")
+    study = read_study(tiny)
+    run_study(study, tmp_path / "here", HERE)
+    found = run_study(study, tmp_path / "cluster", Ray("local"))
+    assert not found.missing
+    assert scores(study, tmp_path / "cluster") == scores(study, tmp_path / "here")
+    with pytest.raises(UsageError, match="0 GPUs; lower --gpus"):
+        run_study(study, tmp_path / "gpus", Ray("local", gpus=1))
 
 
 def test_the_resolved_file_holds_what_was_left_out(tiny):

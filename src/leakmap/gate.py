@@ -110,9 +110,8 @@ def inspect_update(
     for i, (batch, other) in enumerate(zip(batches, others, strict=True)):
         noise = torch.rand(batch.pictures.shape, generator=generator(seed, "gate", i)).to(batch.pictures)
         own = _update(network, calm, batch)
-        flat = [tensor.double().flatten() for tensor in own.values()]
-        norm = float(torch.cat(flat).norm())
-        norms = [float(tensor.norm()) for tensor in flat]
+        norms = [float(tensor.double().norm()) for tensor in own.values()]
+        norm = math.hypot(*norms)
         last = list(own)[-1].rpartition(".")[0]
         head = [name.rpartition(".")[0] == last for name in own]
         rows.append(
@@ -159,7 +158,11 @@ def _loss(network: Network, rule: LocalRule, batch: Batch, seed: int) -> float:
 
 
 def _cosine(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
-    a = torch.cat([tensor.double().flatten() for tensor in left.values()])
-    b = torch.cat([right[name].double().flatten() for name in left])
-    product = float(a.norm() * b.norm())
-    return float(a @ b) / product if product else 0.0
+    """In float64, tensor by tensor: no copy of all of a large network is made."""
+    products = [_products(tensor.double().flatten(), right[name].double().flatten()) for name, tensor in left.items()]
+    dot, own, other = (math.fsum(column) for column in zip(*products, strict=True))
+    return dot / math.sqrt(own * other) if own * other else 0.0
+
+
+def _products(a: Tensor, b: Tensor) -> tuple[float, float, float]:
+    return float(a @ b), float(a @ a), float(b @ b)
