@@ -22,7 +22,7 @@ from leakmap.study.running import standing
 
 STUDY = """
 title = "Killed again and again"
-seed = [0, 1, 2, 3]
+seed = [0, 1, 2, 3, 4]
 [data]
 source = "samples"
 image_size = 16
@@ -35,7 +35,7 @@ mode = ["train", "eval"]
 labels = "known"
 [attack]
 name = "inverting_gradients"
-steps = 20
+steps = 150
 """
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--longest", type=float, default=12.0, help="Seconds until a kill, at most.")
+    parser.add_argument("--longest", type=float, default=16.0, help="Seconds until a kill, at most.")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/killed"))

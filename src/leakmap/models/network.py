@@ -18,7 +18,7 @@ from leakmap.errors import LeakmapError, ModelError, NonFinite
 from leakmap.models import models
 from leakmap.models.adapt import replace_layers
 from leakmap.registry import Spec, is_user_code, load_user_code
-from leakmap.seeds import derive
+from leakmap.seeds import derive, generator
 from leakmap.task import Loss, Task, build_loss
 
 WEIGHTS_LIMIT = 16 * 2**30
@@ -283,7 +283,7 @@ def check_network(network: Network) -> None:
     task, spec = network.task, network.model
     module = network.module().eval()
     device = network.device
-    x = torch.zeros(2, *task.shape, device=device, requires_grad=True)
+    x = torch.randn(2, *task.shape, generator=generator(0, "check")).to(device).requires_grad_()
     y = torch.arange(2, device=device) % task.classes
     try:
         outputs = module(x)
@@ -306,4 +306,4 @@ def check_network(network: Network) -> None:
             "The loss needs a derivative with respect to the weights and the pictures."
         ) from error
     if not all(bool(torch.isfinite(gradient).all()) for gradient in signal):
-        raise NonFinite(f"{spec} gives a gradient that is not finite for black pictures.")
+        raise NonFinite(f"{spec} gives a gradient that is not finite for random pictures.")
