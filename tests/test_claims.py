@@ -20,7 +20,7 @@ AXES = {"knob": [0, 1], "seed": [0]}
 CLIENTS = 10
 
 
-def cell(knob, psnrs, ranks, control=1e-6):
+def cell(knob, psnrs, ranks, control=1e-6, flags=None, unfinished=0):
     clients = [
         {
             "client": i,
@@ -32,8 +32,15 @@ def cell(knob, psnrs, ranks, control=1e-6):
         for i, (psnr, rank) in enumerate(zip(psnrs, ranks, strict=True))
     ]
     line_up = {"attack": None, "swapped": None, "control": {"p": control}}
-    metrics = {"psnr": {"best_floor": "prior_only"}}
-    return Cell({"knob": knob, "seed": 0}, {"clients": clients, "line_up": line_up, "metrics": metrics})
+    result = {
+        "clients": clients,
+        "line_up": line_up,
+        "metrics": {"psnr": {"best_floor": "prior_only"}},
+        "flags": flags or {},
+        "failures": [],
+        "unfinished": unfinished,
+    }
+    return Cell({"knob": knob, "seed": 0}, result)
 
 
 def spread(middle):
@@ -65,6 +72,32 @@ def test_where_nothing_leaks_nothing_is_compared():
     assert "nothing to compare" in found.why
 
 
+def test_a_difference_between_clients_that_do_not_leak_is_not_held_to_be_leakage():
+    found = judged((spread(8), CHANCE), ([v + 2 + (i % 3) / 5 for i, v in enumerate(spread(8))], CHANCE))
+    assert found.outcome == "not informative"
+
+
+def test_a_wide_interval_leaves_it_open():
+    low = spread(10)
+    found = judged((low, CHANCE), ([v + (3 if i % 2 else -2) for i, v in enumerate(low)], FIRST))
+    assert (found.outcome, found.shown[0].says) == ("not informative", "open")
+
+
+def test_cells_with_missing_runs_are_not_judged():
+    cells = [cell(0, spread(10), CHANCE), cell(1, spread(14), FIRST, unfinished=2)]
+    assert judge_claim(read_claim(CLAIM, AXES), cells).outcome == "not run"
+
+
+def test_a_margin_is_what_is_tested_against():
+    claim = read_claim(
+        {**CLAIM, "value": "first", "margin": 0.5, "contrasts": [{"name": "share", "terms": [[1.0, {"knob": 1}]]}]},
+        AXES,
+    )
+    assert judge_claim(claim, [cell(1, spread(12), FIRST)]).outcome == "holds"
+    half = [1.0, 50.0] * (CLIENTS // 2)
+    assert judge_claim(claim, [cell(1, spread(12), half)]).outcome == "not informative"
+
+
 def test_few_clients_say_nothing():
     claim = read_claim(CLAIM, AXES)
     cells = [cell(0, [10.0] * 3, [1.0] * 3), cell(1, [13.0, 13.5, 14.0], [1.0] * 3)]
@@ -83,6 +116,8 @@ def test_resistance_needs_a_control_that_was_found():
     assert judge_claim(claim, [cell(1, spread(14), FIRST)]).outcome == "does not hold"
     blind = cell(1, [10.0 + 0.01 * i for i in range(CLIENTS)], CHANCE, control=0.5)
     assert judge_claim(claim, [blind]).outcome == "not informative"
+    degenerate = cell(1, [10.0] * CLIENTS, CHANCE, flags={"degenerate_update": "It hardly depends on the picture."})
+    assert judge_claim(claim, [degenerate]).outcome == "not informative"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +159,7 @@ def test_the_page_has_a_line_for_every_claim(tmp_path):
     parts = parts_of("paper", "cpu", wanted=["C3"])
     claim = parts[0].claim
     found = [judge_claim(claim, [])]
-    text = page(parts, found, command="leakmap reproduce paper", ran_on="python 3")
+    text = page(found, command="leakmap reproduce paper", ran_on="python 3")
     assert f"| C3 | {claim.statement} | **not run** |" in text
     write_judged(tmp_path / "claims.json", found)
     assert '"outcome": "not run"' in (tmp_path / "claims.json").read_text()

@@ -112,6 +112,8 @@ def test_cells_can_be_excluded():
         ({"client": {"mode": ["eval", "train"]}, "exclude": [{"client.mode": ["eval", "train"]}]}, "Every cell"),
         ({"client": {"share": "delta", "local_steps": 3}}, "cannot be split into 3"),
         ({"presets": {"modes": {"x": {}}}}, "no table 'modes'"),
+        ({"model": [{"name": ["mlp", "convnet"]}]}, "give it a label"),
+        ({"client": {name: [0.1 * i for i in range(60)] for name in ("lr", "momentum", "weight_decay")}}, "100000"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_in_a_sentence(content, expected):
@@ -253,6 +255,26 @@ def test_a_run_that_ends_its_process_even_alone_is_a_failure_and_the_rest_goes_o
     assert not found.missing
     assert found.failed[deadly][0] == "WorkerDied"
     assert tried[-1] == 1
+
+
+def test_a_network_that_cannot_be_built_does_not_spoil_the_control_of_others(tmp_path):
+    study = study_of(
+        data={"image_size": 16, "victims": 1},
+        model=[{"name": "resnet", "stem": "patch", "blocks": "1-1-1"}, "mlp"],
+        attack={"name": "inverting_gradients", "steps": 1},
+    )
+    found = run_study(study, tmp_path, HERE)
+    assert set(found.failed).isdisjoint(trial.key for trial in found.planned[1].all())
+    assert set(found.failed)
+
+
+def test_a_damaged_network_is_trained_again(tmp_path):
+    weights = {"train_epochs": 1}
+    study = study_of(data={"image_size": 16, "victims": 1}, weights=weights, attack="inverting_gradients,steps=1")
+    run_study(study, tmp_path, HERE, limit=1)
+    (network,) = (tmp_path / "networks").iterdir()
+    network.write_bytes(network.read_bytes()[:100])
+    assert not run_study(study, tmp_path, HERE).failed
 
 
 def test_a_network_is_trained_once_and_read_afterwards(tmp_path):

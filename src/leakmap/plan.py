@@ -17,9 +17,9 @@ from leakmap.attacker.reconstruction import Attack
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import CONTROLS, Groups, divide
 from leakmap.client.training import accuracy, train
-from leakmap.errors import BadSetting, DataError
+from leakmap.errors import BadSetting, DataError, ModelError
 from leakmap.local import LocalRule
-from leakmap.models.network import IN_MEMORY, Network, build_network, write_weights
+from leakmap.models.network import IN_MEMORY, Network, build_network, read_weights, write_weights
 from leakmap.registry import Spec, file_digest, user_code_digest
 from leakmap.scoring.lineup import GALLERY
 from leakmap.scoring.metrics import ALWAYS, metrics
@@ -209,18 +209,19 @@ def prepare(
     names = Names() if in_memory else names_of(plan, task, groups.digest, groups.training_digest)
     if plan.train_epochs:
         kept = trained / f"{names.network}.safetensors" if trained is not None and names.network else None
-        if kept is not None and kept.is_file():
-            network = build_network(task, chosen, weights=kept, loss=loss)
-        else:
-            network = _trained(plan, network, groups, device, progress)
-            if kept is not None:
-                write_weights(kept, network)
-    attack = attacks.build(plan.attack)
-    control = build_network(task, attack.leaky_model, seed=plan.seed, loss=loss)
+        network = _kept(network, kept) or _trained(plan, network, groups, device, progress)
+        if kept is not None and not kept.is_file():
+            write_weights(kept, network)
     public = groups.public
     own_loss = network.code.loss is not None
     right = math.nan if own_loss else accuracy(network, groups.images[public], groups.labels[public])
-    return Prepared(Stage(network, groups, names.main), Stage(control, groups, names.control), right)
+    return Prepared(Stage(network, groups, names.main), planted(plan, groups, task, names, loss), right)
+
+
+def planted(plan: Plan, groups: Groups, task: Task, names: Names, loss: Loss | None = None) -> Stage:
+    """The stage of the planted control: a network that is known to leak to the plan's attack, and the same pictures."""
+    leaky = attacks.build(plan.attack).leaky_model
+    return Stage(build_network(task, leaky, seed=plan.seed, loss=loss), groups, names.control)
 
 
 def check(plan: Plan) -> None:
@@ -298,6 +299,19 @@ def names_of(plan: Plan, task: Task, pictures: str, training: str) -> Names:
 
 def _named(recipe: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def _kept(network: Network, path: Path | None) -> Network | None:
+    """The network with the weights of a file; None where there is none that can be read."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        found = replace(network, weights=read_weights(path))
+        found.module()
+    except ModelError:
+        path.unlink(missing_ok=True)
+        return None
+    return found
 
 
 def _trained(plan: Plan, network: Network, groups: Groups, device: str, progress: Progress) -> Network:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections import OrderedDict
@@ -148,22 +149,23 @@ def run_in_pool(
         min(workers, len(jobs)), mp_context=context, initializer=_start, initargs=(device, queue, stop)
     ) as pool:
         with _interrupts_held():
-            started: dict[Future[T], str] = {pool.submit(_run, job): job.key for job in jobs}
-        pending, running = set(started), set[Future[T]]()
+            started: dict[Future[bytes], str] = {pool.submit(_run, job): job.key for job in jobs}
+        pending, running = set(started), frozenset[str]()
         try:
             while pending:
                 finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 died = any(isinstance(future.exception(), BrokenProcessPool) for future in finished)
-                running = running if died else {future for future in pending if future.running()}
+                running = running if died else frozenset(started[future] for future in pending if future.running())
                 while not queue.empty():
                     report(*queue.get())
                 for future in finished:
-                    done(future.result())
+                    started.pop(future)
+                    done(pickle.loads(future.result()))  # noqa: S301  of our own process
         except BaseException as error:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
-                raise WorkerDied(frozenset(started[future] for future in running)) from None
+                raise WorkerDied(running) from None
             raise
 
 
@@ -190,9 +192,11 @@ def _start(device: str, queue: Any, stop: Any) -> None:
     _worker.update(device=device, queue=queue, stop=stop)
 
 
-def limit_threads() -> None:
-    """One thread, so that results do not depend on how many jobs run beside each other."""
+def limit_threads() -> int:
+    """One thread, so that results do not depend on how many jobs run beside each other; returns how many there were."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    return before
 
 
 def _end_with_parent() -> None:
@@ -202,10 +206,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _run(job: Job[T]) -> T:
+def _run(job: Job[Any]) -> bytes:
+    """The result by value: tensors that were shared would each hold a file open in the caller."""
+
     def told(fraction: float) -> None:
         if _worker["stop"].is_set():
             raise KeyboardInterrupt
         _worker["queue"].put((job.key, fraction))
 
-    return job(_worker["device"], told)
+    return pickle.dumps(job(_worker["device"], told))

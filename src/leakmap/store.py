@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from leakmap.errors import StoreError
+from leakmap.errors import LeakmapError, StoreError
 from leakmap.local import LocalRule
 from leakmap.registry import Spec
 from leakmap.scoring.score import Score
@@ -69,7 +70,7 @@ class Store:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file under a temporary name and renames it."""
-        temporary = self.folder / f".{name}.part"
+        temporary = self.folder / f".{name}.{os.getpid()}.part"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.folder / name)
 
@@ -130,7 +131,7 @@ class Store:
             record["curve"] = tuple(record["curve"])
             record["failure"] = tuple(record["failure"]) if record["failure"] else None
             found = Outcome(Trial(**stored), score=scored, **record)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, LeakmapError):
             return None
         return found if found.trial.key == key else None
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -294,10 +296,11 @@ def distractors_for(trial: Trial, stage: Stage) -> list[Tensor]:
 
 def versions_of(device: torch.device) -> dict[str, str]:
     """What a result depends on besides its trial."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
     return {
         "leakmap": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": name,
+        **{name: version(name) for name in ("torchvision", "timm") if find_spec(name)},
+        "device": device_name,
     }

@@ -6,7 +6,7 @@ same pictures in every cell, so cells are compared client by client. The rule sa
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -54,8 +54,8 @@ class Claim(_Strict):
         value: Of a client: ``psnr``, ``ssim``, ``rank`` (share of the line-up that the true picture beats), ``first``
             (share of first ranks), ``gain`` (PSNR over the best floor), ``gain_over_prior`` (PSNR over the same search
             without the update).
-        rule: ``above``: every contrast lies above the margin (95 % intervals, and Holm over the contrasts); ``below``:
-            every contrast lies below it.
+        rule: ``above``: every contrast lies above the margin (95 % interval, and a sign-flip test at 5 %); ``below``:
+            every contrast lies below it. All must pass, so no single one needs a correction.
         margin: In the unit of the value.
         contrasts: What is compared.
         note: What differs from the source at this scale.
@@ -80,15 +80,13 @@ class Shown:
         contrast: What was compared.
         effect: Of the claim's value; None where no client has every cell.
         ranks: The same of the line-up, beside it.
-        p: Holm-corrected over the contrasts of the claim.
-        passes: Whether the rule holds for it.
+        says: ``passes``; ``fails``: shown to be less than what would matter; ``open``: the interval allows both.
     """
 
     contrast: Contrast
     effect: Effect | None
     ranks: Effect | None
-    p: float
-    passes: bool
+    says: Literal["passes", "fails", "open"]
 
 
 @dataclass(frozen=True)
@@ -137,42 +135,83 @@ def read_claim(content: Mapping[str, Any], axes: Mapping[str, Sequence[Level]]) 
 
 def judge_claim(claim: Claim, cells: Sequence[Concluded]) -> Judged:
     """What concluded cells say about a claim."""
+    named = [cell for cell in cells if any(_at(cell, at) for one in claim.contrasts for _, at in one.terms)]
+    if not named or any(cell.result["unfinished"] for cell in named):
+        return Judged(claim, "not run", "Runs of its cells are missing.", ())
     shown = []
     for one in claim.contrasts:
-        value = VALUES[one.value or claim.value]
-        effect = contrast(cells, lambda cell, value=value: value(cell.result), one.terms, one.name)
+        effect = _effect(claim, one, cells)
         ranks = contrast(cells, lambda cell: rank_score(cell.result), one.terms, one.name)
-        shown.append((one, effect, ranks))
-    known = [effect for _, effect, _ in shown if effect is not None]
-    if len(known) < len(shown):
-        lost = next(one.name for one, effect, _ in shown if effect is None)
-        return Judged(claim, "not run", f"No client has finished in every cell of {lost!r}.", ())
-    corrected = holm([effect.p for effect in known])
-    results = tuple(
-        Shown(one, effect, ranks, p, _passes(claim, one, effect, p))
-        for (one, _, ranks), effect, p in zip(shown, known, corrected, strict=True)
-    )
-    named = [cell for cell in cells if any(_at(cell, at) for one in claim.contrasts for w, at in one.terms if w > 0)]
-    fewest = min(effect.clients for effect in known)
+        shown.append(Shown(one, effect, ranks, _says(claim, one, effect)))
+    lost = sum(len(cell.result["failures"]) for cell in named)
+    failed = f" {lost} runs failed; their clients are left out." if lost else ""
+    if without := [one.contrast.name for one in shown if one.effect is None]:
+        return Judged(claim, "not run", f"No client has every cell of {without[0]!r}.{failed}", ())
+    outcome, why = _outcome(claim, shown, named)
+    return Judged(claim, outcome, why + failed, tuple(shown))
+
+
+def _outcome(claim: Claim, shown: Sequence[Shown], named: Sequence[Concluded]) -> tuple[Outcome, str]:
+    said = [one.says for one in shown]
+    fewest = min(one.effect.clients for one in shown if one.effect is not None)
     if fewest < FEWEST:
-        return Judged(claim, "not informative", f"{fewest} clients are too few for a test.", results)
-    if claim.rule == "below" and not _controls_found(named):
-        return Judged(claim, "not informative", "The planted control, known to leak, was not found.", results)
-    if all(one.passes for one in results):
-        return Judged(claim, "holds", f"{len(results)} of {len(results)} comparisons pass.", results)
-    if claim.rule == "above" and not _above_chance(named):
-        why = "No compared client leaks more than chance, so there was nothing to compare."
-        return Judged(claim, "not informative", why, results)
-    passed = sum(one.passes for one in results)
-    return Judged(claim, "does not hold", f"{passed} of {len(results)} comparisons pass.", results)
+        return "not informative", f"{fewest} clients are too few for a test."
+    if claim.rule == "below" and (reason := _resists_for_another_reason(named)):
+        return "not informative", reason
+    if claim.rule == "above" and not any("hinted" in cell.result["flags"] for cell in named):
+        high = [c for c in named if any(_at(c, at) for one in claim.contrasts for w, at in one.terms if w > 0)]
+        if not _above_chance(high):
+            return "not informative", "No compared client leaks more than chance, so there is nothing to compare."
+    if "fails" in said:
+        return "does not hold", f"{said.count('fails')} of {len(said)} comparisons fail."
+    if "open" in said:
+        return "not informative", f"{said.count('open')} of {len(said)} intervals leave it open."
+    return "holds", "Every comparison passes."
 
 
-def _passes(claim: Claim, one: Contrast, effect: Effect, p: float) -> bool:
-    margin = claim.margin if one.margin is None else one.margin
+def _effect(claim: Claim, one: Contrast, cells: Sequence[Concluded]) -> Effect | None:
+    """The contrast; its test is against the margin."""
+    value, margin = VALUES[one.value or claim.value], _margin(claim, one)
+    whole = contrast(cells, lambda cell: value(cell.result), one.terms, one.name)
+    total = math.fsum(weight for weight, _ in one.terms)
+    if whole is None or not margin or not total:
+        return whole
+
+    def over(cell: Concluded) -> dict[Hashable, float]:
+        return {client: found - margin / total for client, found in value(cell.result).items()}
+
+    tested = contrast(cells, over, one.terms, one.name)
+    return whole if tested is None else replace(whole, p=tested.p)
+
+
+def _margin(claim: Claim, one: Contrast) -> float:
+    return claim.margin if one.margin is None else one.margin
+
+
+def _says(claim: Claim, one: Contrast, effect: Effect | None) -> Literal["passes", "fails", "open"]:
+    if effect is None:
+        return "open"
+    margin, matters, found = _margin(claim, one), MATTERS[one.value or claim.value], effect.difference
     if claim.rule == "below":
-        return effect.difference.high < margin
-    sure = p < ALPHA if len(claim.contrasts) > 1 and margin == 0 else True
-    return effect.difference.low > margin and sure
+        return "passes" if found.high < margin else "fails" if found.low > margin else "open"
+    if found.low > margin and effect.p < ALPHA:
+        return "passes"
+    return "fails" if found.high < margin + matters else "open"
+
+
+def _resists_for_another_reason(cells: Sequence[Concluded]) -> str:
+    """Why resistance of these cells would be no evidence; empty if it is."""
+    flagged = [cell for cell in cells if {"degenerate_update", "saturated"} & set(cell.result["flags"])]
+    if flagged:
+        return f"The update of {_place(flagged[0])} hardly depends on the picture: resisting shows nothing."
+    found = [cell.result["line_up"]["control"] for cell in cells]
+    if any(one is None or one["p"] >= RANK_SUM_ALPHA for one in found):
+        return "The planted control, known to leak, was not found."
+    return ""
+
+
+def _place(cell: Concluded) -> str:
+    return ", ".join(f"{axis}={level}" for axis, level in cell.axes.items())
 
 
 def _at(cell: Concluded, at: Mapping[str, Level]) -> bool:
@@ -187,11 +226,6 @@ def _above_chance(cells: Sequence[Concluded]) -> bool:
         if clients:
             ps.append(rank_sum_p([c["ranks"] for c in clients], [c["galleries"] for c in clients]))
     return any(p < RANK_SUM_ALPHA for p in holm(ps))
-
-
-def _controls_found(cells: Sequence[Concluded]) -> bool:
-    found = [cell.result["line_up"]["control"] for cell in cells]
-    return bool(found) and all(one is not None and one["p"] < RANK_SUM_ALPHA for one in found)
 
 
 def _score(result: Mapping[str, Any], metric: str) -> dict[Hashable, float]:
@@ -222,4 +256,6 @@ VALUES = {
     "gain": gain_over_best_floor,
     "gain_over_prior": _gain_over_prior,
 }
+MATTERS = {"psnr": 0.5, "ssim": 0.05, "rank": 0.05, "first": 0.1, "gain": 0.5, "gain_over_prior": 0.5}
+"""The smallest difference of each value that would matter."""
 UNITS = {"psnr": "dB", "gain": "dB", "gain_over_prior": "dB"}

@@ -83,7 +83,7 @@ def _compute(job: Job[T], device: str) -> T:
 def _result(ray: Any, reference: Any, key: str) -> Any:
     try:
         return ray.get(reference)
-    except ray.exceptions.WorkerCrashedError:
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError):
         raise WorkerDied(frozenset({key})) from None
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None

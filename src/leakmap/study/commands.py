@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -75,7 +76,8 @@ def run(
     runner = Ray(ray, gpus) if ray is not None else _local(workers, device)
     with progress_bar() as progress:
         if dry_run:
-            found = standing(study, folder)
+            whole = standing(study, folder)
+            found = replace(whole, planned=tuple(only(whole.planned, filters or ())))
             left = seconds_left(found, progress)
         else:
             found = run_study(
@@ -91,7 +93,7 @@ def run(
             left = None
     _tell(study, found, folder, as_json, left, default_workers(device) if workers is None else max(1, workers))
     if not (as_json or dry_run or found.missing):
-        Console().print(f"Next: leakmap study report {shlex.quote(str(file))}{_with_out(out)}", soft_wrap=True)
+        Console().print(f"Next: {_command('report', file, scale, out)}", soft_wrap=True)
 
 
 @app.command()
@@ -127,7 +129,7 @@ def report(
         study.title,
         cells,
         study=study.resolved(),
-        command=f"leakmap study run {shlex.quote(str(file))}",
+        command=_command("run", file, scale, out),
         figures=folder / "figures",
     )
     typer.echo(f"Report: {path}")
@@ -202,20 +204,21 @@ def reproduce(
             _tell(together(parts), found, folder, as_json, left, count)
             return
         runner = Ray(ray, gpus) if ray is not None else _local(workers, device)
-        judged = reproduce_claims(parts, folder, runner, limit=limit, progress=progress)
+        here = _local(workers, device if ray is None else "cpu")
+        judged = reproduce_claims(parts, folder, runner, here, limit=limit, progress=progress)
         command = command_of(paper, scale, data)
         for part in parts:
             place = folder / part.path.stem
             write_study(
                 place / "report.html",
                 part.study.title,
-                cells_of(part, folder, runner, progress),
+                cells_of(part, folder, here, progress),
                 study=part.study.resolved(),
                 command=command,
                 figures=place,
             )
     write_judged(folder / "claims.json", judged)
-    text = page(parts, judged, command=command, ran_on=", ".join(f"{k} {v}" for k, v in versions(folder).items()))
+    text = page(judged, command=command, ran_on=", ".join(f"{k} {v}" for k, v in versions(folder).items()))
     Store(folder).write_text("page.md", text)
     if as_json:
         typer.echo((folder / "claims.json").read_text(encoding="utf-8"))
@@ -236,8 +239,9 @@ def _folder(file: Path, out: Path | None) -> Path:
     return out or Path("runs") / file.stem
 
 
-def _with_out(out: Path | None) -> str:
-    return "" if out is None else f" --out {shlex.quote(str(out))}"
+def _command(verb: str, file: Path, scale: str | None, out: Path | None) -> str:
+    options = [*(["--scale", scale] if scale else []), *(["--out", str(out)] if out else [])]
+    return shlex.join(["leakmap", "study", verb, str(file), *options])
 
 
 def _local(workers: int | None, device: str) -> Runner:

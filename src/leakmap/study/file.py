@@ -156,6 +156,8 @@ def _scaled(content: Table, scale: str | None) -> Table:
     scales = content.get("scale", {})
     if scale is None:
         return content
+    if not isinstance(scales, dict) or not isinstance(scales.get(scale, {}), dict):
+        raise BadSetting("[scale] holds tables such as [scale.cpu.data].")
     if scale not in scales:
         raise BadSetting(f"There is no [scale.{scale}]; {near_misses(scale, scales)}")
     return _merged(content, scales[scale])
@@ -247,6 +249,8 @@ def _alternatives(kind: str, given: Any, own: Mapping[str, Table]) -> Iterator[_
     seen: set[Value] = set()
     for one in given:
         table = _table(kind, one, own)
+        if isinstance(table.get("name"), list) and not table.get("label"):
+            raise BadSetting(f"An alternative of {kind} has several names; give it a label, or write several.")
         label = table.get("label") or (one if isinstance(one, str) else table.get("name") or f"{kind} {len(seen) + 1}")
         if label in seen:
             raise BadSetting(f"Two alternatives of {kind} are called {label!r}; give each a label of its own.")
@@ -292,6 +296,8 @@ def _product(table: Table, kind: str) -> Iterator[_Choice]:
             raise BadSetting(f"{name!r} is an empty list; give at least one value.")
         if len({shown(value) for value in values}) < len(values):
             raise BadSetting(f"{name!r} lists a value twice: {values}.")
+    if math.prod(map(len, varied.values())) > CELL_LIMIT:
+        raise BadSetting(f"The study has more than {CELL_LIMIT} cells; take values out of its lists.")
     for values in itertools.product(*varied.values()):
         chosen = dict(zip(varied, values, strict=True))
         axes = {f"{kind}.{name}" if kind else name: value for name, value in chosen.items()}

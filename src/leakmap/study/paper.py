@@ -81,6 +81,7 @@ def reproduce(
     parts: Sequence[Part],
     folder: Path,
     runner: Runner,
+    here: Runner,
     *,
     limit: int | None = None,
     progress: Progress = lambda what, fraction: None,
@@ -91,6 +92,7 @@ def reproduce(
         parts: The claims.
         folder: Where results lie; the same folder continues.
         runner: Where to run.
+        here: Where to conclude: on this machine, which holds the folder.
         limit: At most so many runs.
         progress: Called with what is being done and the finished fraction.
 
@@ -98,12 +100,12 @@ def reproduce(
         KeyboardInterrupt: after storing what is finished.
     """
     run_study(together(parts), folder, runner, limit=limit, progress=progress)
-    return [judge_claim(part.claim, cells_of(part, folder, runner, progress)) for part in parts]
+    return [judge_claim(part.claim, cells_of(part, folder, here, progress)) for part in parts]
 
 
-def cells_of(part: Part, folder: Path, runner: Runner, progress: Progress) -> list[Concluded]:
+def cells_of(part: Part, folder: Path, here: Runner, progress: Progress) -> list[Concluded]:
     """The concluded cells of a claim."""
-    return conclusions(planned(part.study), folder, runner, progress)[0]
+    return conclusions(planned(part.study), folder, here, progress)[0]
 
 
 def where(parts: Sequence[Part], folder: Path) -> Standing:
@@ -115,15 +117,14 @@ def versions(folder: Path) -> dict[str, str]:
     """Of what computed the first stored run."""
     store = Store(folder)
     outcomes = (store.read(key) for key in sorted(store.keys()))
-    return next((outcome.versions for outcome in outcomes if outcome is not None), {})
+    return next((outcome.versions for outcome in outcomes if outcome is not None and outcome.versions), {})
 
 
-def page(parts: Sequence[Part], judged: Sequence[Judged], *, command: str, ran_on: str) -> str:
+def page(judged: Sequence[Judged], *, command: str, ran_on: str) -> str:
     """The outcome of every claim in Markdown: a line each, then every comparison.
 
     Args:
-        parts: The claims.
-        judged: What became of each.
+        judged: What became of each claim.
         command: The command that repeats it.
         ran_on: Hardware and versions.
     """
@@ -133,8 +134,9 @@ def page(parts: Sequence[Part], judged: Sequence[Judged], *, command: str, ran_o
         f"    {command}",
         "",
         "Each claim is a study file that names its comparisons and its rule before it runs. *holds*: every comparison "
-        "passes. *does not hold*: something leaks, and a comparison fails. *not informative*: nothing leaked more than "
-        "chance, or there are too few clients. A comparison is a difference between cells, client by client, with a "
+        "passes. *does not hold*: a comparison is shown to be smaller than what would matter (0.5 dB, 0.05 of the "
+        "line-up score, 0.1 of the first ranks). *not informative*: nothing leaked more than chance, there are too few "
+        "clients, or an interval leaves it open. A comparison is a difference between cells, client by client, with a "
         "95 % bootstrap interval over clients; n counts clients. The line-up score is the share of the other "
         "candidates that the true picture beats: 0.5 is chance.",
         "",
@@ -144,28 +146,27 @@ def page(parts: Sequence[Part], judged: Sequence[Judged], *, command: str, ran_o
         "|---|---|---|---|---|---|",
     ]
     for one in judged:
-        first = next((shown for shown in one.shown if not shown.passes), one.shown[0] if one.shown else None)
+        first = next((shown for shown in one.shown if shown.says != "passes"), one.shown[0] if one.shown else None)
         told = ["–", "–", "–"] if first is None or first.effect is None else _told(one.claim, first)
         lines.append(f"| {one.claim.id} | {one.claim.statement} | **{one.outcome}** | {' | '.join(told)} |")
     lines += [
         "",
         "The comparison shown is the first that fails, or the first of all. C9 (object detection) is not among them.",
     ]
-    for part, one in zip(parts, judged, strict=True):
+    for one in judged:
         lines += ["", f"## {one.claim.id}: {one.outcome}", "", one.claim.statement, "", f"Source: {one.claim.source}."]
         lines += ["", f"Expected: {one.claim.expected}.", "", one.why]
         lines += ["", one.claim.note] if one.claim.note else []
-        lines += ["", f"    leakmap study run studies/{part.path.parent.name}/{part.path.name} --scale cpu", ""]
+        lines += ["", f"    {command} --claim {one.claim.id}", ""]
         lines += [
-            "| comparison | effect [95 %] | p (Holm) | line-up score [95 %] | n | passes |",
+            "| comparison | effect [95 %] | p | line-up score [95 %] | n | |",
             "|---|---|---|---|---|---|",
         ]
         for shown in one.shown:
             if shown.effect is not None and shown.ranks is not None:
                 name, effect, count = _told(one.claim, shown)
                 ranks = interval(asdict(shown.ranks.difference))
-                passes = "yes" if shown.passes else "no"
-                lines.append(f"| {name} | {effect} | {shown.p:.2g} | {ranks} | {count} | {passes} |")
+                lines.append(f"| {name} | {effect} | {shown.effect.p:.2g} | {ranks} | {count} | {shown.says} |")
     return "\n".join(lines) + "\n"
 
 
@@ -185,8 +186,7 @@ def write_judged(path: Path, judged: Sequence[Judged]) -> None:
                 **shown.contrast.model_dump(),
                 "effect": shown.effect and asdict(shown.effect),
                 "ranks": shown.ranks and asdict(shown.ranks),
-                "p_holm": shown.p,
-                "passes": shown.passes,
+                "says": shown.says,
             }
             for shown in one.shown
         ]

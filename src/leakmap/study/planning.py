@@ -9,7 +9,7 @@ from typing import Literal
 
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.errors import BadSetting, LeakmapError
-from leakmap.plan import ROLES, Names, Plan, check, gather, names_of, prepare, trials
+from leakmap.plan import ROLES, Names, Plan, check, gather, names_of, planted, prepare, trials
 from leakmap.pool import Play, Told
 from leakmap.registry import near_misses
 from leakmap.study.file import Cell, Study, shown
@@ -100,8 +100,10 @@ class Cast:
 
     def __call__(self) -> Stage:
         """Makes it."""
-        prepared = prepare(self.plan, pictures_of(self.plan), trained=self.trained)
-        return prepared.main if self.which == "main" else prepared.control
+        if self.which == "main":
+            return prepare(self.plan, pictures_of(self.plan), trained=self.trained).main
+        groups, task = gather(self.plan, pictures_of(self.plan))
+        return planted(self.plan, groups, task, names_of(self.plan, task, groups.digest, groups.training_digest))
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _read(folder: Path, one: Planned, state: str) -> Shown | None:
                 row, _, picture = name.partition("/")
                 rows.setdefault(int(row), {})[picture] = file.get_tensor(name).float() / 255
             return Shown(one.cell.axes, json.loads(metadata["result"]), list(rows.values()))
-    except (SafetensorError, OSError, ValueError, KeyError):
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None
 
 

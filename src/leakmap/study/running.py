@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 from leakmap.errors import StoreError, WorkerDied
 from leakmap.plan import Progress
-from leakmap.pool import Job, Play, Report, run_here, run_in_pool
+from leakmap.pool import Job, Play, Report, limit_threads, run_here, run_in_pool
 from leakmap.store import Store
 from leakmap.study.file import Study
 from leakmap.study.planning import Planned, jobs, of_shard, only, planned, trainings
@@ -50,7 +52,11 @@ class Local:
         if self.workers:
             run_in_pool(jobs, done, report, workers=self.workers, device=self.device)
         else:
-            run_here(jobs, done, report, device=self.device)
+            before = limit_threads()
+            try:
+                run_here(jobs, done, report, device=self.device)
+            finally:
+                torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ def run_study(
         KeyboardInterrupt: after storing what is finished.
     """
     progress("planning", 0.0)
-    store, trained = Store(folder), folder / "networks"
+    store, trained = Store(folder), folder.resolve() / "networks"
     store.make()
     store.sweep()
     if study.text:
