@@ -122,7 +122,7 @@ def test_a_head_that_is_drawn_anew_follows_the_seed_of_the_network():
     ("model", "why"),
     [
         ("torchvision/resnet18,layer_scale=1", "has no layer scales"),
-        ("torchvision/resnet18,head_std=0", "head_std"),
+        ("torchvision/resnet18,head_std=-1", "head_std"),
         ("torchvision/resnet18,layer_scale=nan", "layer_scale"),
     ],
 )

@@ -14,7 +14,7 @@ from torch import nn
 
 from leakmap.errors import ModelError
 
-Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Deviation = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _SCALE = re.compile(r"(?:^|\.)(?:layer_scale|gamma)(?:_?\d+)?(?:\.scale)?\Z")
 """Names of layer scales: ``layer_scale`` (ConvNeXt of torchvision), ``gamma``, ``ls1.gamma``, ``gamma_1``,
