@@ -194,7 +194,9 @@ def _row(case: Case, kind: str, draws: list[Any], point: str) -> list[object]:
     auto = ", ".join(_short(name) if len(counted) == 1 else f"{_short(name)} ×{n}" for name, n in counted.items())
     where = f"{POINTS[point]}{f', **{kind}** ({len(draws)})' if kind else ''}"
     cells = [_cell([draw["points"][point][how] for draw in draws]) for how in HOWS]
-    term = f"{min(draw['points'][point]['term'] for draw in draws):.0e}"
+    terms = [draw["points"][point]["term"] for draw in draws]
+    finite = [term for term in terms if term is not None]
+    term = f"{min(finite):.0e}" if finite else "not finite"
     return [case.subject.title, case.subject.weights, case.mode, case.batch, where, f"{update:.4f}", term, *cells, auto]
 
 
@@ -220,7 +222,10 @@ def _low(case: Case, draws: list[Any], point: str) -> list[str]:
         if cosine is not None and cosine < AGREEMENT:
             exact = here["exact"].get("cosine")
             beside = "" if exact is None else f", exact {exact:.4f}"
-            kinds = [draw["loss"] < SATURATED and "saturated", here["term"] < FLAT and "the term is rounding"]
+            kinds = [
+                draw["loss"] < SATURATED and "saturated",
+                here["term"] is not None and here["term"] < FLAT and "the term is rounding",
+            ]
             beside += "".join(f", {kind}" for kind in kinds if kind)
             found.append(f"{case}, {POINTS[point]}, client {number}: {here['auto']} {cosine:.4f}{beside}")
     return found
