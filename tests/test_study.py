@@ -381,3 +381,10 @@ def test_the_commands_say_where_a_study_stands(tiny, tmp_path, monkeypatch):
     call("export", str(tiny), "--to", "tables", "--workers", "0")
     assert {path.name for path in Path("tables").iterdir()} == {"scores.csv", "cells.csv"}
     assert '"missing": 0' in call("status", str(tiny), "--json")
+
+
+def test_the_study_of_the_documentation_is_the_one_that_can_be_run():
+    root = Path(__file__).parents[1]
+    shown = (root / "docs" / "study.md").read_text().split("```toml\n# studies/first-look.toml\n")[1].split("```")[0]
+    assert shown == (root / "studies" / "first-look.toml").read_text()
+    assert len(read_study(root / "studies" / "first-look.toml").cells) == 8
