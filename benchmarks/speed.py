@@ -33,6 +33,7 @@ from benchmarks.peers.works import WORKS
 from leakmap.store import read_json, write_json
 
 PAGE = Path("docs/results/speed.md")
+DEFAULTS = {"data": "samples", "rounds": 5, "pictures": 8, "cap": 120.0, "patience": 6.0}
 Part = tuple[str, Callable[[], dict[str, Any]]]
 
 
@@ -95,6 +96,15 @@ def processor() -> str:
     return f"{name} ({platform.machine()}, {capability}), {os.cpu_count()} cores"
 
 
+def command(options: argparse.Namespace) -> str:
+    """What measures this, with every option that decides a figure and is not the default."""
+    given = {name: getattr(options, name) for name, usual in DEFAULTS.items() if getattr(options, name) != usual}
+    words = [
+        f"--{name} {value:g}" if isinstance(value, float) else f"--{name} {value}" for name, value in given.items()
+    ]
+    return " ".join(["python -m benchmarks.speed", *(["--leakpro DIR"] if options.leakpro else []), *words])
+
+
 def written(found: dict[str, Any], bench: measures.Bench, missing: dict[str, str], options) -> str:
     """The page."""
     results = {name: part["found"] for name, part in found.items()}
@@ -114,7 +124,7 @@ def written(found: dict[str, Any], bench: measures.Bench, missing: dict[str, str
     lines = [
         "# Speed beside others",
         "",
-        f"    python -m benchmarks.speed{' --leakpro DIR' if options.leakpro else ''}",
+        f"    {command(options)}",
         "",
         "Same models with the same random weights, same pictures, labels granted, same objective; BatchNorm in "
         f"inference mode with the statistics of other pictures. Pictures: `{options.data}`, none on which a setting "
@@ -153,11 +163,12 @@ def main() -> None:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--leakpro", type=Path, metavar="DIR", help="A checkout of LeakPro.")
-    parser.add_argument("--data", default="samples", help="Where the pictures come from.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=8, help="For what is reached when.")
-    parser.add_argument("--cap", type=float, default=120.0, help="Seconds that breaching gets to reach 20 dB.")
-    parser.add_argument("--patience", type=float, default=6.0, help="Times leakmap's seconds for breaching's term.")
+    parser.add_argument("--data", help="Where the pictures come from.")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--pictures", type=int, help="For what is reached when.")
+    parser.add_argument("--cap", type=float, help="Seconds that breaching gets to reach 20 dB.")
+    parser.add_argument("--patience", type=float, help="Times leakmap's seconds for breaching's term.")
+    parser.set_defaults(**DEFAULTS)
     parser.add_argument("--devices", nargs="+", default=devices, choices=("cpu", "cuda"))
     parser.add_argument("--only", default="", help="Words of a part's name, such as 'speed resnet18-8'.")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))

@@ -188,15 +188,19 @@ _worker: dict[str, Any] = {}
 def _start(device: str, queue: Any, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    limit_threads()
+    torch.set_num_threads(1)
     _worker.update(device=device, queue=queue, stop=stop)
 
 
-def limit_threads() -> int:
-    """One thread, so that results do not depend on how many jobs run beside each other; returns how many there were."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes in one thread, so that results do not depend on how many jobs run beside each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    return before
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _end_with_parent() -> None:

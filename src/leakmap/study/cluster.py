@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from leakmap.errors import UsageError, WorkerDied
-from leakmap.pool import Job, Report, limit_threads
+from leakmap.pool import Job, Report, one_thread
 
 T = TypeVar("T")
 WAITING = 2
@@ -76,8 +76,8 @@ class Ray:
 
 
 def _compute(job: Job[T], device: str) -> T:
-    limit_threads()
-    return job(device, lambda fraction: None)
+    with one_thread():
+        return job(device, lambda fraction: None)
 
 
 def _result(ray: Any, reference: Any, key: str) -> Any:

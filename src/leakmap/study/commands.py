@@ -36,6 +36,14 @@ File = Annotated[Path, typer.Argument(help="A study file (TOML).")]
 Scale = Annotated[str | None, typer.Option(help="Which [scale.NAME] of the file.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the study; by default runs/NAME-OF-THE-FILE.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Address = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster, auto, or local.")]
+Gpus = Annotated[float, typer.Option(min=0, help="GPUs of each run, with --ray.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many runs.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Count and time, run nothing.")]
+Filters = Annotated[
+    list[str] | None, typer.Option("--only", metavar="AXIS=VALUE", help="Only cells that stand there; repeatable.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -44,17 +52,15 @@ def run(
     file: File,
     scale: Scale = None,
     out: Out = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many runs.")] = None,
-    filters: Annotated[
-        list[str] | None, typer.Option("--only", metavar="AXIS=VALUE", help="Only cells that stand there; repeatable.")
-    ] = None,
+    limit: Limit = None,
+    filters: Filters = None,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only this share of the runs.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed runs again.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and time, run nothing.")] = False,
+    dry_run: DryRun = False,
     workers: Workers = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster, auto, or local.")] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each run, with --ray.")] = 0.0,
+    device: Device = "cpu",
+    ray: Address = None,
+    gpus: Gpus = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Run what is missing. The same command continues, whatever stopped it.
@@ -70,10 +76,7 @@ def run(
       leakmap study run map.toml --ray auto --gpus 0.25
     """
     study, folder = read_study(file, scale), _folder(file, out)
-    if gpus and ray is None:
-        raise BadSetting("--gpus is what each run asks of a Ray cluster; give --ray too, or --device cuda.")
-    check_device(device)
-    runner = Ray(ray, gpus) if ray is not None else _local(workers, device)
+    runner = _runner(workers, device, ray, gpus)
     with progress_bar() as progress:
         if dry_run:
             whole = standing(study, folder)
@@ -112,10 +115,8 @@ def report(
     scale: Scale = None,
     out: Out = None,
     workers: Workers = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    filters: Annotated[
-        list[str] | None, typer.Option("--only", metavar="AXIS=VALUE", help="Only cells that stand there; repeatable.")
-    ] = None,
+    device: Device = "cpu",
+    filters: Filters = None,
 ) -> None:
     """Write the report over all cells so far: one HTML file, and its figures as PNG and SVG."""
     study, folder = read_study(file, scale), _folder(file, out)
@@ -177,12 +178,12 @@ def reproduce(
         list[str] | None, typer.Option("--claim", help="Only this claim, such as C1; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results; the same one resumes.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many runs.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and time, run nothing.")] = False,
+    limit: Limit = None,
+    dry_run: DryRun = False,
     workers: Workers = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster, auto, or local.")] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each run, with --ray.")] = 0.0,
+    device: Device = "cpu",
+    ray: Address = None,
+    gpus: Gpus = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Run every claim of a paper and say which hold, with intervals: page.md, claims.json, a report for each.
@@ -195,7 +196,7 @@ def reproduce(
     """
     folder = out or Path("runs") / f"{paper}-{scale}"
     parts = parts_of(paper, scale, data, claims or ())
-    check_device(device)
+    runner = _runner(workers, device, ray, gpus)
     with progress_bar() as progress:
         if dry_run:
             found = where(parts, folder)
@@ -203,7 +204,6 @@ def reproduce(
             count = default_workers(device) if workers is None else max(1, workers)
             _tell(together(parts), found, folder, as_json, left, count)
             return
-        runner = Ray(ray, gpus) if ray is not None else _local(workers, device)
         here = _local(workers, device if ray is None else "cpu")
         judged = reproduce_claims(parts, folder, runner, here, limit=limit, progress=progress)
         command = command_of(paper, scale, data)
@@ -242,6 +242,13 @@ def _folder(file: Path, out: Path | None) -> Path:
 def _command(verb: str, file: Path, scale: str | None, out: Path | None) -> str:
     options = [*(["--scale", scale] if scale else []), *(["--out", str(out)] if out else [])]
     return shlex.join(["leakmap", "study", verb, str(file), *options])
+
+
+def _runner(workers: int | None, device: str, ray: str | None, gpus: float) -> Runner:
+    if gpus and ray is None:
+        raise BadSetting("--gpus is what each run asks of a Ray cluster; give --ray too, or --device cuda.")
+    check_device(device)
+    return Ray(ray, gpus) if ray is not None else _local(workers, device)
 
 
 def _local(workers: int | None, device: str) -> Runner:

@@ -4,14 +4,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-import torch
-
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.strongest import SUITE, member_specs
 from leakmap.client.federation import Batch, simulate
 from leakmap.errors import LeakmapError
 from leakmap.models.network import build_network
 from leakmap.plan import Plan, gather
+from leakmap.pool import one_thread
 from leakmap.registry import Spec
 from leakmap.study.planning import Planned, pictures_of
 from leakmap.study.running import Standing
@@ -64,12 +63,8 @@ def _step_seconds(one: Planned) -> float | None:
         groups, task = gather(plan, pictures_of(plan))
         stage = Stage(build_network(task, plan.model, seed=plan.seed), groups, one.names.main)
         batch = held_by(one.trials["attack"][0], stage)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             return min(_seconds(stage, plan, batch) for _ in range(3))
-        finally:
-            torch.set_num_threads(threads)
     except LeakmapError:
         return None
 

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import torch
-
 from leakmap.errors import StoreError, WorkerDied
 from leakmap.plan import Progress
-from leakmap.pool import Job, Play, Report, limit_threads, run_here, run_in_pool
+from leakmap.pool import Job, Play, Report, one_thread, run_here, run_in_pool
 from leakmap.store import Store
 from leakmap.study.file import Study
 from leakmap.study.planning import Planned, jobs, of_shard, only, planned, trainings
@@ -52,11 +50,8 @@ class Local:
         if self.workers:
             run_in_pool(jobs, done, report, workers=self.workers, device=self.device)
         else:
-            before = limit_threads()
-            try:
+            with one_thread():
                 run_here(jobs, done, report, device=self.device)
-            finally:
-                torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
