@@ -16,7 +16,7 @@ import torch
 from leakmap import Batch, LocalRule, Plan, ThreatModel, attack, observe, prepare, score, simulate
 from leakmap.attacker.matching.scene import Scene
 from leakmap.attacker.matching.yardstick import update_unexplained
-from leakmap.plan import Prepared
+from leakmap.preparation import Prepared
 
 DEFENCES = (
     "none",

@@ -31,7 +31,8 @@ from leakmap.client.federation import Batch, simulate
 from leakmap.errors import NonFinite
 from leakmap.local import LocalRule, Mode, arrange
 from leakmap.models.network import user_code
-from leakmap.plan import Plan, prepare
+from leakmap.plan import Plan
+from leakmap.preparation import prepare
 from leakmap.registry import Spec
 from leakmap.scoring.lineup import likeness
 from leakmap.scoring.match import matched

@@ -18,7 +18,7 @@ from leakmap.auditing import default_workers
 from leakmap.inspection import read_traits
 from leakmap.inspection.reference import Entry, Reference, features, measured
 from leakmap.models.network import build_network
-from leakmap.plan import gather
+from leakmap.preparation import gather
 from leakmap.registry import Spec
 from leakmap.store import write_json
 from leakmap.study.file import read_study

@@ -21,7 +21,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from benchmarks.markdown import interval, publish, table, versions
 from leakmap.auditing import run_all
 from leakmap.local import LocalRule
-from leakmap.plan import Plan, Prepared, prepare
+from leakmap.plan import Plan
+from leakmap.preparation import Prepared, prepare
 from leakmap.registry import Spec
 from leakmap.scoring.lineup import likeness
 from leakmap.scoring.statistics import paired_p, rank_sum_p

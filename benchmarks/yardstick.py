@@ -23,7 +23,8 @@ from leakmap.attacker.attacks.strongest import SUITE
 from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.matching.scene import Scene
 from leakmap.attacker.matching.yardstick import buffers_unexplained, update_unexplained
-from leakmap.plan import Plan, prepare
+from leakmap.plan import Plan
+from leakmap.preparation import prepare
 from leakmap.registry import Spec
 from leakmap.scoring.lineup import likeness
 from leakmap.scoring.match import matched

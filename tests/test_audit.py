@@ -13,7 +13,8 @@ from leakmap import LocalRule, Spec, ThreatModel
 from leakmap.auditing import perform
 from leakmap.client.data import load_pictures
 from leakmap.errors import BadSetting, DataError, StoreError
-from leakmap.plan import Plan, prepare, trials
+from leakmap.plan import Plan, trials
+from leakmap.preparation import prepare
 from leakmap.store import Store
 from leakmap.trial import run
 

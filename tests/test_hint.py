@@ -10,7 +10,8 @@ from leakmap.attacker.matching.starts import first_guess
 from leakmap.auditing import perform
 from leakmap.cli import app
 from leakmap.errors import BadSetting, NotGranted
-from leakmap.plan import Plan, command, prepare, trials
+from leakmap.plan import Plan, command, trials
+from leakmap.preparation import prepare
 from leakmap.registry import Spec
 from leakmap.seeds import generator
 from leakmap.trial import held_by, seen_by_server

@@ -13,7 +13,8 @@ import torch
 
 from leakmap import Batch, LocalRule, Spec, ThreatModel, observe
 from leakmap.auditing import perform
-from leakmap.plan import Plan, prepare
+from leakmap.plan import Plan
+from leakmap.preparation import prepare
 from tests.conftest import observed
 
 

@@ -4,7 +4,8 @@ from leakmap.auditing import perform
 from leakmap.inspection import read_traits
 from leakmap.inspection.reference import Entry, Measured, Reference, distance, features, measured, nearest, notes
 from leakmap.models.network import build_network
-from leakmap.plan import Plan, prepare
+from leakmap.plan import Plan
+from leakmap.preparation import prepare
 from leakmap.registry import Spec
 from leakmap.threat import ThreatModel
 

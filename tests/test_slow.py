@@ -4,7 +4,8 @@ import pytest
 
 from leakmap import Spec, ThreatModel
 from leakmap.auditing import default_workers, perform
-from leakmap.plan import Plan, prepare
+from leakmap.plan import Plan
+from leakmap.preparation import prepare
 from leakmap.store import Store
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,8 @@ from leakmap.attacker.matching.yardstick import buffers_unexplained, update_unex
 from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.auditing import perform
 from leakmap.errors import BadSetting, NonFinite, NotApplicable
-from leakmap.plan import Plan, prepare
+from leakmap.plan import Plan
+from leakmap.preparation import prepare
 from tests.conftest import matching_term, observed, pictures
 
 BATCHNORM = "resnet,blocks=1-1,width=8,dropout=0.3"

@@ -21,7 +21,8 @@ from leakmap.cli import main
 from leakmap.client.data import Pictures
 from leakmap.client.groups import divide
 from leakmap.errors import BadSetting, DataError, StoreError, UsageError
-from leakmap.plan import Plan, prepare, trials
+from leakmap.plan import Plan, trials
+from leakmap.preparation import prepare
 from leakmap.registry import load_user_code
 from leakmap.store import Store, write_json
 from leakmap.tuned import Tuned, read_tuned

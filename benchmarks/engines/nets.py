@@ -19,7 +19,7 @@ from leakmap import LocalRule, Task, build_network
 from leakmap.client.federation import Batch
 from leakmap.local import Mode
 from leakmap.models.network import Network
-from leakmap.plan import NORMALISATIONS
+from leakmap.preparation import NORMALISATIONS
 from leakmap.seeds import generator
 
 MOVED = 0.1

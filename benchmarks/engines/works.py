@@ -18,7 +18,7 @@ from leakmap.local import Mode, arrange
 from leakmap.models.adapt import freeze_running_statistics
 from leakmap.models.network import Network
 from leakmap.observation import Observation
-from leakmap.plan import NORMALISATIONS
+from leakmap.preparation import NORMALISATIONS
 from leakmap.seeds import generator
 
 SIGMA = 0.5

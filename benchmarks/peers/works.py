@@ -15,7 +15,7 @@ from leakmap.client.federation import Batch
 from leakmap.errors import DataError
 from leakmap.local import Mode
 from leakmap.observation import Observation
-from leakmap.plan import NORMALISATIONS
+from leakmap.preparation import NORMALISATIONS
 from leakmap.seeds import generator
 
 SIGMA = 0.5

@@ -21,7 +21,8 @@ from leakmap.local import LocalRule
 from leakmap.models import models
 from leakmap.models.network import Code, Network, build_network
 from leakmap.observation import Observation, Public, Update
-from leakmap.plan import Plan, prepare
+from leakmap.plan import Plan
+from leakmap.preparation import prepare
 from leakmap.registry import Spec
 from leakmap.scoring.metrics import metrics
 from leakmap.scoring.score import Score, score

@@ -19,8 +19,9 @@ from leakmap.errors import DataError
 from leakmap.gate import Gate, inspect_update
 from leakmap.local import LocalRule
 from leakmap.models.network import IN_MEMORY
-from leakmap.plan import ROLES, Plan, Prepared, Progress, prepare, trials
+from leakmap.plan import ROLES, Plan, Progress, trials
 from leakmap.pool import Held, Play, Report, StageFile, run_here, run_in_pool
+from leakmap.preparation import Prepared, prepare
 from leakmap.registry import Spec
 from leakmap.store import Store
 from leakmap.task import Loss

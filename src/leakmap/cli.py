@@ -28,7 +28,8 @@ from leakmap.inspection.reference import notes as nearest_measured
 from leakmap.inspection.text import as_dict, describe_probe, describe_traits
 from leakmap.local import LocalRule
 from leakmap.models.network import build_network
-from leakmap.plan import Plan, command, local_batch, prepare
+from leakmap.plan import Plan, command, local_batch
+from leakmap.preparation import prepare
 from leakmap.registry import Spec
 from leakmap.scoring.verdict import LEVELS
 from leakmap.store import Store

@@ -18,7 +18,8 @@ from leakmap.defences import NONE, defence_of
 from leakmap.defences.accounting import INSTALL, epsilon
 from leakmap.errors import BadSetting
 from leakmap.gate import Gate
-from leakmap.plan import ROLES, Plan, Prepared, command, facts
+from leakmap.plan import ROLES, Plan, command
+from leakmap.preparation import Prepared, facts
 from leakmap.registry import Spec
 from leakmap.scoring.lineup import FEWEST_OF_A_CLASS
 from leakmap.scoring.metrics import ALWAYS

@@ -5,7 +5,8 @@ from pathlib import Path
 from leakmap import report
 from leakmap.auditing import perform
 from leakmap.conclusion import Audit
-from leakmap.plan import Plan, Progress, prepare
+from leakmap.plan import Plan, Progress
+from leakmap.preparation import prepare
 from leakmap.registry import Spec
 from leakmap.store import Store
 

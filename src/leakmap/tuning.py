@@ -21,7 +21,8 @@ from leakmap.attacker.attacks.strongest import SUITE, member_specs, why_not
 from leakmap.attacker.buffers import assumed_rule
 from leakmap.auditing import run_all
 from leakmap.errors import BadSetting
-from leakmap.plan import Column, Fact, Plan, Prepared, Progress, check_needs, facts
+from leakmap.plan import Column, Fact, Plan, Progress, check_needs
+from leakmap.preparation import Prepared, facts
 from leakmap.registry import Spec, Tunable, user_code_digest
 from leakmap.scoring.lineup import likeness
 from leakmap.seeds import derive

@@ -9,8 +9,9 @@ from leakmap.attacker.attacks.strongest import SUITE, member_specs
 from leakmap.client.federation import Batch, simulate
 from leakmap.errors import LeakmapError
 from leakmap.models.network import build_network
-from leakmap.plan import Plan, gather
+from leakmap.plan import Plan
 from leakmap.pool import one_thread
+from leakmap.preparation import gather
 from leakmap.registry import Spec
 from leakmap.study.planning import Planned, pictures_of
 from leakmap.study.running import Standing

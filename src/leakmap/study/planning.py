@@ -9,8 +9,9 @@ from typing import Literal
 
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.errors import BadSetting, LeakmapError
-from leakmap.plan import ROLES, Names, Plan, check, gather, names_of, planted, prepare, trials
+from leakmap.plan import ROLES, Plan, check, trials
 from leakmap.pool import Play, Told
+from leakmap.preparation import Names, gather, names_of, planted, prepare
 from leakmap.registry import near_misses
 from leakmap.study.file import Cell, Study, shown
 from leakmap.task import Task

@@ -17,8 +17,9 @@ from torch import Tensor
 from leakmap.auditing import probe
 from leakmap.conclusion import Audit, conclude
 from leakmap.errors import UsageError
-from leakmap.plan import ROLES, Plan, Progress, prepare
+from leakmap.plan import ROLES, Plan, Progress
 from leakmap.pool import Told
+from leakmap.preparation import prepare
 from leakmap.report.study import Cell as Shown
 from leakmap.store import Store, finite
 from leakmap.study.planning import Planned, pictures_of
