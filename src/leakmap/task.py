@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.errors import BadSetting
+from leakmap.objects import VALUES
 from leakmap.registry import Spec, checked_settings, is_user_code, load_user_code
 
 Loss = Callable[[Any, Any], Tensor]
@@ -27,7 +28,10 @@ class Task:
         classes: Number of classes.
         mean: Per channel, of pictures in [0, 1].
         std: Per channel, positive.
-        loss: ``cross_entropy[,label_smoothing=E]`` or a user's ``file.py:function`` taking ``(outputs, y)``.
+        loss: ``cross_entropy[,label_smoothing=E]`` or a user's ``file.py:function`` taking ``(outputs, y)``; a detector
+            computes its own.
+        objects: The most objects of a picture, which targets are padded to, see :mod:`leakmap.objects`; 0 for
+            classification, where a target is a class.
     """
 
     shape: tuple[int, int, int]
@@ -35,17 +39,24 @@ class Task:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     loss: Spec = field(default_factory=lambda: Spec("cross_entropy"))
+    objects: int = 0
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise BadSetting(f"A task's shape is (channels, height, width), all at least 1; got {self.shape}.")
-        if self.classes < 2:
-            raise BadSetting(f"A classification task needs at least 2 classes; got {self.classes}.")
+        if self.objects < 0:
+            raise BadSetting(f"A task has at least 0 objects in a picture; got {self.objects}.")
+        if self.classes < (1 if self.objects else 2):
+            raise BadSetting(f"A task needs at least 2 classes, detection at least 1; got {self.classes}.")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.shape[0]:
                 raise BadSetting(f"A task with {self.shape[0]} channels needs as many values of {name}; got {values}.")
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
             raise BadSetting(f"mean must be finite and every std positive; got {self.mean} and {self.std}.")
+
+    def target_shape(self, count: int) -> tuple[int, ...]:
+        """Of the targets of ``count`` examples: ``(count,)``, for detection ``(count, objects, 5)``."""
+        return (count, self.objects, VALUES) if self.objects else (count,)
 
     def normalise(self, pictures: Tensor) -> Tensor:
         """Pictures ``(N, C, H, W)`` in [0, 1] -> model inputs."""

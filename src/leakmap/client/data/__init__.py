@@ -24,15 +24,19 @@ class Pictures:
 
     Args:
         images: ``(N, C, H, W)`` uint8.
-        labels: ``(N,)`` int64.
-        classes: Their names.
+        labels: ``(N,)`` int64; of pictures with objects all 0: line-ups mix them.
+        classes: Their names; of pictures with objects those of the objects.
         spare: A second set from the same source, such as a training split: public pictures and training come from it.
+        objects: ``(N, M, 5)`` int64, see :mod:`leakmap.objects`; None for classification.
+        areas: ``(N, 4)`` int64: top, left, bottom and right of the picture between letterbox bars; None without bars.
     """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     spare: "Pictures | None" = None
+    objects: Tensor | None = None
+    areas: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,7 +86,14 @@ def distinct(pictures: Pictures, seen: set[bytes] | None = None) -> Pictures:
             keep.append(i)
     spare = None if pictures.spare is None else distinct(pictures.spare, seen)
     spare = spare if spare else None
-    return replace(pictures, images=pictures.images[keep], labels=pictures.labels[keep], spare=spare)
+    return replace(
+        pictures,
+        images=pictures.images[keep],
+        labels=pictures.labels[keep],
+        spare=spare,
+        objects=None if pictures.objects is None else pictures.objects[keep],
+        areas=None if pictures.areas is None else pictures.areas[keep],
+    )
 
 
 def square(images: Tensor, size: int | None) -> Tensor:
