@@ -84,12 +84,15 @@ Workers = Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one
 def _plan(
     model: Annotated[str, typer.Option(help="NAME[,key=value…] or path/to/file.py:function.", rich_help_panel=MODEL)],
     data: Annotated[
-        str, typer.Option(help="samples, npz:FILE, folder:DIR or cifar10:DIR.", rich_help_panel=DATA)
+        str, typer.Option(help="samples, npz:FILE, folder:DIR, cifar10:DIR or coco:DIR.", rich_help_panel=DATA)
     ] = "samples",
     weights: Annotated[
         str | None, typer.Option(help="safetensors, or a torch checkpoint.", rich_help_panel=MODEL)
     ] = None,
     train_epochs: Annotated[int, typer.Option(help="Train briefly first.", rich_help_panel=MODEL)] = 0,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure fresh BatchNorm statistics first.", rich_help_panel=MODEL)
+    ] = False,
     loss: Annotated[
         str,
         typer.Option(help="cross_entropy[,label_smoothing=E] or file.py:function.", rich_help_panel=MODEL),
@@ -157,6 +160,7 @@ def _plan(
         attack=Spec(spec.name, spec.params | {key: value for key, value in chosen.items() if value is not None}),
         weights=weights,
         train_epochs=train_epochs,
+        calibrate=calibrate,
         image_size=image_size,
         victims=victims,
         batch_size=batch_size,

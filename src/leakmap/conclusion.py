@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ from leakmap.defences import NONE, defence_of
 from leakmap.defences.accounting import INSTALL, epsilon
 from leakmap.errors import BadSetting
 from leakmap.gate import Gate
+from leakmap.objects import unpack
 from leakmap.plan import ROLES, Plan, command
 from leakmap.preparation import Prepared, facts
-from leakmap.registry import Spec
 from leakmap.scoring.lineup import FEWEST_OF_A_CLASS
 from leakmap.scoring.metrics import ALWAYS
 from leakmap.scoring.score import likenesses
@@ -69,6 +70,8 @@ class _Finished:
     pictures: dict[str, Tensor]
     row: dict[str, Any]
     attacked: Outcome
+    objects: Client | None = None
+    swapped_objects: Client | None = None
 
 
 def conclude(
@@ -127,7 +130,8 @@ def conclude(
             "swapped": _line_up(swapped),
             "control": _line_up(control),
         },
-        "metrics": {name: asdict(gain_over_floors(clients, name)) for name in _names(plan)} if clients else {},
+        "objects": _objects(finished),
+        "metrics": {name: asdict(gain_over_floors(clients, name)) for name in clients[0].scores} if clients else {},
         "settings": _settings(plan),
         "defence": _defence(plan),
         "suite": _suite(attacked),
@@ -152,10 +156,6 @@ def conclude(
     return Audit(finite(result), [found.pictures for found in finished])
 
 
-def _names(plan: Plan) -> list[str]:
-    return [Spec.parse(name).name for name in (*ALWAYS, *plan.metrics)]
-
-
 def _client(
     plan: Plan, prepared: Prepared, planned: Mapping[str, list[Trial]], outcomes: Mapping[str, Outcome], v: int
 ) -> _Finished | dict[str, Any]:
@@ -169,18 +169,18 @@ def _client(
     own_score, swap_score, prior_score = (o.score for o in scored if o.score is not None)
     truth = held_by(planned["attack"][v], prepared.main)
     still = _stills(truth.pictures, prepared.main.groups)
-    of_still = {floor: likenesses(p, truth.pictures, (*ALWAYS, *plan.metrics)) for floor, p in still.items()}
+    of_still = {floor: likenesses(p, truth, (*ALWAYS, *plan.metrics)) for floor, p in still.items()}
     floors = {
         name: {
             "prior_only": prior_score.values[name],
             "swapped": swap_score.values[name],
             **{floor: values[name] for floor, values in of_still.items()},
         }
-        for name in _names(plan)
+        for name in own_score.values
     }
     row = {
         "client": v,
-        "classes": [prepared.main.groups.classes[c] for c in truth.y],
+        "classes": _told_classes(truth.y, prepared.main.groups.classes),
         "ranks": own_score.ranks,
         "galleries": own_score.galleries,
         "scores": own_score.values,
@@ -206,7 +206,29 @@ def _client(
         pictures,
         row,
         own,
+        Client(own_score.object_ranks, own_score.object_galleries, {}),
+        Client(swap_score.object_ranks, swap_score.object_galleries, {}),
     )
+
+
+def _told_classes(y: Tensor, names: Sequence[str]) -> list[str]:
+    """The class of each picture, or which objects it holds: ``2 person, dog``."""
+    if y.ndim == 1:
+        return [str(names[c]) for c in y.tolist()]
+    found = []
+    for own in y:
+        counts = Counter(str(names[c]) for c in unpack(own[None])[1].tolist())
+        found.append(", ".join(f"{n} {name}" if n > 1 else name for name, n in counts.items()))
+    return found
+
+
+def _objects(finished: Sequence[_Finished]) -> dict[str, Any] | None:
+    """The line-ups of crops of the objects; None where nothing was detected, or no object is large enough."""
+    own = [client for f in finished if (client := f.objects) is not None and client.ranks]
+    if not own:
+        return None
+    swapped = [client for f in finished if (client := f.swapped_objects) is not None and client.ranks]
+    return {"attack": _line_up(own), "swapped": _line_up(swapped)}
 
 
 def _hinted(share: float) -> str:

@@ -20,6 +20,7 @@ from leakmap.errors import ModelError
 from leakmap.local import LocalRule, arrange, check_examples_apart
 from leakmap.models.network import Network
 from leakmap.seeds import derive, generator
+from leakmap.task import loss_of
 
 TINY_SHARE = 1e-5
 HEAD_SHARE = 0.99
@@ -154,7 +155,7 @@ def _loss(network: Network, rule: LocalRule, batch: Batch, seed: int) -> float:
     module = network.module().train(rule.mode == "train")
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return float(network.loss()(module(network.task.normalise(batch.pictures)), batch.y))
+        return float(loss_of(module, network.loss(), network.task.normalise(batch.pictures), batch.y))
 
 
 def _cosine(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:

@@ -8,7 +8,7 @@ every model and every rule without randomness.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from leakmap.defences import NONE, defence_of
 from leakmap.errors import BadSetting, ModelError
 from leakmap.seeds import generator
-from leakmap.task import Loss
+from leakmap.task import Loss, loss_of
 
 Share = Literal["gradient", "delta"]
 Mode = Literal["train", "eval"]
@@ -176,7 +176,7 @@ class Training:
         module: Arranged by :func:`arrange`; its own weights are not used.
         weights: Every parameter and buffer by name, as the server sent them.
         rule: The local rule.
-        loss: ``loss(outputs, y) -> scalar``.
+        loss: ``loss(outputs, y) -> scalar``; None: the module computes its own from ``(x, y)``.
 
     Raises:
         ModelError: see :func:`check_examples_apart`.
@@ -188,7 +188,7 @@ class Training:
         buffers: Every buffer by name; training-mode passes move them in place.
     """
 
-    def __init__(self, module: nn.Module, weights: Mapping[str, Tensor], rule: LocalRule, loss: Loss):
+    def __init__(self, module: nn.Module, weights: Mapping[str, Tensor], rule: LocalRule, loss: Loss | None):
         check_examples_apart(module, rule)
         self.defence = defence_of(rule.defence)
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
@@ -233,23 +233,22 @@ class Training:
         """
         state = {**dict(zip(self.names, parameters, strict=True)), **self._fixed, **self.buffers}
         parts = list(_slices(len(x), self._rule._micro(len(x))))
-        values = [
-            self._mean(
-                functional_call(self._module, state, (x[part],), tie_weights=self._ties),
-                y[part],
-                None if factors is None else factors[part],
-            )
-            for part in parts
-        ]
+        values = [self._mean(state, x[part], y[part], None if factors is None else factors[part]) for part in parts]
         if len(parts) == 1:
             return values[0]
         return torch.stack([v * ((p.stop - p.start) / len(x)) for p, v in zip(parts, values, strict=True)]).sum()
 
-    def _mean(self, outputs: Tensor, y: Tensor, factors: Tensor | None) -> Tensor:
+    def _mean(self, state: dict[str, Tensor], x: Tensor, y: Tensor, factors: Tensor | None) -> Tensor:
         if factors is None:
-            return self._loss(outputs, y)
-        losses = [self._loss(outputs[i : i + 1], y[i : i + 1]) for i in range(len(y))]
+            return self._value(state, x, y)
+        losses = [self._value(state, x[i : i + 1], y[i : i + 1]) for i in range(len(y))]
         return (torch.stack(losses) * factors).mean()
+
+    def _value(self, state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        def model(*args: Tensor) -> Any:
+            return functional_call(self._module, state, args, tie_weights=self._ties)
+
+        return loss_of(model, self._loss, x, y)
 
     def factors(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor | None:
         """``(B,)``: by what DP-SGD multiplies the gradient of every example, without a graph; None for other clients.
@@ -263,8 +262,8 @@ class Training:
         found: list[Tensor] = []
         for i in range(len(x)):
             own = {**state, **{name: buffer.clone() for name, buffer in self.buffers.items()}}
-            outputs = functional_call(self._module, own, (x[i : i + 1],), tie_weights=self._ties)
-            gradients = torch.autograd.grad(self._loss(outputs, y[i : i + 1]), parameters, materialize_grads=True)
+            value = self._value(own, x[i : i + 1], y[i : i + 1])
+            gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
             found.append(self.defence.examples.factor(gradients))
         return torch.stack(found)
 
@@ -288,7 +287,7 @@ def local_signal(
     x: Tensor,
     y: Tensor,
     rule: LocalRule,
-    loss: Loss,
+    loss: Loss | None,
     *,
     dropout_seed: int | None = None,
     order_seed: int | None = None,
@@ -302,7 +301,7 @@ def local_signal(
         x: ``(N, C, H, W)``, normalised; or ``(epochs, N, C, H, W)``, an attacker's own pictures for every epoch.
         y: What the loss takes, first dimension ``N``.
         rule: The local rule.
-        loss: ``loss(outputs, y) -> scalar``.
+        loss: ``loss(outputs, y) -> scalar``; None: the module computes its own from ``(x, y)``.
         dropout_seed: Seeds the dropout masks; None draws from torch's global stream.
         order_seed: Seeds the orders of a rule that shuffles; None keeps the order of ``x``.
         noise_seed: Seeds what is random in the rule's defence; None leaves it out.

@@ -31,10 +31,11 @@ class TaskManifest(_Strict):
     """The public facts about the problem."""
 
     shape: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(min_length=3, max_length=3)]
-    classes: Annotated[int, Field(ge=2, le=10**7)]
+    classes: Annotated[int, Field(ge=1, le=10**7)]
     mean: _Numbers
     std: _Numbers
     loss: SpecManifest
+    objects: Annotated[int, Field(ge=0, le=10**4)] = 0
 
 
 class RuleManifest(_Strict):

@@ -23,6 +23,7 @@ from leakmap.errors import BadSetting, NotGranted, ObservationError, UnknownName
 from leakmap.local import LocalRule, Share
 from leakmap.manifest import COUNT_LIMIT, DTYPES, SCHEMA, Manifest
 from leakmap.models.network import Code, Network
+from leakmap.objects import EMPTY, GRID
 from leakmap.registry import Spec
 from leakmap.task import Task
 
@@ -58,7 +59,7 @@ class Public:
 
     Args:
         pictures: ``(P, C, H, W)`` in [0, 1].
-        labels: ``(P,)``.
+        labels: Targets, as those of the client.
     """
 
     pictures: Tensor
@@ -73,8 +74,8 @@ class Observation:
         network: Task, architecture and the weights that the server sent.
         update: What the client shared.
         count: Number of the client's examples.
-        labels: ``(count,)`` class of each example.
-        label_counts: ``(classes,)`` examples of each class.
+        labels: ``(count,)`` class of each example, or ``(count, M, 5)`` objects, see :mod:`leakmap.objects`.
+        label_counts: ``(classes,)`` examples, or objects, of each class.
         buffers: The client's buffers after its step, by name.
         rule: The client's local rule.
         public: Public pictures from the same source.
@@ -210,6 +211,10 @@ def _check(o: Observation, where: str) -> None:
         if tuple(tensor.shape) != expected:
             fail(f"{name!r} has shape {tuple(tensor.shape)}, expected {expected}")
 
+    def targets_fit(name: str, targets: Tensor, count: int) -> None:
+        shaped(name, targets, o.network.task.target_shape(count))
+        (_objects if o.network.task.objects else _classes)(name, targets, o.network.task.classes, fail)
+
     if not o.update.tensors:
         fail("'update' holds no tensor")
     for group, tensors in (("update", o.update.tensors), ("buffers", o.buffers or {})):
@@ -238,18 +243,16 @@ def _check(o: Observation, where: str) -> None:
     if o.labels is not None:
         if o.count is None:
             fail("'labels' are granted, so 'count' must be too")
-        shaped("labels", o.labels, (o.count,))
-        _classes("labels", o.labels, classes, fail)
+        targets_fit("labels", o.labels, o.count)
     if o.label_counts is not None:
         shaped("label_counts", o.label_counts, (classes,))
         if o.label_counts.dtype != torch.int64 or bool((o.label_counts < 0).any()):
             fail("'label_counts' must be whole numbers of at least 0")
-        if o.count != int(o.label_counts.sum()):
+        if not o.network.task.objects and o.count != int(o.label_counts.sum()):
             fail(f"'label_counts' sum to {int(o.label_counts.sum())}, 'count' is {o.count}")
     if o.public is not None:
         shaped("public/pictures", o.public.pictures, (len(o.public.pictures), *shape))
-        shaped("public/labels", o.public.labels, (len(o.public.pictures),))
-        _classes("public/labels", o.public.labels, classes, fail)
+        targets_fit("public/labels", o.public.labels, len(o.public.pictures))
         if len(o.public.pictures) and not 0 <= float(o.public.pictures.min()) <= float(o.public.pictures.max()) <= 1:
             fail("'public/pictures' must lie in [0, 1]")
     if o.hint is not None:
@@ -276,6 +279,20 @@ def _classes(name: str, labels: Tensor, classes: int, fail: Any) -> None:
         fail(f"{name!r} has type {labels.dtype}, expected torch.int64")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         fail(f"{name!r} holds a class outside 0..{classes - 1}")
+
+
+def _objects(name: str, targets: Tensor, classes: int, fail: Any) -> None:
+    if targets.dtype != torch.int64:
+        fail(f"{name!r} has type {targets.dtype}, expected torch.int64")
+    found = targets[..., 0]
+    if targets.numel() and not int(found.min()) >= EMPTY:
+        fail(f"{name!r} holds a class below {EMPTY}")
+    held = targets[found != EMPTY]
+    _classes(name, held[:, 0], classes, fail)
+    if len(held) and not (
+        int(held[:, 1:].min()) >= 0 and int(held[:, 1:].max()) <= GRID and int(held[:, 3:].min()) > 0
+    ):
+        fail(f"{name!r} holds a box outside the picture, or without width or height")
 
 
 def _header(data: bytes, where: str) -> dict[str, Any]:
@@ -346,6 +363,7 @@ def _assemble(manifest: Manifest, tensors: dict[str, Tensor], code: Code, where:
             tuple(t.mean),
             tuple(t.std),
             Spec(t.loss.name, dict(t.loss.params)),
+            t.objects,
         )
         rule = None if manifest.rule is None else LocalRule(**manifest.rule.model_dump())
         observation = Observation(

@@ -77,6 +77,7 @@ class Plan:
         tuned: Where its settings come from, if they were tuned.
         weights: File with weights; None draws them from the seed.
         train_epochs: Epochs of brief training on pictures that no client holds.
+        calibrate: Whether fresh BatchNorm statistics are measured on public pictures first; training would move them.
         image_size: Height and width; None keeps the data's.
         victims: Number of clients.
         batch_size: Pictures of each client.
@@ -97,6 +98,7 @@ class Plan:
     tuned: Tuning | None = None
     weights: str | None = None
     train_epochs: int = 0
+    calibrate: bool = False
     image_size: int | None = None
     victims: int = 12
     batch_size: int = 1
@@ -112,6 +114,8 @@ class Plan:
         for name, least in (("victims", 1), ("batch_size", 1), ("train_epochs", 0), ("gallery", 20)):
             if getattr(self, name) < least:
                 raise BadSetting(f"{name} must be at least {least}; got {getattr(self, name)}.")
+        if self.calibrate and self.train_epochs:
+            raise BadSetting("calibrate measures the statistics of untrained weights; training measures its own.")
         if self.control not in ("none", "swapped"):
             raise BadSetting(f"control must be 'none' or 'swapped'; got {self.control!r}.")
 
@@ -257,6 +261,7 @@ def command(plan: Plan) -> str:
         parts += [f"--{name}", str(value)] if value != usual else []
     for name in plan.metrics:
         parts += ["--metric", name]
+    parts += ["--calibrate"] if plan.calibrate else []
     parts += [] if threat.buffers else ["--no-buffers"]
     parts += ["--shuffle"] if rule.shuffle else []
     return shlex.join(["leakmap", "audit", *parts])

@@ -13,7 +13,7 @@ from torch import nn
 from leakmap.attacker.attacks import attacks
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import Groups, divide
-from leakmap.client.training import accuracy, train
+from leakmap.client.training import accuracy, calibrated, train
 from leakmap.errors import BadSetting, DataError, ModelError
 from leakmap.models.network import IN_MEMORY, Network, build_network, read_weights, write_weights
 from leakmap.plan import Fact, Plan, Progress, check, check_device
@@ -97,21 +97,28 @@ def prepare(
     chosen = module if module is not None else plan.model
     network = build_network(task, chosen, seed=plan.seed, weights=plan.weights, loss=loss).to("cpu")
     in_memory = IN_MEMORY in (plan.model, plan.data) or loss is not None
-    names = Names() if in_memory else names_of(plan, task, groups.digest, groups.training_digest)
+    names = Names() if in_memory else names_of(plan, task, groups)
+    public = groups.public
+    if plan.calibrate:
+        network = calibrated(network, groups.images[public], groups.targets(public))
     if plan.train_epochs:
         kept = trained / f"{names.network}.safetensors" if trained is not None and names.network else None
         network = _kept(network, kept) or _trained(plan, network, groups, device, progress)
         if kept is not None and not kept.is_file():
             write_weights(kept, network)
-    public = groups.public
-    own_loss = network.code.loss is not None
+    own_loss = network.code.loss is not None or task.objects > 0
     right = math.nan if own_loss else accuracy(network, groups.images[public], groups.labels[public])
     return Prepared(Stage(network, groups, names.main), planted(plan, groups, task, names, loss), right)
 
 
 def planted(plan: Plan, groups: Groups, task: Task, names: Names, loss: Loss | None = None) -> Stage:
-    """The stage of the planted control: a network that is known to leak to the plan's attack, and the same pictures."""
+    """The stage of the planted control: a network that is known to leak to the plan's attack, and the same pictures.
+
+    It classifies, also where the audited network detects objects.
+    """
     leaky = attacks.build(plan.attack).leaky_model
+    if task.objects:
+        task = replace(task, classes=max(2, task.classes), objects=0)
     return Stage(build_network(task, leaky, seed=plan.seed, loss=loss), groups, names.control)
 
 
@@ -148,17 +155,19 @@ def gather(
     classes = plan.classes or len(groups.classes)
     if classes < len(groups.classes):
         raise BadSetting(f"classes is {classes}, but the pictures have {len(groups.classes)} classes.")
-    return groups, Task((channels, height, width), classes, mean, std, Spec.parse(plan.loss))
+    most = groups.objects.shape[1] if groups.objects.numel() else 0
+    if most and plan.loss != "cross_entropy":
+        raise BadSetting(f"A detector computes its own loss; got {plan.loss}. Leave the loss out.")
+    return groups, Task((channels, height, width), classes, mean, std, Spec.parse(plan.loss), most)
 
 
-def names_of(plan: Plan, task: Task, pictures: str, training: str) -> Names:
+def names_of(plan: Plan, task: Task, groups: Groups) -> Names:
     """The names of what an audit is played on.
 
     Args:
         plan: The audit.
         task: Its task.
-        pictures: Digest of the groups.
-        training: Digest of the pictures that weights are trained on.
+        groups: Its pictures.
 
     Raises:
         UsageError: a file that the plan names is not there.
@@ -169,7 +178,10 @@ def names_of(plan: Plan, task: Task, pictures: str, training: str) -> Names:
     if plan.weights is not None:
         own["weights"] = file_digest(Path(plan.weights))
     if plan.train_epochs:
-        own |= {"epochs": plan.train_epochs, "training": training}
+        own |= {"epochs": plan.train_epochs, "training": groups.training_digest}
+    if plan.calibrate:
+        own |= {"calibrated on": groups.public_digest}
+    pictures = groups.digest
     network = _named(facts | own)
     leaky = {"model": asdict(Spec.parse(attacks.build(plan.attack).leaky_model))}
     return Names(
@@ -199,7 +211,7 @@ def _trained(plan: Plan, network: Network, groups: Groups, device: str, progress
     found = train(
         network.to(device),
         groups.images[pool],
-        groups.labels[pool],
+        groups.targets(pool),
         plan.train_epochs,
         plan.seed,
         lambda fraction: progress("training briefly", fraction),

@@ -125,7 +125,8 @@ class Store:
             scored = record.pop("score")
             if scored is not None:
                 scored["values"] = {name: tuple(values) for name, values in scored["values"].items()}
-                scored |= {"ranks": tuple(scored["ranks"]), "galleries": tuple(scored["galleries"])}
+                listed = ("ranks", "galleries", "object_ranks", "object_galleries")
+                scored |= {name: tuple(scored[name]) for name in listed}
                 scored = Score(pictures=pictures, **scored)
             record["reached"] = tuple(_reached(each) for each in record["reached"])
             record["curve"] = tuple(record["curve"])

@@ -17,6 +17,18 @@ Loss = Callable[[Any, Any], Tensor]
 """``loss(outputs, y) -> scalar``: what the client minimises."""
 
 
+def loss_of(model: Callable[..., Any], loss: Loss | None, x: Tensor, y: Tensor) -> Tensor:
+    """The loss of a batch, a scalar.
+
+    Args:
+        model: Gives outputs for ``x``, or its own loss for ``(x, y)``.
+        loss: ``loss(outputs, y)``; None: the model computes its own, as detectors do.
+        x: ``(N, C, H, W)``, normalised.
+        y: Targets, first dimension ``N``.
+    """
+    return model(x, y) if loss is None else loss(model(x), y)
+
+
 @dataclass(frozen=True)
 class Task:
     """What the model is for: the shape and range of its inputs, its classes and its loss.

@@ -1,5 +1,6 @@
 """Results and progress as a person reads them in a terminal of 80 columns."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -129,7 +130,7 @@ def progress_bar() -> Iterator[Any]:
         said: set[tuple[str, int]] = set()
 
         def line(what: str, fraction: float) -> None:
-            step = (what if fraction == 0 else "", int(fraction * 10))
+            step = (re.sub(r"\d+", "", what), int(fraction * 10))
             if step not in said:
                 said.add(step)
                 console.print(f"{fraction:4.0%} {what}", soft_wrap=True)

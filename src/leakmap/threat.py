@@ -9,6 +9,7 @@ from torch import Tensor
 
 from leakmap.client.federation import Round
 from leakmap.errors import BadSetting
+from leakmap.objects import unpack
 from leakmap.observation import Observation, Public
 from leakmap.seeds import generator
 
@@ -18,7 +19,8 @@ class ThreatModel:
     """Which facts an honest-but-curious server is granted besides the update itself: independent of each other.
 
     Args:
-        labels: ``unknown``; ``counts`` of each class; or ``known``, the class of each example.
+        labels: ``unknown``; ``counts`` of each class; or ``known``, the class of each example. For detection: nothing;
+            how many objects of each class there are; or every box with its class.
         count: Whether it knows the number of examples.
         rule: Whether it knows the local rule (mode, steps, learning rate).
         buffers: Whether the client returns its BatchNorm buffers.
@@ -100,7 +102,9 @@ def observe(
         update=round.update,
         count=len(y) if threat.count else None,
         labels=y if threat.labels == "known" else None,
-        label_counts=torch.bincount(y, minlength=classes) if threat.labels != "unknown" else None,
+        label_counts=torch.bincount(unpack(y)[1] if round.network.task.objects else y, minlength=classes)
+        if threat.labels != "unknown"
+        else None,
         buffers=round.buffers if threat.buffers else None,
         rule=round.rule if threat.rule else None,
         public=Public(public.pictures[: threat.public], public.labels[: threat.public])

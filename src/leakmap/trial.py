@@ -32,14 +32,18 @@ from leakmap.observation import Observation, Public
 from leakmap.registry import Spec
 from leakmap.scoring.lineup import GALLERY, pick_distractors
 from leakmap.scoring.metrics import ALWAYS
+from leakmap.scoring.regions import crops, cut, fitted
 from leakmap.scoring.score import Score, score
-from leakmap.seeds import derive
+from leakmap.seeds import derive, generator
 from leakmap.task import Task
 from leakmap.threat import ThreatModel, observe
 from leakmap.version import __version__
 
 SCHEMA = 4
-_GROUPS = ("images", "labels", "victims", "swaps", "controls", "public", "training", "rehearsals", "distractors")
+_GROUPS = (
+    *("images", "labels", "victims", "swaps", "controls", "public", "training", "rehearsals", "distractors"),
+    *("objects", "areas"),
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Stage:
                 facts, order = json.loads(metadata["stage"]), json.loads(metadata["order"])
                 tensors = {name: file.get_tensor(name).clone() for name in order}  # aligned, as rounding depends on it
             t = facts["task"]
-            task = Task(tuple(t["shape"]), t["classes"], tuple(t["mean"]), tuple(t["std"]), Spec(**t["loss"]))
+            task = Task(**t | {name: tuple(t[name]) for name in ("shape", "mean", "std")} | {"loss": Spec(**t["loss"])})
             groups = Groups(classes=tuple(facts["classes"]), **{name: tensors[f"groups/{name}"] for name in _GROUPS})
         except Exception as error:
             raise StoreError(f"{path} is not a stage of leakmap ({error}); remove it and run again.") from None
@@ -228,7 +232,8 @@ def run(trial: Trial, stage: Stage, progress: Callable[[float], None] = lambda f
     try:
         truth, others = held_by(trial, stage), distractors_for(trial, stage)
         found = attack(seen_by_server(trial, stage), trial.attack, derive(trial.seed, "attack", trial.client), progress)
-        scored = score(found, truth, others, trial.metrics)
+        objects = objects_for(trial, stage)
+        scored = score(found, truth, others, trial.metrics, objects)
         reached = tuple(_reached(attempt, truth, others, trial.metrics) for attempt in found.attempts)
     except Exception as error:
         return failed(trial, error, time.perf_counter() - started, versions)
@@ -256,12 +261,13 @@ def seen_by_server(trial: Trial, stage: Stage) -> Observation:
     shared = truth
     if trial.swap:
         other = groups.pictures(groups.swaps[trial.swap - 1, trial.client])
-        shared = Batch(other.to(truth.pictures), truth.y)
+        shared = Batch(other.to(truth.pictures), truth.y, truth.areas)
+    public = groups.public
     round = simulate(stage.network, trial.rule, shared, derive(trial.seed, "client", trial.client))
     return observe(
         round,
         trial.threat,
-        Public(groups.pictures(groups.public), groups.labels[groups.public]),
+        Public(groups.pictures(public), _targets(stage, public)),
         scored=truth.pictures,
         seed=derive(trial.seed, "observe", trial.client),
     )
@@ -271,11 +277,20 @@ def held_by(trial: Trial, stage: Stage) -> Batch:
     """The true batch of a trial's client."""
     index = getattr(stage.groups, trial.group)[trial.client]
     device = stage.network.device
-    return Batch(stage.groups.pictures(index).to(device), stage.groups.labels[index].to(device))
+    areas = stage.groups.areas[index] if stage.groups.areas.numel() else None
+    return Batch(stage.groups.pictures(index).to(device), _targets(stage, index).to(device), areas)
+
+
+def _targets(stage: Stage, index: Tensor) -> Tensor:
+    """What the stage's loss takes: the planted control classifies pictures with objects too."""
+    return stage.groups.targets(index) if stage.network.task.objects else stage.groups.labels[index]
 
 
 def distractors_for(trial: Trial, stage: Stage) -> list[Tensor]:
-    """For each true picture, the other candidates of its line-up, ``(G - 1, C, H, W)`` in [0, 1].
+    """For each true picture, the other candidates of its line-up, ``(G - 1, C, h, w)`` in [0, 1].
+
+    Of letterboxed pictures ``h`` and ``w`` are what lies between the bars of the true one, which the others are brought
+    to: the shape of the bars identifies nobody.
 
     Pictures of one class take turns through the distractors of that class, so that line-ups share none while there are
     enough: shared ones would make ranks depend on each other.
@@ -290,8 +305,23 @@ def distractors_for(trial: Trial, stage: Stage) -> list[Tensor]:
             groups.labels, label, groups.distractors, trial.gallery - 1, trial.seed, turn=before.count(label)
         )
         before.append(label)
-        found.append(groups.pictures(chosen))
+        candidates = groups.pictures(chosen)
+        if groups.areas.numel():
+            truth = cut(groups.pictures(torch.tensor(index)), groups.areas[index])
+            pairs = zip(candidates, groups.areas[chosen], strict=True)
+            candidates = torch.stack([fitted(picture, area, truth) for picture, area in pairs])
+        found.append(candidates)
     return found
+
+
+def objects_for(trial: Trial, stage: Stage) -> list[tuple[int, Tensor]]:
+    """``(class, (C, h, w))`` of the large objects among the distractors, in an order drawn anew for each client."""
+    groups = stage.groups
+    if not stage.network.task.objects:
+        return []
+    found = crops(groups.pictures(groups.distractors), groups.objects[groups.distractors])
+    order = torch.randperm(len(found), generator=generator(trial.seed, "object line-up", trial.client))
+    return [found[i] for i in order.tolist()]
 
 
 def versions_of(device: torch.device) -> dict[str, str]:

@@ -19,6 +19,7 @@ from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
 from leakmap.local import LocalRule
 from leakmap.models.network import Network
+from leakmap.objects import EMPTY
 from leakmap.observation import Observation
 from leakmap.seeds import generator
 
@@ -138,8 +139,9 @@ def _trace(network: Network) -> _Trace:
 
     watched = [m for m in names if not any(m.children()) or any(True for _ in m.parameters(recurse=False))]
     hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in watched]
+    targets = [torch.full(network.task.target_shape(2), EMPTY, device=network.device)] if network.task.objects else []
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        module(pictures)
+        module(pictures, *targets)
     for hook in hooks:
         hook.remove()
     return _Trace(network, module, pictures, calls)

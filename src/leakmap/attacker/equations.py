@@ -23,14 +23,15 @@ def ordered(y: Tensor, network: Network, name: str, inputs: Tensor, dz: Tensor) 
     """The classes in the order in which they explain each picture's gradient best.
 
     Args:
-        y: ``(count,)`` classes in any order.
+        y: ``(count,)`` classes in any order; objects stay in theirs.
         network: Gives the gradient that a picture would have with a class.
         name: Of the bias whose gradient that is.
         inputs: ``(count, C, H, W)``, normalised.
         dz: ``(outputs, count)`` gradient of each picture; 0 where it is not known.
     """
-    if not (y[0] == y).all():
-        module, loss = network.module().eval(), network.loss()
+    loss = network.loss()
+    if loss is not None and not (y[0] == y).all():
+        module = network.module().eval()
         bias = module.get_parameter(name)
         cost = dz.new_empty(len(inputs), len(y))
         for i in range(len(inputs)):

@@ -18,11 +18,13 @@ class Batch:
 
     Args:
         pictures: ``(N, C, H, W)`` in [0, 1].
-        y: ``(N,)`` classes.
+        y: ``(N,)`` classes, or ``(N, M, 5)`` objects, see :mod:`leakmap.objects`.
+        areas: ``(N, 4)``: top, left, bottom and right of each picture between its letterbox bars; None without bars.
     """
 
     pictures: Tensor
     y: Tensor
+    areas: Tensor | None = None
 
 
 @dataclass(frozen=True)

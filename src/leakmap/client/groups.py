@@ -17,6 +17,7 @@ CONTROLS = 6
 REFERENCE = 32
 """Public pictures that an auditor keeps for the floors, unless the threat model grants more."""
 FEWEST_DISTRACTORS = 19
+_NONE = torch.zeros(0, dtype=torch.int64)
 MOST_OF_A_CLASS = 400
 """Distractors kept of each class: enough for four line-ups of a class that share none."""
 
@@ -36,6 +37,8 @@ class Groups:
         training: ``(T,)``: for briefly trained weights.
         rehearsals: ``(R, B)``: simulated clients on which settings are tuned, one row a client.
         distractors: ``(D,)``: for line-ups.
+        objects: ``(N, M, 5)`` targets of detection, see :mod:`leakmap.objects`; empty for classification.
+        areas: ``(N, 4)``: top, left, bottom and right between letterbox bars; empty without bars.
     """
 
     images: Tensor
@@ -48,12 +51,15 @@ class Groups:
     training: Tensor
     rehearsals: Tensor
     distractors: Tensor
+    objects: Tensor = _NONE
+    areas: Tensor = _NONE
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all pictures and of who is who."""
         members = ("victims", "swaps", "controls", "public", "training", "rehearsals", "distractors")
         tensors = [self.images, self.labels, *(getattr(self, name) for name in members)]
+        tensors += [tensor for tensor in (self.objects, self.areas) if tensor.numel()]
         digest = hashlib.sha256("\x1f".join([*self.classes, *(str(tuple(t.shape)) for t in tensors)]).encode())
         for tensor in tensors:
             digest.update(tensor.contiguous().numpy().tobytes())
@@ -63,8 +69,13 @@ class Groups:
     def training_digest(self) -> str:
         """SHA-256 of the pictures and labels that weights are trained on."""
         digest = hashlib.sha256(self.images[self.training].numpy().tobytes())
-        digest.update(self.labels[self.training].numpy().tobytes())
+        digest.update(self.targets(self.training).numpy().tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def public_digest(self) -> str:
+        """SHA-256 of the public pictures."""
+        return hashlib.sha256(self.images[self.public].numpy().tobytes()).hexdigest()
 
     def counts(self) -> dict[str, int]:
         """How many pictures each group holds."""
@@ -74,6 +85,10 @@ class Groups:
     def pictures(self, index: Tensor) -> Tensor:
         """The pictures of a group as floats in [0, 1], ``(*index.shape, C, H, W)``."""
         return self.images[index].float() / 255
+
+    def targets(self, index: Tensor) -> Tensor:
+        """What a loss takes for a group: classes ``index.shape``, or objects ``(*index.shape, M, 5)``."""
+        return (self.objects if self.objects.numel() else self.labels)[index]
 
     def digests(self, index: Tensor) -> list[str]:
         """SHA-256 of each picture of a group: pictures are told apart without being shown."""
@@ -109,8 +124,8 @@ def divide(
         DataError: too few pictures, with the numbers.
     """
     spare = pictures.spare
-    images = pictures.images if spare is None else torch.cat([pictures.images, spare.images])
-    labels = pictures.labels if spare is None else torch.cat([pictures.labels, spare.labels])
+    sets = [pictures] if spare is None else [pictures, spare]
+    images, labels = torch.cat([each.images for each in sets]), torch.cat([each.labels for each in sets])
     own = torch.randperm(len(pictures), generator=generator(seed, "groups")).tolist()
     other = (
         [len(pictures) + i for i in torch.randperm(len(spare), generator=generator(seed, "spare")).tolist()]
@@ -165,7 +180,15 @@ def divide(
         at(trained),
         at(rehearsed).view(rehearsals, batch_size),
         at(distractors),
+        _joined([each.objects for each in sets], used),
+        _joined([each.areas for each in sets], used),
     )
+
+
+def _joined(parts: list[Tensor | None], used: Tensor) -> Tensor:
+    """Rows of both sets that are used; empty where there are none."""
+    given = [tensor for tensor in parts if tensor is not None]
+    return torch.cat(given)[used] if given else _NONE
 
 
 def _enough(indices: list[int], labels: Tensor) -> list[int]:

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from leakmap.models.network import Network
 from leakmap.seeds import derive
+from leakmap.task import loss_of
 
 BATCH = 64
 LR = 1e-3
@@ -26,7 +28,7 @@ def train(
     Args:
         network: Where to start.
         pictures: ``(N, C, H, W)`` uint8.
-        y: ``(N,)``.
+        y: Their targets.
         epochs: Passes over them.
         seed: For the order and for dropout.
         progress: Called with the finished fraction.
@@ -44,9 +46,29 @@ def train(
                     continue
                 x = network.task.normalise(pictures[index].to(device).float() / 255)
                 optimiser.zero_grad()
-                loss(module(x), y[index].to(device)).backward()
+                loss_of(module, loss, x, y[index].to(device)).backward()
                 optimiser.step()
                 progress((epoch + first / len(y)) / epochs)
+    return replace(network, weights={name: t.detach().clone() for name, t in module.state_dict().items()})
+
+
+@torch.no_grad()
+def calibrated(network: Network, pictures: Tensor, y: Tensor) -> Network:
+    """The same network with the BatchNorm statistics of some pictures: inference mode without them is degenerate.
+
+    Args:
+        network: Architecture and weights.
+        pictures: ``(N, C, H, W)`` uint8 that no client holds.
+        y: Their targets.
+    """
+    module = network.module().train()
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.reset_running_stats()
+            layer.momentum = None
+    x = network.task.normalise(pictures.to(network.device).float() / 255)
+    for first in range(0, len(y), BATCH):
+        loss_of(module, network.loss(), x[first : first + BATCH], y[first : first + BATCH].to(network.device))
     return replace(network, weights={name: t.detach().clone() for name, t in module.state_dict().items()})
 
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from leakmap.errors import LeakmapError, ModelError, NonFinite
 from leakmap.models import models
 from leakmap.models.adapt import replace_layers
+from leakmap.objects import GRID
 from leakmap.registry import Spec, is_user_code, load_user_code
 from leakmap.seeds import derive, generator
-from leakmap.task import Loss, Task, build_loss
+from leakmap.task import Loss, Task, build_loss, loss_of
 
 WEIGHTS_LIMIT = 16 * 2**30
 
@@ -84,8 +85,10 @@ class Network:
         fit_weights(module, self.weights, where=f"The weights of {self.model}")
         return module.to(self.device)
 
-    def loss(self) -> Loss:
-        """What the client minimises."""
+    def loss(self) -> Loss | None:
+        """What the client minimises; None where the module computes it from ``(x, y)``, as detectors do."""
+        if self.task.objects:
+            return None
         if self.code.loss is not None:
             return self.code.loss
         if is_user_code(self.task.loss.name):
@@ -285,20 +288,27 @@ def check_network(network: Network) -> None:
     device = network.device
     x = torch.randn(2, *task.shape, generator=generator(0, "check")).to(device).requires_grad_()
     y = torch.arange(2, device=device) % task.classes
+    if task.objects:
+        y = torch.tensor([0, *[GRID // 2] * 4], device=device).repeat(2, 1, 1)
     try:
-        outputs = module(x)
+        outputs = module(x, y) if task.objects else module(x)
+    except LeakmapError:
+        raise
     except Exception as error:
+        takes = "pictures and their objects, which a detector takes," if task.objects else "inputs"
         raise ModelError(
-            f"{spec} does not take inputs of shape (N, {', '.join(map(str, task.shape))}): {error}."
+            f"{spec} does not take {takes} of shape (N, {', '.join(map(str, task.shape))}): {error}."
         ) from error
-    if network.code.loss is None and (not isinstance(outputs, Tensor) or outputs.shape != (2, task.classes)):
+    expected = () if task.objects else (2, task.classes)
+    if network.code.loss is None and (not isinstance(outputs, Tensor) or outputs.shape != expected):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ModelError(f"{spec} gives {got} for 2 inputs; expected class scores of shape (2, {task.classes}).")
+        meant = "its loss, a scalar" if task.objects else f"class scores of shape (2, {task.classes})"
+        raise ModelError(f"{spec} gives {got} for 2 inputs; expected {meant}.")
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise ModelError(f"{spec} has no trainable parameter, so a client has nothing to share.")
     try:
-        loss = network.loss()(outputs, y)
+        loss = outputs if task.objects else loss_of(lambda _: outputs, network.loss(), x, y)
         signal = torch.autograd.grad(loss, [*parameters, x], allow_unused=True, materialize_grads=True)
     except (RuntimeError, NotImplementedError) as error:
         raise ModelError(

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.client.federation import Batch
+from leakmap.objects import unpack
 from leakmap.registry import Spec
-from leakmap.scoring.lineup import rank
+from leakmap.scoring.lineup import FEWEST_OF_A_CLASS, GALLERY, rank
 from leakmap.scoring.match import matched
 from leakmap.scoring.metrics import ALWAYS, metrics
+from leakmap.scoring.regions import alike, cut, fitted, in_and_around, large_objects
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,10 @@ class Score:
         values: Metric -> value of each picture.
         ranks: In the line-up, of each picture; 1 is best.
         galleries: Candidates in each line-up, the truth included.
-        labels_right: Share of the multiset of classes that was right.
+        labels_right: Share of the multiset of classes that was right; of detected objects twice the common ones over
+            all of both.
+        object_ranks: In the line-up of crops, of each large object.
+        object_galleries: Candidates in each of these.
     """
 
     pictures: Tensor
@@ -31,6 +36,8 @@ class Score:
     ranks: tuple[float, ...]
     galleries: tuple[int, ...]
     labels_right: float
+    object_ranks: tuple[float, ...] = ()
+    object_galleries: tuple[int, ...] = ()
 
 
 def score(
@@ -38,14 +45,17 @@ def score(
     batch: Batch,
     distractors: Sequence[Tensor],
     names: Sequence[Spec | str] = ALWAYS,
+    objects: Sequence[tuple[int, Tensor]] = (),
 ) -> Score:
-    """Scores a reconstruction against the truth.
+    """Scores a reconstruction against the truth; of letterboxed pictures only what lies between the bars.
 
     Args:
         reconstruction: What the attacker says.
         batch: The truth.
-        distractors: For each true picture ``(G - 1, C, H, W)`` in [0, 1], that were in no client's batch.
+        distractors: For each true picture ``(G - 1, C, h, w)`` in [0, 1], that were in no client's batch: as large as
+            what is scored of it.
         names: Metrics to compute.
+        objects: ``(class, (C, h, w))`` crops of objects of others, for line-ups of the client's objects.
 
     Raises:
         ValueError: the counts of pictures differ.
@@ -55,24 +65,63 @@ def score(
             f"{len(reconstruction.pictures)} reconstructions and {len(distractors)} sets of distractors were given "
             f"for {len(batch.pictures)} originals; each original needs one of both"
         )
+    pictures = matched(reconstruction.pictures.cpu(), batch.pictures.cpu(), batch.areas)
+    ranks = tuple(
+        rank(cut(pictures, area), cut(truth, area), others)
+        for truth, area, others in zip(batch.pictures.cpu(), _areas(batch), distractors, strict=True)
+    )
+    of_objects = _object_line_ups(pictures, batch, objects)
+    return Score(
+        pictures,
+        likenesses(pictures, batch, names),
+        ranks,
+        tuple(1 + len(others) for others in distractors),
+        overlap(reconstruction.y.cpu(), batch.y.cpu()),
+        tuple(rank for rank, _ in of_objects),
+        tuple(size for _, size in of_objects),
+    )
+
+
+def _areas(batch: Batch) -> Sequence[Tensor | None]:
+    return [None] * len(batch.y) if batch.areas is None else list(batch.areas)
+
+
+def _object_line_ups(
+    pictures: Tensor, batch: Batch, candidates: Sequence[tuple[int, Tensor]]
+) -> list[tuple[float, int]]:
+    """Rank and candidates of every large object: whichever reconstruction is most alike at its box counts."""
+    found: list[tuple[float, int]] = []
+    if batch.y.ndim < 2 or not candidates:
+        return found
+    for original, y in zip(batch.pictures.cpu(), batch.y.cpu(), strict=True):
+        classes, boxes = large_objects(y, *original.shape[-2:])
+        for wanted, (top, left, bottom, right) in zip(classes.tolist(), boxes.tolist(), strict=True):
+            truth, own = original[:, top:bottom, left:right], pictures[..., top:bottom, left:right]
+            others = torch.stack([fitted(crop, None, truth) for crop in alike(candidates, wanted, FEWEST_OF_A_CLASS)])
+            found.append((rank(own, truth, others[: GALLERY - 1]), 1 + len(others[: GALLERY - 1])))
+    return found
+
+
+def likenesses(pictures: Tensor, batch: Batch, names: Sequence[Spec | str] = ALWAYS) -> dict[str, tuple[float, ...]]:
+    """Every metric of matched pairs, by name; with objects also PSNR in their boxes and around them."""
+    found: dict[str, tuple[float, ...]] = {}
     originals = batch.pictures.cpu()
-    pictures = matched(reconstruction.pictures.cpu(), originals)
-    values = likenesses(pictures, originals, names)
-    ranks = tuple(rank(pictures, truth, others) for truth, others in zip(originals, distractors, strict=True))
-    galleries = tuple(1 + len(others) for others in distractors)
-    return Score(pictures, values, ranks, galleries, overlap(reconstruction.y.cpu(), batch.y.cpu()))
-
-
-def likenesses(
-    pictures: Tensor, originals: Tensor, names: Sequence[Spec | str] = ALWAYS
-) -> dict[str, tuple[float, ...]]:
-    """Every metric of matched pairs, by name."""
-    specs = [Spec.parse(name) for name in names]
-    return {spec.name: tuple(metrics.build(spec)(pictures, originals).tolist()) for spec in specs}
+    for spec in map(Spec.parse, names):
+        metric = metrics.build(spec)
+        if batch.areas is None:
+            found[spec.name] = tuple(metric(pictures, originals).tolist())
+        else:
+            pairs = zip(pictures, originals, batch.areas, strict=True)
+            values = [metric(cut(picture[None], area), cut(original[None], area)) for picture, original, area in pairs]
+            found[spec.name] = tuple(torch.cat(values).tolist())
+    if batch.y.ndim > 1:
+        found |= in_and_around(pictures, originals, batch.y.cpu(), batch.areas)
+    return found
 
 
 def overlap(found: Tensor, truth: Tensor) -> float:
     """Overlap of two multisets of classes, in [0, 1]."""
-    size = 1 + int(torch.cat([found, truth]).max())
+    found, truth = (unpack(y)[1] if y.ndim > 1 else y for y in (found, truth))
+    size = 1 + int(torch.cat([found, truth, truth.new_zeros(1)]).max())
     common = torch.minimum(torch.bincount(found, minlength=size), torch.bincount(truth, minlength=size))
-    return float(common.sum()) / len(truth)
+    return 2 * float(common.sum()) / max(1, len(found) + len(truth))

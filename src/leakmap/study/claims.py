@@ -18,6 +18,7 @@ from leakmap.scoring.statistics import rank_sum_p
 from leakmap.scoring.verdict import RANK_SUM_ALPHA
 
 Outcome = Literal["holds", "does not hold", "not informative", "not run"]
+Rule = Literal["above", "below"]
 ALPHA = 0.05
 FEWEST = 6
 """Clients below which no sign-flip test can say anything at 5 %, two-sided."""
@@ -34,12 +35,14 @@ class Contrast(_Strict):
         name: What is compared, in words.
         terms: ``[weight, {axis = value, …}]`` each; all of them name the same axes.
         value: In place of the claim's.
+        rule: In place of the claim's.
         margin: In place of the claim's.
     """
 
     name: str
     terms: list[tuple[float, dict[str, Level]]] = Field(min_length=1)
     value: str | None = None
+    rule: Rule | None = None
     margin: float | None = None
 
 
@@ -66,7 +69,7 @@ class Claim(_Strict):
     source: str
     expected: str
     value: str = "psnr"
-    rule: Literal["above", "below"] = "above"
+    rule: Rule = "above"
     margin: float = 0.0
     contrasts: list[Contrast] = Field(min_length=1)
     note: str = ""
@@ -156,12 +159,13 @@ def _outcome(claim: Claim, shown: Sequence[Shown], named: Sequence[Concluded]) -
     fewest = min(one.effect.clients for one in shown if one.effect is not None)
     if fewest < FEWEST:
         return "not informative", f"{fewest} clients are too few for a test."
-    if claim.rule == "below" and (reason := _resists_for_another_reason(named)):
+    low = [c for c in named if any(_at(c, at) for one in _of_rule(claim, "below") for _, at in one.terms)]
+    if low and (reason := _resists_for_another_reason(low)):
         return "not informative", reason
-    if claim.rule == "above" and not any("hinted" in cell.result["flags"] for cell in named):
-        high = [c for c in named if any(_at(c, at) for one in claim.contrasts for w, at in one.terms if w > 0)]
-        if not _above_chance(high):
-            return "not informative", "No compared client leaks more than chance, so there is nothing to compare."
+    high = [c for c in named if any(_at(c, at) for one in _of_rule(claim, "above") for w, at in one.terms if w > 0)]
+    hinted = any("hinted" in cell.result["flags"] for cell in high)
+    if high and not hinted and not _above_chance(high):
+        return "not informative", "No compared client leaks more than chance, so there is nothing to compare."
     if "fails" in said:
         return "does not hold", f"{said.count('fails')} of {len(said)} comparisons fail."
     if "open" in said:
@@ -184,6 +188,10 @@ def _effect(claim: Claim, one: Contrast, cells: Sequence[Concluded]) -> Effect |
     return whole if tested is None else replace(whole, p=tested.p)
 
 
+def _of_rule(claim: Claim, rule: Rule) -> list[Contrast]:
+    return [one for one in claim.contrasts if (one.rule or claim.rule) == rule]
+
+
 def _margin(claim: Claim, one: Contrast) -> float:
     return claim.margin if one.margin is None else one.margin
 
@@ -192,7 +200,7 @@ def _says(claim: Claim, one: Contrast, effect: Effect | None) -> Literal["passes
     if effect is None:
         return "open"
     margin, matters, found = _margin(claim, one), MATTERS[one.value or claim.value], effect.difference
-    if claim.rule == "below":
+    if (one.rule or claim.rule) == "below":
         return "passes" if found.high < margin else "fails" if found.low > margin else "open"
     if found.low > margin and effect.p < ALPHA:
         return "passes"

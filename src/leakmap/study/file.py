@@ -201,7 +201,7 @@ _TABLES: dict[str, dict[str, Any]] = {
         **_fields(_PLAN, "image_size victims batch_size classes normalise"),
     },
     "model": {**_NAME, "loss": (str | list[str] | None, None)},
-    "weights": _fields({**_PLAN, "file": str}, "file train_epochs"),
+    "weights": _fields({**_PLAN, "file": str}, "file train_epochs calibrate"),
     "client": {
         **_fields(_RULE, "share mode epochs lr momentum weight_decay optimizer dropout accumulate shuffle defence"),
         "local_steps": (int | list[int] | None, None),
@@ -328,6 +328,7 @@ def _plan(choice: Sequence[_Choice], metrics: tuple[str, ...], gallery: int) -> 
         attack=Spec(chosen.name, chosen.params | own),
         weights=weights.get("file"),
         train_epochs=weights.get("train_epochs", 0),
+        calibrate=weights.get("calibrate", False),
         metrics=metrics,
         gallery=gallery,
         seed=rest["seed"],

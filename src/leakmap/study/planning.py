@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from leakmap.client.data import Pictures, load_pictures
+from leakmap.client.groups import Groups
 from leakmap.errors import BadSetting, LeakmapError
 from leakmap.plan import ROLES, Plan, check, trials
 from leakmap.pool import Play, Told
@@ -17,8 +18,7 @@ from leakmap.study.file import Cell, Study, shown
 from leakmap.task import Task
 from leakmap.trial import Stage, Trial
 
-_Scenery = tuple[Task, str, str]
-"""The task, the digest of the groups and that of the pictures to train on."""
+_Scenery = tuple[Task, Groups]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ def planned(study: Study) -> list[Planned]:
     for cell in study.cells:
         try:
             check(cell.plan)
-            task, pictures, training = _scenery(cell.plan, known)
-            names = names_of(cell.plan, task, pictures, training)
+            names = names_of(cell.plan, *_scenery(cell.plan, known))
             found.append(Planned(cell, names, trials(cell.plan, names.main, names.control)))
         except LeakmapError as error:
             raise type(error)(f"{cell}: {error}") from None
@@ -71,7 +70,7 @@ def _scenery(plan: Plan, known: dict[tuple[object, ...], _Scenery]) -> _Scenery:
     what += (plan.seed, plan.normalise, plan.classes, plan.loss)
     if what not in known:
         groups, task = gather(plan, pictures_of(plan))
-        known[what] = (task, groups.digest, groups.training_digest)
+        known[what] = (task, groups)
     return known[what]
 
 
@@ -104,7 +103,7 @@ class Cast:
         if self.which == "main":
             return prepare(self.plan, pictures_of(self.plan), trained=self.trained).main
         groups, task = gather(self.plan, pictures_of(self.plan))
-        return planted(self.plan, groups, task, names_of(self.plan, task, groups.digest, groups.training_digest))
+        return planted(self.plan, groups, task, names_of(self.plan, task, groups))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
+from leakmap.objects import pack
 from leakmap.observation import Observation
 from leakmap.registry import Registry
 from leakmap.seeds import generator
@@ -23,7 +24,8 @@ class Labels:
     """Recovered classes.
 
     Args:
-        y: ``(count,)`` classes in ascending order: the order inside a batch cannot be seen.
+        y: ``(count,)`` classes in ascending order: the order inside a batch cannot be seen. For detection ``(count, M,
+            5)`` objects in boxes that :func:`placed` draws.
         rule: Name of the rule.
         confidence: In [0, 1], from the rule's own residual; never from the truth.
         used: Facts that it drew on besides the number of examples.
@@ -58,9 +60,11 @@ def recover(observation: Observation, rule: str, seed: int) -> Labels:
         NotApplicable: the rule's precondition does not hold.
     """
     observation.need("count")
+    task = observation.network.task
     if rule == "blind" and observation.label_counts is None and observation.labels is None:
-        classes, count = observation.network.task.classes, observation.count or 1
-        y = torch.randint(classes, (count,), generator=generator(seed, "blind labels")).sort().values
+        count = observation.count or 1
+        y = torch.randint(task.classes, (count,), generator=generator(seed, "blind labels")).sort().values
+        y = placed(observation, y, seed) if task.objects else y
         return Labels(y.to(observation.network.device), "random", 0.0)
     if rule not in ("auto", "blind"):
         return label_rules.build(rule)(observation, seed)
@@ -69,6 +73,7 @@ def recover(observation: Observation, rule: str, seed: int) -> Labels:
     if observation.label_counts is not None:
         counts = observation.label_counts
         y = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        y = placed(observation, y, seed) if task.objects else y
         return Labels(y, "granted counts", 1.0, ("labels",))
     found: list[Labels] = []
     refused: list[NotApplicable] = []
@@ -82,15 +87,33 @@ def recover(observation: Observation, rule: str, seed: int) -> Labels:
     return max(found, key=lambda labels: labels.confidence)
 
 
+def placed(observation: Observation, classes: Tensor, seed: int) -> Tensor:
+    """``(count, M, 5)``: objects dealt out to the pictures in turn, in boxes of random size and place.
+
+    Args:
+        observation: Gives the number of pictures and the most objects of one.
+        classes: ``(n,)`` of the objects of all pictures together.
+        seed: For the boxes.
+    """
+    task, count = observation.network.task, observation.count or 1
+    source = generator(seed, "boxes")
+    sides = 0.2 + 0.4 * torch.rand(len(classes), 2, generator=source)
+    centres = sides / 2 + (1 - sides) * torch.rand(len(classes), 2, generator=source)
+    drawn = torch.cat([classes.cpu()[:, None].float(), centres, sides], 1)
+    return pack([drawn[i::count][: task.objects] for i in range(count)], task.objects).to(observation.network.device)
+
+
 def fitting_rules(observation: Observation) -> tuple[str, ...]:
     """The rules that fit what is granted, those that win ties first.
 
-    One example is exact. Adam and some defences leave signs; without the rule a delta leaves ratios, and so do defences
-    that clip. Otherwise the mean prediction
-    can be measured, which is best with public pictures or batch statistics, or be read off the gradient, which is best
-    for trained networks in inference mode: their confidences tell them apart.
+    A detector has a rule of its own. One example is exact. Adam and some defences leave signs; without the rule a delta
+    leaves ratios, and so do defences that clip. Otherwise the mean prediction can be measured, which is best with
+    public pictures or batch statistics, or be read off the gradient, which is best for trained networks in inference
+    mode: their confidences tell them apart.
     """
     rule = observation.rule
+    if observation.network.task.objects:
+        return ("objects",)
     if observation.count == 1:
         return ("idlg",)
     if rule is None:

@@ -68,7 +68,7 @@ def head_gradient(observation: Observation) -> Head:
     """
     network = observation.network
     classes = network.task.classes
-    if network.task.loss.name != "cross_entropy" or network.code.loss is not None:
+    if network.task.objects or network.task.loss.name != "cross_entropy" or network.code.loss is not None:
         raise NotApplicable(
             "Label recovery reads the gradient of cross entropy, this client has a loss of its own; grant the labels."
         )

@@ -11,6 +11,7 @@ from leakmap.attacker.labels.head import bias_of, check_magnitudes, check_scale,
 from leakmap.local import LocalRule, arrange, local_signal
 from leakmap.observation import Observation
 from leakmap.seeds import generator
+from leakmap.task import build_loss
 
 
 @label_rules.add("rlu")
@@ -67,7 +68,7 @@ def erroneous_confidence(observation: Observation, y: Tensor, source: torch.Gene
         seen.append(outputs.detach().double().softmax(1))
         return loss(outputs, part)
 
-    loss = network.loss()
+    loss = build_loss(network.task.loss)
     module = arrange(network.module(), rule, dropout=False)
     local_signal(module, network.weights, _stand_ins(observation, y, source), y, rule, recorded)
     weights = _weights(rule, len(y)).to(y.device)

@@ -80,6 +80,8 @@ class TaskLoss:
         loss, y = scene.observation.network.loss(), torch.cat([scene.y] * scene.rule.epochs)
 
         def value(seen: Seen) -> Tensor:
+            if loss is None:
+                return self.weight * torch.stack(seen.outputs).mean()
             return self.weight * loss(torch.cat(seen.outputs), y)
 
         return Penalty((), value)

@@ -15,7 +15,11 @@ def psnr() -> Metric:
     """
 
     def metric(pictures: Tensor, originals: Tensor) -> Tensor:
-        error = (pictures.double() - originals.double()).square().flatten(1).mean(1)
-        return (-10 * error.clamp(min=10 ** (-CAP / 10)).log10()).float()
+        return decibels((pictures.double() - originals.double()).square().flatten(1).mean(1)).float()
 
     return metric
+
+
+def decibels(error: Tensor) -> Tensor:
+    """Mean squared errors of pictures in [0, 1] as PSNR."""
+    return -10 * error.clamp(min=10 ** (-CAP / 10)).log10()
