@@ -8,6 +8,7 @@ from leakmap import Batch, LocalRule, Task, ThreatModel, build_network, observe,
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
 from leakmap.attacker.matching.scene import Guess, Scene
+from leakmap.objects import pack
 from leakmap.observation import Public
 from leakmap.seeds import generator
 
@@ -40,7 +41,10 @@ def pictures(count: int, task: Task, seed: int = 0) -> torch.Tensor:
 
 
 def batch_of(count: int, task: Task, seed: int = 0) -> Batch:
-    return Batch(pictures(count, task, seed), (torch.arange(count) + seed) % task.classes)
+    y = (torch.arange(count) + seed) % task.classes
+    if task.objects:
+        y = pack([torch.tensor([[label, 0.4, 0.5, 0.3, 0.5]]) for label in y.tolist()], task.objects)
+    return Batch(pictures(count, task, seed), y)
 
 
 def matching_term(scene: Scene, x: torch.Tensor) -> float:

@@ -4,7 +4,11 @@ from leakmap.objects import EMPTY, GRID, corners, pack, unpack
 
 
 def test_packing_keeps_every_object_and_pads_with_empty_rows():
-    objects = [torch.tensor([[3, 0.5, 0.25, 0.5, 0.125]]), torch.zeros(0, 5), torch.tensor([[0, 0.1, 0.9, 0.2, 0.2]] * 2)]
+    objects = [
+        torch.tensor([[3, 0.5, 0.25, 0.5, 0.125]]),
+        torch.zeros(0, 5),
+        torch.tensor([[0, 0.1, 0.9, 0.2, 0.2]] * 2),
+    ]
     y = pack(objects)
     assert y.shape == (3, 2, 5) and y.dtype == torch.int64
     assert y[0].tolist() == [[3, GRID // 2, GRID // 4, GRID // 2, GRID // 8], [EMPTY, 0, 0, 0, 0]]
