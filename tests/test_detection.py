@@ -178,8 +178,8 @@ def test_bars_and_regions_are_scored_apart():
         for _, cx, cy, w, h in (own[own[:, 0] >= 0].double() / GRID * 32).tolist():
             found[:, round(cy - h / 2) : round(cy + h / 2), round(cx - w / 2) : round(cx + w / 2)] += 0.1
     values = likenesses(inner, batch)
-    assert all(value == pytest.approx(20, abs=0.5) for value in values["psnr_boxes"])
-    assert min(values["psnr_around"]) == 60
+    assert all(value == pytest.approx(20, abs=0.5) for value in values["psnr_in_boxes"])
+    assert min(values["psnr_around_boxes"]) == 60
 
 
 def test_objects_stand_in_line_ups_of_their_own():
@@ -230,7 +230,7 @@ def test_an_audit_of_a_users_own_detector(own, tmp_path):
     result = found.result
     assert not result["failures"]
     assert result["verdict"]["level"] != "exact"
-    assert {"psnr", "ssim", "psnr_boxes", "psnr_around"} == set(result["metrics"])
+    assert {"psnr", "ssim", "psnr_in_boxes", "psnr_around_boxes"} == set(result["metrics"])
     assert result["objects"]["attack"]["n"] == result["objects"]["swapped"]["n"] > 0
     assert result["labels"]["rule"] == "objects"
     assert "--calibrate" in result["command"]

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from leakmap.report.page import metric_name
 from leakmap.tuned import Tuned
 
 COLOURS = {
@@ -69,8 +70,11 @@ def _line_up(result: Mapping[str, Any]) -> Table:
     found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", title=None)
     for heading in ("line-up", "first", "share [95 %]", "chance", f"median of {candidates(result)}", "p"):
         found.add_column(heading)
-    for name, key in (("this update", "attack"), ("swapped", "swapped"), ("control", "control")):
-        row = result["line_up"][key]
+    rows = {"this update": result["line_up"]["attack"], "swapped": result["line_up"]["swapped"]}
+    rows["control"] = result["line_up"]["control"]
+    if objects := result["objects"]:
+        rows |= {"its objects": objects["attack"], "swapped objects": objects["swapped"]}
+    for name, row in rows.items():
         if row:
             rate = row["rank_one"]
             found.add_row(
@@ -98,7 +102,9 @@ def _metrics(result: Mapping[str, Any]) -> Table:
         floor = f"{row['floors'][row['best_floor']]:.3g} ({row['best_floor']})"
         low, high = row["gain"]["low"], row["gain"]["high"]
         interval = "one client" if low is None else f"{low:+.3g}, {high:+.3g}"
-        found.add_row(name.upper(), f"{row['value']['value']:.3g}", floor, f"{row['gain']['value']:+.3g} [{interval}]")
+        found.add_row(
+            metric_name(name), f"{row['value']['value']:.3g}", floor, f"{row['gain']['value']:+.3g} [{interval}]"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Classification models of torchvision."""
+"""Models of torchvision: classifiers, and detectors for pictures with objects."""
 
 import importlib
 from typing import Any
@@ -8,6 +8,7 @@ from torch import nn
 from leakmap.errors import ModelError, UnknownName
 from leakmap.models import models
 from leakmap.models.initialisation import Deviation, Factor, initialise, output_layers
+from leakmap.models.torchvision_detection import detector, detectors
 from leakmap.registry import near_misses
 from leakmap.task import Task
 
@@ -16,23 +17,28 @@ from leakmap.task import Task
 def torchvision_model(
     task: Task, name: str, *, head_std: Deviation | None = None, layer_scale: Factor | None = None
 ) -> nn.Module:
-    """A torchvision classifier by its name there, untrained; ``--weights FILE`` loads weights. Takes RGB pictures.
+    """A torchvision model by its name there, untrained; ``--weights FILE`` loads weights. Takes RGB pictures.
+
+    Pictures with objects take a detector (Faster R-CNN, FCOS, RetinaNet, SSD), others a classifier.
 
     Args:
-        task: Gives classes and, where the model takes it (ViT, MaxViT), the image size.
+        task: Gives classes, whether pictures have objects and, where the model takes it (ViT, MaxViT), the image size.
         name: Its name in torchvision.
         head_std: Deviation of the last layer's fresh weights, with a bias of 0; None: as torchvision draws them, which
             for ViT is 0.
         layer_scale: Fresh value of every layer scale; None: torchvision's, 1e-6.
     """
     library: Any = importlib.import_module("torchvision.models")
-    known = library.list_models(module=library)
+    known = detectors() if task.objects else library.list_models(module=library)
     if name not in known:
-        raise UnknownName(f"torchvision has no classification model {name!r}; {near_misses(name, known)}")
+        kind = "detector (the pictures have objects)" if task.objects else "classifier (the pictures have no objects)"
+        raise UnknownName(f"torchvision has no {kind} {name!r}; {near_misses(name, known)}")
     if task.shape[0] != 3:
         raise ModelError(
             f"torchvision/{name} takes 3 channels, the pictures have {task.shape[0]}: add channels=3 to --data."
         )
+    if task.objects:
+        return initialise(detector(task, name), f"torchvision/{name}", [], head_std, layer_scale)
     extra: dict[str, Any] = {"image_size": task.shape[1]} if name.startswith("vit_") else {}
     if name.startswith("maxvit"):
         extra = {"input_size": task.shape[1:]}

@@ -19,12 +19,18 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
     environment = Environment(
         loader=PackageLoader("leakmap", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, interval=interval, share=share)
+    environment.filters.update(number=number, interval=interval, share=share, metric=metric_name)
     html = environment.get_template(template).render(floor_names=FLOOR_NAMES, **content)
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(html, encoding="utf-8")
     temporary.replace(path)
     return path
+
+
+def metric_name(name: str) -> str:
+    """The name of a metric for readers: ``psnr_in_boxes`` is PSNR in boxes."""
+    first, _, rest = name.partition("_")
+    return f"{first.upper()} {rest.replace('_', ' ')}".strip()
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from leakmap.scoring.effects import Level, levels_of
+from leakmap.scoring.metrics import ALWAYS
 from leakmap.scoring.statistics import Interval, share_interval
 
 ABSENT = "does not apply"
@@ -164,8 +165,8 @@ class Tile:
 
 
 def above_floor(result: Mapping[str, Any]) -> bool:
-    """Whether a metric lies above every floor."""
-    return any(metric["above_every_floor"] for metric in result["metrics"].values())
+    """Whether a metric of every audit lies above every floor; PSNR in and around boxes would only be further tries."""
+    return any(result["metrics"][name]["above_every_floor"] for name in ALWAYS if name in result["metrics"])
 
 
 def pooled(cells: Sequence[Cell]) -> Tile:

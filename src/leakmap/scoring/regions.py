@@ -66,12 +66,12 @@ def in_and_around(pictures: Tensor, originals: Tensor, y: Tensor, areas: Tensor 
         y: ``(N, M, 5)`` objects.
         areas: ``(N, 4)`` between letterbox bars.
     """
-    found: dict[str, list[float]] = {"psnr_boxes": [], "psnr_around": []}
+    found: dict[str, list[float]] = {"psnr_in_boxes": [], "psnr_around_boxes": []}
     for i, (picture, original) in enumerate(zip(pictures, originals, strict=True)):
         error = (picture.double() - original.double()).square().mean(0)
         boxed = inside(y[i], *error.shape)
         error, boxed = (cut(tensor, None if areas is None else areas[i]) for tensor in (error, boxed))
-        for name, mask in (("psnr_boxes", boxed), ("psnr_around", ~boxed)):
+        for name, mask in (("psnr_in_boxes", boxed), ("psnr_around_boxes", ~boxed)):
             chosen = error[mask] if bool(mask.any()) else error
             found[name].append(float(decibels(chosen.mean())))
     return {name: tuple(values) for name, values in found.items()}

@@ -43,7 +43,7 @@ def folder(size: int | None, path: str, *, channels: Literal[1, 3] = 3, most: in
         )
     if len(files) > most:
         files = [files[i] for i in np.linspace(0, len(files) - 1, most).astype(int)]
-    images = [square(_read(file), size) for file, _ in files]
+    images = [square(read_picture(file), size) for file, _ in files]
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         sizes = sorted(f"{h}x{w}" for _, h, w in shapes)
@@ -52,7 +52,12 @@ def folder(size: int | None, path: str, *, channels: Literal[1, 3] = 3, most: in
     return Pictures(stacked, torch.tensor([label for _, label in files]), tuple(classes))
 
 
-def _read(file: Path) -> Tensor:
+def read_picture(file: Path) -> Tensor:
+    """A PNG or JPEG file as ``(3, H, W)`` uint8.
+
+    Raises:
+        DataError: it is no picture, or one of more than 8 bits a channel.
+    """
     try:
         with Image.open(file) as picture:
             if picture.mode.startswith("I") or picture.mode == "F":

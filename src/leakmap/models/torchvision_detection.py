@@ -1,0 +1,94 @@
+"""Detectors of torchvision, as modules that give their training loss."""
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leakmap.objects import corners, unpack
+from leakmap.task import Task
+
+SAMPLING_SEED = 0
+"""Seeds the anchors and proposals that Faster R-CNN draws: the same for every pass."""
+_FAMILIES = ("fasterrcnn", "fcos", "retinanet", "ssd")
+"""What learns from boxes alone; Mask and Keypoint R-CNN need masks and points."""
+
+
+def detectors() -> list[str]:
+    """The names that :func:`detector` knows."""
+    library: Any = importlib.import_module("torchvision.models")
+    return [name for name in library.list_models(module=library.detection) if name.startswith(_FAMILIES)]
+
+
+class _AsGiven(nn.Module):
+    """Stands where the library scales and resizes pictures: these are normalised and of one size already."""
+
+    def __init__(self, image_list: Any):
+        super().__init__()
+        self._image_list = image_list
+
+    def forward(self, x: Tensor, targets: list[dict[str, Tensor]]) -> tuple[Any, list[dict[str, Tensor]]]:
+        """``(N, C, H, W)`` -> the library's list of N pictures of ``(H, W)``; the targets as they are."""
+        return self._image_list(x, [(x.shape[-2], x.shape[-1])] * len(x)), targets
+
+    def postprocess(self, detections: list[Any], *_: Any) -> list[Any]:
+        """Detections as they are: none, in training."""
+        return detections
+
+
+class TorchvisionDetector(nn.Module):
+    """The sum of a torchvision detector's training losses, in either mode.
+
+    Weights have the library's own names, without a prefix. The mode is that of the layers: it decides what BatchNorm
+    normalises with. What Faster R-CNN samples is drawn with the same seed in every pass.
+
+    Args:
+        library: An ``nn.Module`` of ``torchvision.models.detection``; it is taken over.
+    """
+
+    def __init__(self, library: nn.Module):
+        super().__init__()
+        library.transform = _AsGiven(importlib.import_module("torchvision.models.detection.image_list").ImageList)
+        for name, child in library.named_children():
+            self.add_module(name, child)
+        self._library = (library.train(),)  # not a child: it stays in training, where losses are what it returns
+
+    def train(self, mode: bool = True) -> "TorchvisionDetector":
+        """Sets the mode of all layers; the two heads of Faster R-CNN themselves return losses in training only."""
+        super().train(mode)
+        for name, child in self.named_children():
+            child.training = mode or name in ("rpn", "roi_heads")
+        return self
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """``(N, C, H, W)``, normalised, and ``(N, M, 5)``, see :mod:`leakmap.objects` -> scalar.
+
+        Objects without an area, which no anchor can match, do not count.
+        """
+        picture, classes, boxes = unpack(y)
+        seen = (boxes[:, 2:] > 0).all(1)
+        pixels = corners(boxes).to(x.dtype) * x.new_tensor([x.shape[3], x.shape[2]] * 2)
+        targets = [
+            {"boxes": pixels[own], "labels": classes[own] + 1} for own in (seen & (picture == i) for i in range(len(x)))
+        ]
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            torch.manual_seed(SAMPLING_SEED)
+            losses = self._library[0](x, targets)
+        return torch.stack([*losses.values()]).sum()
+
+
+def detector(task: Task, name: str) -> TorchvisionDetector:
+    """A torchvision detector, untrained, every layer trainable, with BatchNorm where the library has it.
+
+    As the library counts, class 0 is the background, also where nothing is ever labelled so (RetinaNet, FCOS).
+    ``ssd300_vgg16`` needs sides of at least 268 pixels.
+
+    Args:
+        task: Gives the classes.
+        name: One of :func:`detectors`.
+    """
+    library: Any = importlib.import_module("torchvision.models")
+    return TorchvisionDetector(
+        library.get_model(name, weights=None, weights_backbone=None, num_classes=task.classes + 1)
+    )
