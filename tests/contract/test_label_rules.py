@@ -14,9 +14,15 @@ from tests.conftest import batch_of, observed
 
 NEEDS_A_BIAS = {"analytic", "bias_corrected", "ilrg", "rlu"}
 ONE_EXAMPLE = {"idlg", "soft"}
+OF_CLASSES = [name for name in label_rules.names() if name != "objects"]
 
 
-@pytest.fixture(params=label_rules.names())
+def test_the_rule_of_detectors_refuses_classifiers(task):
+    with pytest.raises(NotApplicable, match="detector"):
+        label_rules.build("objects")(observed("convnet,width=4", task)[1], 0)
+
+
+@pytest.fixture(params=OF_CLASSES)
 def name(request) -> str:
     return request.param
 

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,21 @@ class Network:
         Raises:
             ModelError: the architecture is a user's own code that was not supplied, or the weights do not fit it.
         """
-        module = replace_layers(self._architecture())
-        fit_weights(module, self.weights, where=f"The weights of {self.model}")
+        module = copy.deepcopy(self._outline)
+        own = module.state_dict()
+        module.load_state_dict({n: self.weights.get(n, own[n]).detach().clone() for n in own}, assign=not _tied(module))
         return module.to(self.device)
+
+    @cached_property
+    def _outline(self) -> nn.Module:
+        """The architecture, built and initialised once; its parameters take no memory, unless some are tied."""
+        module = replace_layers(self._architecture())
+        compare_weights(module, self.weights, where=f"The weights of {self.model}")
+        if not _tied(module):
+            for layer in module.modules():
+                for name, parameter in list(layer.named_parameters(recurse=False)):
+                    setattr(layer, name, nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad))
+        return module
 
     def loss(self) -> Loss | None:
         """What the client minimises; None where the module computes it from ``(x, y)``, as detectors do."""
@@ -124,6 +137,11 @@ class Network:
                 return  # a library's constructor that computes on tensors; the library bounds its sizes
             raise ModelError(f"{self.model} cannot be built: {error}.") from None
         compare_weights(outline, self.weights, where=f"The weights of {self.model}")
+
+
+def _tied(module: nn.Module) -> bool:
+    """Whether a parameter stands in several places."""
+    return len(list(module.parameters())) < len(list(module.named_parameters(remove_duplicate=False)))
 
 
 def _source(code: Any) -> str:

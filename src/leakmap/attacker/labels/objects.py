@@ -21,10 +21,14 @@ def objects() -> LabelRule:
     up, so ``db_c < 0`` where they outweigh the rest, in proportion to how much is assigned to the class. Sizes and
     positions leave no such trace; boxes are drawn at random. The confidence is the share of the gradient's magnitude
     that lies on classes found present.
+
+    Source: the sign rule of Zhao et al. 2020 (iDLG), arXiv:2001.02610, for the scores of a detector.
     """
 
     def rule(observation: Observation, seed: int) -> Labels:
         observation.need("count")
+        if not observation.network.task.objects:
+            raise NotApplicable("The rule objects reads what a detector shares; these pictures have classes instead.")
         signal = _class_signal(observation)
         present = (signal < 0).nonzero()[:, 0]
         if not len(present):
