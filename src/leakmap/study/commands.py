@@ -20,7 +20,7 @@ from leakmap.store import Store
 from leakmap.study.cluster import Ray
 from leakmap.study.estimate import seconds_left
 from leakmap.study.file import Study, read_study, shown
-from leakmap.study.paper import cells_of, command_of, page, parts_of, together, versions, where, write_judged
+from leakmap.study.paper import cells_of, command_of, page, parts_of, ran_on, together, where, write_judged
 from leakmap.study.paper import reproduce as reproduce_claims
 from leakmap.study.planning import only
 from leakmap.study.results import cell_rows, conclusions, score_rows, write_table
@@ -218,7 +218,7 @@ def reproduce(
                 figures=place,
             )
     write_judged(folder / "claims.json", judged)
-    text = page(judged, command=command, ran_on=", ".join(f"{k} {v}" for k, v in versions(folder).items()))
+    text = page(judged, command=command, ran_on=ran_on(folder))
     Store(folder).write_text("page.md", text)
     if as_json:
         typer.echo((folder / "claims.json").read_text(encoding="utf-8"))

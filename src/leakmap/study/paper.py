@@ -120,6 +120,14 @@ def versions(folder: Path) -> dict[str, str]:
     return next((outcome.versions for outcome in outcomes if outcome is not None and outcome.versions), {})
 
 
+def ran_on(folder: Path) -> str:
+    """Versions, device, number of runs and what they took."""
+    store = Store(folder)
+    seconds = [outcome.seconds for outcome in map(store.read, store.keys()) if outcome is not None]
+    told = ", ".join(f"{name} {version}" for name, version in versions(folder).items())
+    return f"{told}; {len(seconds):,} runs, {sum(seconds) / 3600:.1f} hours of computing on one core each"
+
+
 def page(judged: Sequence[Judged], *, command: str, ran_on: str) -> str:
     """The outcome of every claim in Markdown: a line each, then every comparison.
 
@@ -142,16 +150,17 @@ def page(judged: Sequence[Judged], *, command: str, ran_on: str) -> str:
         "",
         f"{ran_on}.",
         "",
-        "| claim | | outcome | first comparison | effect [95 %] | n |",
-        "|---|---|---|---|---|---|",
+        "| claim | | outcome | pass | the comparison that decides | effect [95 %] | n |",
+        "|---|---|---|---|---|---|---|",
     ]
     for one in judged:
-        first = next((shown for shown in one.shown if shown.says != "passes"), one.shown[0] if one.shown else None)
-        told = ["–", "–", "–"] if first is None or first.effect is None else _told(one.claim, first)
-        lines.append(f"| {one.claim.id} | {one.claim.statement} | **{one.outcome}** | {' | '.join(told)} |")
+        decides = min(one.shown, key=lambda shown: ("fails", "open", "passes").index(shown.says), default=None)
+        told = ["–", "–", "–"] if decides is None or decides.effect is None else _told(one.claim, decides)
+        passed = f"{sum(shown.says == 'passes' for shown in one.shown)} of {len(one.shown)}"
+        lines.append(f"| {one.claim.id} | {one.claim.statement} | **{one.outcome}** | {passed} | {' | '.join(told)} |")
     lines += [
         "",
-        "The comparison shown is the first that fails, or the first of all. C9 (object detection) is not among them.",
+        "The comparison that decides is the first that fails, else the first that is open, else the first.",
     ]
     for one in judged:
         lines += ["", f"## {one.claim.id}: {one.outcome}", "", one.claim.statement, "", f"Source: {one.claim.source}."]
