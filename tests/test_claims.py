@@ -139,13 +139,19 @@ def test_what_is_wrong_in_a_claim_is_said_in_a_sentence(change, expected):
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
 def test_every_claim_of_the_paper_is_a_study_that_can_be_planned(scale):
     parts = parts_of("paper", scale)
-    assert [part.claim.id for part in parts] == [f"C{i}" for i in (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14)]
+    assert [part.claim.id for part in parts] == [f"C{i}" for i in range(1, 15)]
     assert all(part.study.title.startswith(part.claim.id) for part in parts)
     if scale == "cpu":
         small = [part for part in parts if part.claim.id in ("C2", "C3", "C5")]
         keys = [{t.key for one in planned(part.study) for t in one.all()} for part in small]
         assert keys[0] == keys[1] == keys[2]
         assert len({t.key for one in planned(together(small)) for t in one.all()}) == len(keys[0])
+
+
+def test_given_sources_replace_those_of_their_kind():
+    parts = parts_of("paper", "cpu", ["npz:a.npz", "coco:b"], ["C1", "C9"])
+    assert [{cell.plan.data for cell in part.study.cells} for part in parts] == [{"npz:a.npz"}, {"coco:b"}]
+    assert {cell.plan.data for cell in parts_of("paper", "cpu", ["coco:b"], ["C1"])[0].study.cells} == {"samples"}
 
 
 def test_a_paper_scale_or_claim_that_does_not_exist_is_named():

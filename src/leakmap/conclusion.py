@@ -186,6 +186,8 @@ def _client(
         "scores": own_score.values,
         "floors": floors,
         "swapped_ranks": swap_score.ranks,
+        "object_ranks": own_score.object_ranks,
+        "object_galleries": own_score.object_galleries,
         "labels_right": own_score.labels_right,
         "objective": own.objective,
         "curve": own.curve,

@@ -173,7 +173,10 @@ def reproduce(
     scale: Annotated[
         Literal["cpu", "gpu"], typer.Option(help="cpu: hours on two cores; gpu: the full protocol.")
     ] = "cpu",
-    data: Annotated[str | None, typer.Option(help="Pictures in place of the built-in ones, as in an audit.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Pictures in place of the built-in ones, as in an audit; a second one with objects."),
+    ] = None,
     claims: Annotated[
         list[str] | None, typer.Option("--claim", help="Only this claim, such as C1; repeatable.")
     ] = None,
@@ -195,7 +198,7 @@ def reproduce(
       leakmap reproduce paper --claim C1 --claim C3 --data cifar10:DIR
     """
     folder = out or Path("runs") / f"{paper}-{scale}"
-    parts = parts_of(paper, scale, data, claims or ())
+    parts = parts_of(paper, scale, data or (), claims or ())
     runner = _runner(workers, device, ray, gpus)
     with progress_bar() as progress:
         if dry_run:
@@ -206,7 +209,7 @@ def reproduce(
             return
         here = _local(workers, device if ray is None else "cpu")
         judged = reproduce_claims(parts, folder, runner, here, limit=limit, progress=progress)
-        command = command_of(paper, scale, data)
+        command = command_of(paper, scale, data or ())
         for part in parts:
             place = folder / part.path.stem
             write_study(

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from leakmap.client.data import holds_objects
 from leakmap.errors import BadSetting
 from leakmap.plan import Progress
 from leakmap.registry import near_misses
@@ -38,13 +39,13 @@ class Part:
     claim: Claim
 
 
-def parts_of(paper: str, scale: str, data: str | None = None, wanted: Sequence[str] = ()) -> list[Part]:
+def parts_of(paper: str, scale: str, data: Sequence[str] = (), wanted: Sequence[str] = ()) -> list[Part]:
     """The claims of a paper, in order.
 
     Args:
         paper: Its name.
         scale: ``cpu``, or ``gpu`` for the full protocol.
-        data: Source of pictures in place of those in the files.
+        data: Sources of pictures in place of those in the files: one with classes, one with objects.
         wanted: Only the claims of these names.
 
     Raises:
@@ -57,14 +58,20 @@ def parts_of(paper: str, scale: str, data: str | None = None, wanted: Sequence[s
     found = []
     for path in sorted(_folder(paper).glob("*.toml")):
         study = read_study(path, scale if scale == "cpu" else None)
-        if data is not None:
-            cells = tuple(replace(cell, plan=replace(cell.plan, data=data)) for cell in study.cells)
-            study = replace(study, cells=cells)
+        cells = tuple(
+            replace(cell, plan=replace(cell.plan, data=_in_place(cell.plan.data, data))) for cell in study.cells
+        )
+        study = replace(study, cells=cells)
         found.append(Part(path, study, read_claim(study.claim, study.axes)))
     known = [part.claim.id for part in found]
     if strange := [name for name in wanted if name not in known]:
         raise BadSetting(f"There is no claim {strange[0]!r}; {near_misses(strange[0], known)}")
     return [part for part in found if not wanted or part.claim.id in wanted]
+
+
+def _in_place(own: str, data: Sequence[str]) -> str:
+    """The given source of the same kind of pictures, else the own one."""
+    return next((source for source in data if holds_objects(source) == holds_objects(own)), own)
 
 
 def _folder(paper: str) -> Path:
@@ -202,6 +209,8 @@ def write_judged(path: Path, judged: Sequence[Judged]) -> None:
     write_json(path, rows)
 
 
-def command_of(paper: str, scale: str, data: str | None) -> str:
+def command_of(paper: str, scale: str, data: Sequence[str]) -> str:
     """The command line."""
-    return f"leakmap reproduce {paper} --scale {scale}{f' --data {shlex.quote(data)}' if data else ''}"
+    return shlex.join(
+        ["leakmap", "reproduce", paper, "--scale", scale, *(part for d in data for part in ("--data", d))]
+    )

@@ -1,6 +1,7 @@
 """Where pictures come from: one source per file.
 
-A source is written ``samples``, ``npz:FILE``, ``folder:DIR`` or ``cifar10:DIR``; its constructor takes the wanted image
+A source is written ``samples``, ``npz:FILE``, ``folder:DIR`` or ``cifar10:DIR``, with objects ``scenes`` or
+``coco:DIR``; its constructor takes the wanted image
 size (None: as they are) and returns :class:`Pictures`.
 """
 
@@ -43,6 +44,11 @@ class Pictures:
 
 
 sources: Registry[Pictures] = Registry("data", __name__)
+
+
+def holds_objects(spec: Spec | str) -> bool:
+    """Whether a source gives pictures with objects, by its name."""
+    return Spec.parse(spec).name.partition(":")[0] in ("coco", "scenes")
 
 
 def load_pictures(spec: Spec | str, size: int | None = None) -> Pictures:

@@ -1,0 +1,134 @@
+"""Where does a detector begin to leak? The ladder from a production design to its most lenient variant.
+
+    python -m benchmarks.ladder [--data coco:DIR] [--scale cpu] [--out runs/ladder]
+
+Runs studies/ladder.toml, continues where it was interrupted, and writes docs/results/ladder.md: every rung beside its
+floors, and the effect of every step. With another --study only OUT/ladder.md is written.
+"""
+
+import argparse
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.markdown import publish, table
+from leakmap.auditing import default_workers
+from leakmap.report import study as study_report
+from leakmap.report.page import interval
+from leakmap.scoring.effects import contrast, gain_over_best_floor, rank_score
+from leakmap.study.file import read_study
+from leakmap.study.paper import ran_on
+from leakmap.study.planning import planned
+from leakmap.study.results import conclusions
+from leakmap.study.running import Local, run_study
+from leakmap.terminal import progress_bar
+
+STUDY, PAGE = Path("studies/ladder.toml"), Path("docs/results/ladder.md")
+Cell = study_report.Cell
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--study", type=Path, default=STUDY)
+    parser.add_argument("--data", help="Pictures with objects in place of the built-in ones.")
+    parser.add_argument("--scale", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--workers", type=int, default=default_workers())
+    parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
+    options = parser.parse_args()
+    study = read_study(options.study, "cpu" if options.scale == "cpu" else None)
+    if options.data:
+        cells = tuple(replace(cell, plan=replace(cell.plan, data=options.data)) for cell in study.cells)
+        study = replace(study, cells=cells)
+    runner = Local(options.workers)
+    with progress_bar() as progress:
+        run_study(study, options.out, runner, progress=progress)
+        found, why = conclusions(planned(study), options.out, runner, progress)
+    if why:
+        raise SystemExit(f"{len(why)} audits could not be concluded, the first: {next(iter(why.items()))}")
+    command = f"python -m benchmarks.ladder --scale {options.scale}{f' --data {options.data}' if options.data else ''}"
+    study_report.write_study(
+        options.out / "report.html", study.title, found, study=study.resolved(), command=command, figures=options.out
+    )
+    plan = study.cells[0].plan
+    lines = [
+        "# The ladder of a detector",
+        "",
+        f"    {command}",
+        "",
+        f"{plan.victims} clients of one picture of {plan.image_size} px, `{plan.attack}`, boxes and classes known. "
+        "Every rung is the last one with one change. *Fresh*: BatchNorm's running statistics are 0 and 1; *calibrated*: they "
+        "are measured on public pictures; *trained*: the network was trained briefly on pictures that no client holds. "
+        "The line-up score is the share of the others that the true picture, or object, beats: 0.5 is chance. "
+        "Intervals are 95 %, bootstrap over clients; steps are differences to the rung above, client by client.",
+        "",
+        f"{ran_on(options.out)}.",
+        "",
+    ]
+    for mode in ("train", "eval"):
+        for weights in ("fresh", "calibrated", "trained"):
+            column = [c for c in found if c.axes["client.mode"] == mode and c.axes["weights"] == weights]
+            lines += _column(mode, weights, column)
+    publish("\n".join(lines), options.out / "ladder.md", *([PAGE] if options.study == STUDY else []))
+
+
+def _column(mode: str, weights: str, cells: list[Cell]) -> list[str]:
+    """The rungs of one mode and kind of weights."""
+    if not cells:
+        return []
+    head = ["rung", "verdict", "PSNR over its best floor, dB", "in boxes", "line-up score", "objects"]
+    head += ["step, dB", "step, line-up score"]
+    rows = []
+    for number, cell in enumerate(cells):
+        own = {"model": cell.axes["model"]}
+        before = {"model": cells[number - 1].axes["model"]} if number else None
+        rows.append(
+            [
+                cell.axes["model"],
+                cell.result["verdict"]["level"].replace("_", " "),
+                *(_told(cells, value, [(1.0, own)]) for value in (_gain, _gain_in_boxes, _rank, _object_rank)),
+                *(_told(cells, value, before and [(1.0, own), (-1.0, before)]) for value in (_psnr, _rank)),
+            ]
+        )
+    name = {"train": "Training", "eval": "Inference"}[mode]
+    return [f"## {name} mode, {weights}", "", *table(head, rows)]
+
+
+Value = Callable[[Cell], Mapping[Hashable, float]]
+
+
+def _told(cells: list[Cell], value: Value, terms: list[tuple[float, dict[str, Any]]] | None) -> str:
+    effect = contrast(cells, value, terms) if terms else None
+    return "–" if effect is None else interval(asdict(effect.difference))
+
+
+def _gain(cell: Cell) -> Mapping[Hashable, float]:
+    return gain_over_best_floor(cell.result)
+
+
+def _gain_in_boxes(cell: Cell) -> Mapping[Hashable, float]:
+    return gain_over_best_floor(cell.result, "psnr_in_boxes")
+
+
+def _psnr(cell: Cell) -> Mapping[Hashable, float]:
+    clients = [client for client in cell.result["clients"] if "scores" in client]
+    return {client["client"]: sum(client["scores"]["psnr"]) / len(client["scores"]["psnr"]) for client in clients}
+
+
+def _rank(cell: Cell) -> Mapping[Hashable, float]:
+    return rank_score(cell.result)
+
+
+def _object_rank(cell: Cell) -> Mapping[Hashable, float]:
+    named = {"ranks": "object_ranks", "galleries": "object_galleries"}
+    clients = [
+        {"client": client["client"], **{to: client[key] for to, key in named.items()}}
+        for client in cell.result["clients"]
+        if client.get("object_ranks")
+    ]
+    return rank_score({"clients": clients})
+
+
+if __name__ == "__main__":
+    main()
