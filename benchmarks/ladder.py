@@ -58,7 +58,7 @@ def main() -> None:
         f"    {command}",
         "",
         f"{plan.victims} clients of one picture of {plan.image_size} px, `{plan.attack}`, boxes and classes known. "
-        "Every rung is the last one with one change. *Fresh*: BatchNorm's running statistics are 0 and 1; *calibrated*: "
+        "Every rung is the last with one change. *Fresh*: BatchNorm's running statistics are 0 and 1; *calibrated*: "
         "they are measured on public pictures; *trained*: the network was trained briefly on pictures that no client "
         "holds. The line-up score is the share of the others that the true picture, or object, beats: 0.5 is chance. "
         "Intervals are 95 %, bootstrap over clients; steps are differences to the rung above, client by client.",
