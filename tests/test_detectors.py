@@ -11,12 +11,16 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from leakmap import Task, build_network
+from leakmap import Batch, LocalRule, Task, ThreatModel, build_network, observe, simulate
+from leakmap.attacker.matching.distances import DISTANCES
+from leakmap.attacker.matching.engine import Engine
+from leakmap.attacker.matching.scene import Guess, Scene
+from leakmap.client.training import calibrated
 from leakmap.errors import ModelError, UnknownName
 from leakmap.models import models
 from leakmap.models.adapt import replace_layers
 from leakmap.models.detection_loss import grid
-from leakmap.models.torchvision_detection import SAMPLING_SEED, detectors
+from leakmap.models.torchvision_detection import SAMPLING_SEED, detectors, roi_align
 from leakmap.objects import pack
 from leakmap.seeds import derive
 
@@ -232,6 +236,23 @@ def test_a_function_of_the_gradient_has_a_gradient_for_the_pictures(name):
         assert bool(twice.any())
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("name", [SSD, pytest.param(FASTER, marks=pytest.mark.slow), *LARGE, *ULTRALYTICS])
+def test_the_distance_at_the_truth_is_zero_and_elsewhere_a_derivative_is_found(name, mode):
+    task = task_of(name)
+    x, y = batch(name)
+    truth = task.denormalise(x)
+    network = calibrated(build_network(task, name), (truth * 255).to(torch.uint8), y)
+    rule = LocalRule(mode=mode, dropout=0.0)
+    seen = observe(simulate(network, rule, Batch(truth, y)), ThreatModel(labels="known"))
+    engine = Engine(Scene(seen, rule, y, 0), DISTANCES["cosine"])
+    assert float(engine.value(Guess(task.normalise(truth), y))) < 1e-6
+    found = engine.value_and_grad(Guess(task.normalise(truth) + 0.1 * torch.randn(x.shape), y))
+    assert float(found.match) > 1e-6
+    assert torch.isfinite(found.gradient[0]).all()
+    assert found.gradient[0].any()
+
+
 @pytest.mark.parametrize("name", [SSD, pytest.param(FASTER, marks=pytest.mark.slow), *ULTRALYTICS])
 def test_double_precision_stays_double(name):
     module = built(name).double().eval()
@@ -278,6 +299,19 @@ def test_the_seed_decides_the_weights_and_a_network_builds_the_same_module_again
 def test_names_that_do_not_fit_the_pictures_are_refused_with_those_that_do(name, objects, fits):
     with pytest.raises(UnknownName, match=fits):
         models.build(name, task_of(name, objects))
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_regions_are_pooled_as_torchvision_does_also_beyond_the_borders(aligned):
+    from torchvision.ops import roi_align as fused
+
+    source = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, 9, 7, generator=source, dtype=torch.float64)
+    corner = torch.rand(40, 2, generator=source, dtype=torch.float64) * 40 - 12
+    extent = torch.rand(40, 2, generator=source, dtype=torch.float64) * 40
+    regions = torch.cat([(torch.arange(40) % 2)[:, None].double(), corner, corner + extent], 1)
+    expected = fused(features, regions, (5, 4), 0.25, 2, aligned)
+    torch.testing.assert_close(roi_align(features, regions, (5, 4), 0.25, 2, aligned), expected)
 
 
 def test_every_detector_of_torchvision_that_learns_from_boxes_alone_is_known():

@@ -1,10 +1,13 @@
 """Detectors of torchvision, as modules that give their training loss."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from leakmap.objects import corners, unpack
 from leakmap.task import Task
@@ -74,8 +77,64 @@ class TorchvisionDetector(nn.Module):
         ]
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             torch.manual_seed(SAMPLING_SEED)
-            losses = self._library[0](x, targets)
+            with _plain_roi_align():
+                losses = self._library[0](x, targets)
         return torch.stack([*losses.values()]).sum()
+
+
+@contextmanager
+def _plain_roi_align() -> Iterator[None]:
+    """Regions are pooled by :func:`roi_align`: the library's fused operation has no double backward."""
+    poolers: Any = importlib.import_module("torchvision.ops.poolers")
+    fused, poolers.roi_align = poolers.roi_align, roi_align
+    try:
+        yield
+    finally:
+        poolers.roi_align = fused
+
+
+def roi_align(
+    features: Tensor,
+    regions: Tensor,
+    output_size: tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 2,
+    aligned: bool = False,
+) -> Tensor:
+    """Mean of bilinear samples in every cell of a grid over each box, as two products with matrices of hat functions.
+
+    Args:
+        features: ``(N, C, H, W)``.
+        regions: ``(K, 5)``: number of the picture, left, top, right, bottom.
+        output_size: Rows and columns of the grid.
+        spatial_scale: Of boxes to features.
+        sampling_ratio: Samples of a cell in each direction.
+        aligned: Whether features stand at the centres of their pixels; otherwise boxes have at least one pixel a side.
+
+    Returns:
+        ``(K, C, *output_size)``; samples more than a pixel outside the features are 0.
+
+    Source: He et al. 2017, "Mask R-CNN", arXiv:1703.06870.
+    """
+
+    def hats(low: Tensor, high: Tensor, cells: int, length: int) -> Tensor:
+        extent = high - low if aligned else (high - low).clamp(min=1)
+        count = cells * sampling_ratio
+        at = low[:, None] + (torch.arange(count).to(low) + 0.5) * (extent / count)[:, None]
+        known = (at >= -1) & (at <= length)
+        distance = (at.clamp(0, length - 1)[..., None] - torch.arange(length).to(low)).abs()
+        return (1 - distance).clamp(min=0) * known[..., None]
+
+    found, places = [], []
+    for number, own in enumerate(features):
+        places.append((regions[:, 0] == number).nonzero()[:, 0])
+        corners_of = regions[places[-1], 1:] * spatial_scale - (0.5 if aligned else 0)
+        left, top, right, bottom = corners_of.unbind(1)
+        rows = hats(top, bottom, output_size[0], own.shape[1])
+        columns = hats(left, right, output_size[1], own.shape[2])
+        samples = torch.einsum("kry,cyx,ksx->kcrs", rows, own, columns)
+        found.append(F.avg_pool2d(samples, sampling_ratio))
+    return torch.cat(found)[torch.cat(places).argsort()]
 
 
 def detector(task: Task, name: str) -> TorchvisionDetector:
