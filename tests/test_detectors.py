@@ -236,7 +236,7 @@ def test_a_function_of_the_gradient_has_a_gradient_for_the_pictures(name):
         assert bool(twice.any())
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("mode", ["eval", pytest.param("train", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [SSD, pytest.param(FASTER, marks=pytest.mark.slow), *LARGE, *ULTRALYTICS])
 def test_the_distance_at_the_truth_is_zero_and_elsewhere_a_derivative_is_found(name, mode):
     task = task_of(name)

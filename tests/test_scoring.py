@@ -145,7 +145,7 @@ def test_one_client_gives_no_interval():
 
 
 def test_null_audits_reach_statistical_in_at_most_five_percent():
-    rng, alarms, runs = np.random.default_rng(0), 0, 400
+    rng, alarms, runs = np.random.default_rng(0), 0, 150
     for _ in range(runs):
         evidence = Evidence(clients(rng.integers(1, G + 1, 12)), clients(rng.integers(1, G + 1, 12)), LEAKY_CONTROL)
         alarms += LEVELS.index(judge(evidence).level) >= LEVELS.index("statistical")
