@@ -2,7 +2,7 @@
 
     leakmap study run studies/map.toml --scale cpu && python -m benchmarks.reference_map --scale cpu
 
-Reads the concluded cells of the study; networks without a finished cell are left out. Writes
+Reads the cells of the study that are finished; networks without one are left out. Writes
 src/leakmap/inspection/reference.json.
 """
 
@@ -48,7 +48,7 @@ def main() -> None:
     networks: dict[str, list[Any]] = {}
     plans = {str(Spec.parse(one.cell.plan.model)): one.cell.plan for one in cells}
     for cell in concluded:
-        if cell.result["line_up"]["attack"]:
+        if cell.result["line_up"]["attack"] and not cell.result["unfinished"]:
             networks.setdefault(str(Spec.parse(cell.result["plan"]["model"])), []).append(cell.result)
     entries = []
     for model, results in networks.items():

@@ -1,6 +1,7 @@
 """The reference map: measured cells that ship with the package, and those nearest to a network at hand."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -120,16 +121,23 @@ def notes(traits: Traits) -> list[str]:
     if reference is None:
         return []
     own = features(traits)
-    lines = ["", f"Nearest measured networks ({reference.date}; {reference.command}):"]
+    lines = ["", *_wrapped(f"Nearest measured networks ({reference.date}; {reference.command}):", "")]
     for entry in nearest(traits, reference):
         apart = [name for name, value in own.items() if entry.features.get(name) != value]
-        lines.append(f"  {entry.model}  differs in {', '.join(apart) or 'nothing that is compared'}")
-        lines += [
-            f"    {cell.mode:5}  first in {cell.hits} of {cell.n} line-ups (chance {cell.chance:.1%}), {cell.level}; "
-            f"{cell.setting}"
-            for cell in entry.cells
-        ]
+        lines += _wrapped(f"{entry.model}  differs in {', '.join(apart) or 'nothing that is compared'}", "  ")
+        for setting in dict.fromkeys(cell.setting for cell in entry.cells):
+            lines += _wrapped(setting, "    ")
+            lines += [
+                f"    {cell.mode:5}  first in {cell.hits} of {cell.n} line-ups (chance {cell.chance:.1%}), {cell.level}"
+                for cell in entry.cells
+                if cell.setting == setting
+            ]
     return lines
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    """Lines of at most 79 characters, those after the first indented once more."""
+    return textwrap.wrap(text, 79, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False)
 
 
 def measured(result: Mapping[str, Any]) -> Measured:
