@@ -7,22 +7,20 @@ floors, and the effect of every step. With another --study only OUT/ladder.md is
 """
 
 import argparse
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.markdown import publish, table
+from benchmarks.studies import run_to_end
 from leakmap.auditing import default_workers
 from leakmap.report import study as study_report
 from leakmap.report.page import interval
 from leakmap.scoring.effects import contrast, gain_over_best_floor, rank_score
+from leakmap.study.claims import VALUES
 from leakmap.study.file import read_study
 from leakmap.study.paper import ran_on
-from leakmap.study.planning import planned
-from leakmap.study.results import conclusions
-from leakmap.study.running import Local, run_study
-from leakmap.terminal import progress_bar
 
 STUDY, PAGE = Path("studies/ladder.toml"), Path("docs/results/ladder.md")
 Cell = study_report.Cell
@@ -41,12 +39,7 @@ def main() -> None:
     if options.data:
         cells = tuple(replace(cell, plan=replace(cell.plan, data=options.data)) for cell in study.cells)
         study = replace(study, cells=cells)
-    runner = Local(options.workers)
-    with progress_bar() as progress:
-        run_study(study, options.out, runner, progress=progress)
-        found, why = conclusions(planned(study), options.out, runner, progress)
-    if why:
-        raise SystemExit(f"{len(why)} audits could not be concluded, the first: {next(iter(why.items()))}")
+    found = run_to_end(study, options.out, options.workers)
     command = f"python -m benchmarks.ladder --scale {options.scale}{f' --data {options.data}' if options.data else ''}"
     study_report.write_study(
         options.out / "report.html", study.title, found, study=study.resolved(), command=command, figures=options.out
@@ -87,47 +80,34 @@ def _column(mode: str, weights: str, cells: list[Cell]) -> list[str]:
             [
                 cell.axes["model"],
                 cell.result["verdict"]["level"].replace("_", " "),
-                *(_told(cells, value, [(1.0, own)]) for value in (_gain, _gain_in_boxes, _rank, _object_rank)),
-                *(_told(cells, value, before and [(1.0, own), (-1.0, before)]) for value in (_psnr, _rank)),
+                *(_told(cells, value, [(1.0, own)]) for value in ("gain", "gain_in_boxes", "rank", "object_rank")),
+                *(_told(cells, value, before and [(1.0, own), (-1.0, before)]) for value in ("psnr", "rank")),
             ]
         )
     name = {"train": "Training", "eval": "Inference"}[mode]
     return [f"## {name} mode, {weights}", "", *table(head, rows)]
 
 
-Value = Callable[[Cell], Mapping[Hashable, float]]
-
-
-def _told(cells: list[Cell], value: Value, terms: list[tuple[float, dict[str, Any]]] | None) -> str:
-    effect = contrast(cells, value, terms) if terms else None
+def _told(cells: list[Cell], value: str, terms: list[tuple[float, dict[str, Any]]] | None) -> str:
+    effect = contrast(cells, lambda cell: _VALUES[value](cell.result), terms) if terms else None
     return "–" if effect is None else interval(asdict(effect.difference))
 
 
-def _gain(cell: Cell) -> Mapping[Hashable, float]:
-    return gain_over_best_floor(cell.result)
+def _gain_in_boxes(result: Mapping[str, Any]) -> Mapping[Hashable, float]:
+    return gain_over_best_floor(result, "psnr_in_boxes")
 
 
-def _gain_in_boxes(cell: Cell) -> Mapping[Hashable, float]:
-    return gain_over_best_floor(cell.result, "psnr_in_boxes")
-
-
-def _psnr(cell: Cell) -> Mapping[Hashable, float]:
-    clients = [client for client in cell.result["clients"] if "scores" in client]
-    return {client["client"]: sum(client["scores"]["psnr"]) / len(client["scores"]["psnr"]) for client in clients}
-
-
-def _rank(cell: Cell) -> Mapping[Hashable, float]:
-    return rank_score(cell.result)
-
-
-def _object_rank(cell: Cell) -> Mapping[Hashable, float]:
+def _object_rank(result: Mapping[str, Any]) -> Mapping[Hashable, float]:
     named = {"ranks": "object_ranks", "galleries": "object_galleries"}
     clients = [
         {"client": client["client"], **{to: client[key] for to, key in named.items()}}
-        for client in cell.result["clients"]
+        for client in result["clients"]
         if client.get("object_ranks")
     ]
     return rank_score({"clients": clients})
+
+
+_VALUES = {**VALUES, "gain_in_boxes": _gain_in_boxes, "object_rank": _object_rank}
 
 
 if __name__ == "__main__":

@@ -12,15 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.markdown import publish, table
+from benchmarks.studies import run_to_end
 from leakmap.auditing import default_workers
 from leakmap.scoring.statistics import share_interval
 from leakmap.scoring.verdict import LEVELS
 from leakmap.study.file import read_study
 from leakmap.study.paper import versions
-from leakmap.study.planning import planned
-from leakmap.study.results import conclusions
-from leakmap.study.running import Local, run_study
-from leakmap.terminal import progress_bar
 
 PAGE = Path("docs/results/verdict.md")
 STUDIES = {
@@ -41,12 +38,7 @@ def main() -> None:
     for name, (what, least, goal) in STUDIES.items():
         study = read_study(Path("studies/verdict") / f"{name}.toml")
         study = replace(study, cells=study.cells[: options.seeds])
-        runner = Local(options.workers)
-        with progress_bar() as progress:
-            run_study(study, options.out, runner, progress=progress)
-            cells, why = conclusions(planned(study), options.out, runner, progress)
-        if why:
-            raise SystemExit(f"{len(why)} audits could not be concluded, the first: {next(iter(why.items()))}")
+        cells = run_to_end(study, options.out, options.workers)
         levels[name] = Counter(cell.result["verdict"]["level"] for cell in cells)
         hits = sum(count for level, count in levels[name].items() if LEVELS.index(level) >= LEVELS.index(least))
         found = share_interval(hits, len(cells), len(cells))

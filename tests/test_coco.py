@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from leakmap.client.data import coco as module
+from leakmap.client import annotations as module
 from leakmap.client.data import load_pictures
 from leakmap.client.data.coco import GREY, letterbox
 from leakmap.errors import BadSetting, DataError, UsageError

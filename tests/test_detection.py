@@ -19,7 +19,7 @@ from leakmap.plan import Plan
 from leakmap.preparation import prepare
 from leakmap.registry import Spec
 from leakmap.scoring.lineup import rank
-from leakmap.scoring.regions import cut, fitted
+from leakmap.scoring.regions import cut, fitted, large_objects
 from leakmap.scoring.score import likenesses, overlap, score
 from leakmap.seeds import generator
 from leakmap.store import Store
@@ -184,12 +184,14 @@ def test_bars_and_regions_are_scored_apart():
 
 def test_objects_stand_in_line_ups_of_their_own():
     batch = held(2)
-    crops = [(i % 8, picture[:, :12, :12]) for i, picture in enumerate(pictures(40, SCENE, 11))]
-    found = score(Reconstruction(batch.pictures, batch.y, 0.0), batch, [torch.rand(9, 3, 32, 32)] * 2, objects=crops)
+    others = [torch.rand(9, 3, 32, 32)] * 2
+    crops = pictures(5, SCENE, 11)
+    objects = [[crops[..., : b - t, : r - le] for t, le, b, r in large_objects(y, 32, 32)[1].tolist()] for y in batch.y]
+    found = score(Reconstruction(batch.pictures, batch.y, 0.0), batch, others, objects=objects)
     assert found.object_ranks == (1.0,) * 4
     assert found.object_galleries == (6,) * 4
     noise = Reconstruction(pictures(2, SCENE, 12), batch.y, 0.0)
-    blind = score(noise, batch, [torch.rand(9, 3, 32, 32)] * 2, objects=crops)
+    blind = score(noise, batch, others, objects=objects)
     assert max(blind.object_ranks) > 1
 
 

@@ -32,9 +32,9 @@ from leakmap.observation import Observation, Public
 from leakmap.registry import Spec
 from leakmap.scoring.lineup import GALLERY, pick_distractors
 from leakmap.scoring.metrics import ALWAYS
-from leakmap.scoring.regions import crops, cut, fitted
+from leakmap.scoring.regions import crops, cut, fitted, large_objects
 from leakmap.scoring.score import Score, score
-from leakmap.seeds import derive, generator
+from leakmap.seeds import derive
 from leakmap.task import Task
 from leakmap.threat import ThreatModel, observe
 from leakmap.version import __version__
@@ -69,6 +69,11 @@ class Stage:
     def network_digest(self) -> str:
         """SHA-256 of the weights and the public facts, whatever the pictures."""
         return _digest(self._facts(), self.network.weights)
+
+    @cached_property
+    def spare_objects(self) -> tuple[Tensor, list[Tensor]]:
+        """``(K,)`` classes and ``(C, h, w)`` crops of the large objects among the distractors."""
+        return crops(self.groups.pictures(self.groups.distractors), self.groups.objects[self.groups.distractors])
 
     def save(self, path: Path) -> None:
         """Writes network and pictures as safetensors; a user's own code is left out."""
@@ -232,8 +237,7 @@ def run(trial: Trial, stage: Stage, progress: Callable[[float], None] = lambda f
     try:
         truth, others = held_by(trial, stage), distractors_for(trial, stage)
         found = attack(seen_by_server(trial, stage), trial.attack, derive(trial.seed, "attack", trial.client), progress)
-        objects = objects_for(trial, stage)
-        scored = score(found, truth, others, trial.metrics, objects)
+        scored = score(found, truth, others, trial.metrics, object_distractors_for(trial, stage))
         reached = tuple(_reached(attempt, truth, others, trial.metrics) for attempt in found.attempts)
     except Exception as error:
         return failed(trial, error, time.perf_counter() - started, versions)
@@ -314,14 +318,26 @@ def distractors_for(trial: Trial, stage: Stage) -> list[Tensor]:
     return found
 
 
-def objects_for(trial: Trial, stage: Stage) -> list[tuple[int, Tensor]]:
-    """``(class, (C, h, w))`` of the large objects among the distractors, in an order drawn anew for each client."""
+def object_distractors_for(trial: Trial, stage: Stage) -> list[list[Tensor]]:
+    """For each true picture and each large object in it, the other candidates of its line-up, ``(G - 1, C, h, w)``."""
     groups = stage.groups
-    if not stage.network.task.objects:
+    kinds, candidates = stage.spare_objects if stage.network.task.objects else (torch.tensor([]), [])
+    if not candidates:
         return []
-    found = crops(groups.pictures(groups.distractors), groups.objects[groups.distractors])
-    order = torch.randperm(len(found), generator=generator(trial.seed, "object line-up", trial.client))
-    return [found[i] for i in order.tolist()]
+    pool, seed = torch.arange(len(kinds)), derive(trial.seed, "object line-up", trial.client)
+    before: list[int] = []
+    found: list[list[Tensor]] = []
+    for index in getattr(groups, trial.group)[trial.client]:
+        picture = groups.pictures(index)
+        classes, boxes = large_objects(groups.objects[index], *picture.shape[-2:])
+        line_ups = []
+        for label, (top, left, bottom, right) in zip(classes.tolist(), boxes.tolist(), strict=True):
+            truth = picture[:, top:bottom, left:right]
+            chosen = pick_distractors(kinds, label, pool, trial.gallery - 1, seed, turn=before.count(label))
+            before.append(label)
+            line_ups.append(torch.stack([fitted(candidates[i], None, truth) for i in chosen.tolist()]))
+        found.append(line_ups)
+    return found
 
 
 def versions_of(device: torch.device) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """Parts of pictures that are scored alone: what lies between letterbox bars, inside boxes, and around them."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -84,16 +82,12 @@ def large_objects(y: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     return unpack(y[None])[1][large], found[large]
 
 
-def crops(pictures: Tensor, y: Tensor) -> list[tuple[int, Tensor]]:
-    """``(class, (C, h, w))`` of every large object of ``(N, C, H, W)`` pictures with objects ``(N, M, 5)``."""
-    found = []
+def crops(pictures: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """``(K,)`` classes and ``(C, h, w)`` crops of all large objects of ``(N, C, H, W)`` pictures, ``(N, M, 5)``."""
+    kinds: list[int] = []
+    found: list[Tensor] = []
     for picture, own in zip(pictures, y, strict=True):
         classes, boxes = large_objects(own, *picture.shape[-2:])
-        found += [(int(c), picture[:, t:b, le:r]) for c, (t, le, b, r) in zip(classes, boxes.tolist(), strict=True)]
-    return found
-
-
-def alike(candidates: Sequence[tuple[int, Tensor]], wanted: int, fewest: int) -> list[Tensor]:
-    """The crops of a class; of all classes where there are fewer than ``fewest``."""
-    same = [crop for own, crop in candidates if own == wanted]
-    return same if len(same) >= fewest else [crop for _, crop in candidates]
+        kinds += classes.tolist()
+        found += [picture[:, top:bottom, left:right] for top, left, bottom, right in boxes.tolist()]
+    return torch.tensor(kinds, dtype=torch.int64), found

@@ -10,10 +10,10 @@ from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.client.federation import Batch
 from leakmap.objects import unpack
 from leakmap.registry import Spec
-from leakmap.scoring.lineup import FEWEST_OF_A_CLASS, GALLERY, rank
+from leakmap.scoring.lineup import rank
 from leakmap.scoring.match import matched
 from leakmap.scoring.metrics import ALWAYS, metrics
-from leakmap.scoring.regions import alike, cut, fitted, in_and_around, large_objects
+from leakmap.scoring.regions import cut, in_and_around, large_objects
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def score(
     batch: Batch,
     distractors: Sequence[Tensor],
     names: Sequence[Spec | str] = ALWAYS,
-    objects: Sequence[tuple[int, Tensor]] = (),
+    objects: Sequence[Sequence[Tensor]] = (),
 ) -> Score:
     """Scores a reconstruction against the truth; of letterboxed pictures only what lies between the bars.
 
@@ -55,7 +55,7 @@ def score(
         distractors: For each true picture ``(G - 1, C, h, w)`` in [0, 1], that were in no client's batch: as large as
             what is scored of it.
         names: Metrics to compute.
-        objects: ``(class, (C, h, w))`` crops of objects of others, for line-ups of the client's objects.
+        objects: For each true picture, and each large object in it, ``(G - 1, C, h, w)`` crops of other objects.
 
     Raises:
         ValueError: the counts of pictures differ.
@@ -87,18 +87,15 @@ def _areas(batch: Batch) -> Sequence[Tensor | None]:
 
 
 def _object_line_ups(
-    pictures: Tensor, batch: Batch, candidates: Sequence[tuple[int, Tensor]]
+    pictures: Tensor, batch: Batch, distractors: Sequence[Sequence[Tensor]]
 ) -> list[tuple[float, int]]:
     """Rank and candidates of every large object: whichever reconstruction is most alike at its box counts."""
     found: list[tuple[float, int]] = []
-    if batch.y.ndim < 2 or not candidates:
-        return found
-    for original, y in zip(batch.pictures.cpu(), batch.y.cpu(), strict=True):
-        classes, boxes = large_objects(y, *original.shape[-2:])
-        for wanted, (top, left, bottom, right) in zip(classes.tolist(), boxes.tolist(), strict=True):
+    for original, y, of_picture in zip(batch.pictures.cpu(), batch.y.cpu(), distractors, strict=bool(distractors)):
+        boxes = large_objects(y, *original.shape[-2:])[1].tolist()
+        for (top, left, bottom, right), others in zip(boxes, of_picture, strict=True):
             truth, own = original[:, top:bottom, left:right], pictures[..., top:bottom, left:right]
-            others = torch.stack([fitted(crop, None, truth) for crop in alike(candidates, wanted, FEWEST_OF_A_CLASS)])
-            found.append((rank(own, truth, others[: GALLERY - 1]), 1 + len(others[: GALLERY - 1])))
+            found.append((rank(own, truth, others), 1 + len(others)))
     return found
 
 
