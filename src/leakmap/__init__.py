@@ -14,6 +14,8 @@ from leakmap.attacker.attacks import attack, attacks
 from leakmap.attacker.labels import label_rules
 from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.auditing import Audit, audit
+from leakmap.capturing.capture import capture
+from leakmap.capturing.facts import Facts, RuleFacts, read_facts
 from leakmap.client.federation import Batch, Round, simulate
 from leakmap.defences import defences
 from leakmap.errors import LeakmapError
@@ -36,6 +38,7 @@ __all__ = [
     "Audit",
     "Batch",
     "Code",
+    "Facts",
     "LeakmapError",
     "LocalRule",
     "Network",
@@ -44,6 +47,7 @@ __all__ = [
     "Public",
     "Reconstruction",
     "Round",
+    "RuleFacts",
     "Score",
     "Spec",
     "Task",
@@ -55,12 +59,14 @@ __all__ = [
     "attacks",
     "audit",
     "build_network",
+    "capture",
     "defences",
     "label_rules",
     "metrics",
     "models",
     "observe",
     "prepare",
+    "read_facts",
     "read_tuned",
     "score",
     "simulate",

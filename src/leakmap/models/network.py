@@ -98,6 +98,21 @@ class Network:
                     setattr(layer, name, nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad))
         return module
 
+    def fitted(self) -> "Network":
+        """The same, every tensor of the type that the architecture has, as a client has it who loads these weights.
+
+        Averaging turns BatchNorm's whole numbers into floats; loading cuts them off again.
+
+        Raises:
+            ModelError: the weights do not fit the architecture.
+        """
+        own = self._outline.state_dict()
+        return replace(self, weights={name: tensor.to(own[name].dtype) for name, tensor in self.weights.items()})
+
+    def trained(self) -> list[str]:
+        """Names of the parameters that a client trains, in the order of the architecture."""
+        return [name for name, parameter in self._outline.named_parameters() if parameter.requires_grad]
+
     def loss(self) -> Loss | None:
         """What the client minimises; None where the module computes it from ``(x, y)``, as detectors do."""
         if self.task.objects:

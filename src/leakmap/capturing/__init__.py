@@ -1,0 +1,1 @@
+"""Real updates: what a server sent and what a client returned, made into an Observation."""

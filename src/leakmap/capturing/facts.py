@@ -1,0 +1,164 @@
+"""What an update cannot tell about itself: a small typed manifest that people write, and that can be wrong."""
+
+import json
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leakmap.errors import BadSetting
+from leakmap.local import LocalRule, Share
+from leakmap.manifest import COUNT_LIMIT
+from leakmap.observation import Observation
+from leakmap.registry import Spec
+from leakmap.task import Task
+
+LONGEST = 2**20
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class RuleFacts(BaseModel):
+    """What the client does locally, see :class:`leakmap.local.LocalRule`; how it shares is seen in the payload."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["train", "eval"] = "train"
+    epochs: Annotated[int, Field(ge=1, le=10**4)] = 1
+    batch_size: Annotated[int, Field(ge=1, le=COUNT_LIMIT)] | None = None
+    lr: Annotated[Number, Field(gt=0)] = 0.01
+    momentum: Number = 0.0
+    weight_decay: Number = 0.0
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    dropout: Number | None = None
+    accumulate: Annotated[int, Field(ge=1, le=10**4)] = 1
+    shuffle: bool = False
+    defence: Annotated[str, Field(max_length=512)] = "none"
+
+    def rule(self, share: Share) -> LocalRule:
+        """The local rule of a client that shares so.
+
+        Raises:
+            BadSetting: a gradient was shared, which no optimiser has been through, or a value is impossible.
+        """
+        return LocalRule(share=share, **self.model_dump())
+
+
+class Facts(BaseModel):
+    """What the payload cannot tell.
+
+    Args:
+        model: The architecture: a specification such as ``torchvision/resnet18``, or the user's own
+            ``file.py:function``, which is run only where it is typed as code, never because a file names it.
+        shape: ``(C, H, W)`` of one input.
+        classes: Outputs of the model.
+        mean: Per channel, of pictures in [0, 1]: inputs are ``(picture - mean) / std``.
+        std: Per channel.
+        loss: ``cross_entropy[,label_smoothing=E]`` or the user's own ``file.py:function``.
+        objects: For detection the most objects of a picture, else 0.
+        count: Pictures of the client, if it says so.
+        rule: What it does with them, if it says so.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Annotated[str, Field(min_length=1, max_length=512)]
+    shape: tuple[int, int, int]
+    classes: int
+    mean: tuple[Number, ...]
+    std: tuple[Number, ...]
+    loss: Annotated[str, Field(max_length=512)] = "cross_entropy"
+    objects: int = 0
+    count: Annotated[int, Field(ge=1, le=COUNT_LIMIT)] | None = None
+    rule: RuleFacts | None = None
+
+    @property
+    def task(self) -> Task:
+        """The public facts about the problem.
+
+        Raises:
+            BadSetting: they do not fit together.
+        """
+        return Task(self.shape, self.classes, self.mean, self.std, Spec.parse(self.loss), self.objects)
+
+
+def facts_of(observation: Observation) -> Facts:
+    """The facts that an Observation rests on."""
+    network = observation.network
+    task, rule = network.task, observation.rule
+    told = None
+    if rule is not None:
+        told = RuleFacts(**{name: value for name, value in asdict(rule).items() if name != "share"})
+    return Facts(
+        model=str(network.model),
+        shape=task.shape,
+        classes=task.classes,
+        mean=task.mean,
+        std=task.std,
+        loss=str(task.loss),
+        objects=task.objects,
+        count=observation.count,
+        rule=told,
+    )
+
+
+def read_facts(path: Path | str) -> Facts:
+    """Reads a manifest in TOML.
+
+    Raises:
+        BadSetting: the file is absent or too large, or a line of it is missing, unknown or impossible.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadSetting(f"There is no file of facts {path}; leakmap facts MODEL writes one to complete.")
+    if (size := path.stat().st_size) > LONGEST:
+        raise BadSetting(f"{path} has {size} bytes; a file of facts has at most {LONGEST}.")
+    try:
+        found = Facts.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadSetting(f"{path} cannot be read as TOML: {str(error).rstrip('.')}.") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise BadSetting(f"{path}: {'.'.join(map(str, first['loc']))!r}: {first['msg']}.") from None
+    try:
+        _ = found.task
+    except BadSetting as error:
+        raise BadSetting(f"{path}: {error}") from None
+    return found
+
+
+def as_toml(facts: Facts) -> str:
+    """The manifest as a file to complete, with a word on every line."""
+    rule = facts.rule or RuleFacts()
+    lines = [
+        "# What an update cannot tell about itself. A wrong line here turns a leaking update into noise:",
+        "# leakmap doctor FILE --replay DATA says which line is wrong.",
+        "",
+        f"model = {json.dumps(facts.model)}  # NAME[,key=value...], or file.py:function",
+        f"shape = {list(facts.shape)}  # channels, height and width of an input",
+        f"classes = {facts.classes}  # outputs of the model",
+        f"mean = {list(facts.mean)}  # of pictures in [0, 1]; zeros where the client does not normalise",
+        f"std = {list(facts.std)}  # ones where it does not",
+        f"loss = {json.dumps(facts.loss)}  # or cross_entropy,label_smoothing=0.1, or file.py:function",
+        f"objects = {facts.objects}  # for detection: the most objects of a picture",
+        _line("count", facts.count, "pictures of the client; leave it out if every client says it itself"),
+        "",
+        "[rule]  # leave the table out if the clients do not tell",
+        f"mode = {json.dumps(rule.mode)}  # train, or eval for frozen BatchNorm",
+        f"epochs = {rule.epochs}",
+        _line("batch_size", rule.batch_size, "of one local step; leave it out for all pictures at once"),
+        f"lr = {rule.lr}",
+        f"momentum = {rule.momentum}",
+        f"weight_decay = {rule.weight_decay}",
+        f"optimizer = {json.dumps(rule.optimizer)}  # sgd, adam or adamw",
+        _line("dropout", rule.dropout, "rate that replaces that of every dropout layer"),
+        f"accumulate = {rule.accumulate}  # micro-batches of a step",
+        f"shuffle = {str(rule.shuffle).lower()}",
+        f"defence = {json.dumps(rule.defence)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, value: object, told: str) -> str:
+    return f"# {name} =  # {told}" if value is None else f"{name} = {value}  # {told}"
