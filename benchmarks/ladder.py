@@ -14,13 +14,19 @@ from typing import Any
 
 from benchmarks.markdown import publish, table
 from benchmarks.studies import run_to_end
+from leakmap.attacker.labels import label_rules
 from leakmap.auditing import default_workers
+from leakmap.plan import Plan
+from leakmap.preparation import prepare
 from leakmap.report import study as study_report
 from leakmap.report.page import interval
 from leakmap.scoring.effects import contrast, gain_over_best_floor, rank_score
+from leakmap.scoring.score import overlap
 from leakmap.study.claims import VALUES
 from leakmap.study.file import read_study
 from leakmap.study.paper import ran_on
+from leakmap.study.planning import pictures_of
+from leakmap.trial import Trial, held_by, seen_by_server
 
 STUDY, PAGE = Path("studies/ladder.toml"), Path("docs/results/ladder.md")
 Cell = study_report.Cell
@@ -44,6 +50,7 @@ def main() -> None:
     study_report.write_study(
         options.out / "report.html", study.title, found, study=study.resolved(), command=command, figures=options.out
     )
+    classes = {str(cell.axes): _classes(cell.plan, options.out) for cell in study.cells}
     plan = study.cells[0].plan
     lines = [
         "# The ladder of a detector",
@@ -54,7 +61,9 @@ def main() -> None:
         "Every rung is the last with one change. *Fresh*: BatchNorm's running statistics are 0 and 1; *calibrated*: "
         "they are measured on public pictures; *trained*: the network was trained briefly on pictures that no client "
         "holds. The line-up score is the share of the others that the true picture, or object, beats: 0.5 is chance. "
-        "Intervals are 95 %, bootstrap over clients; steps are differences to the rung above, client by client.",
+        "Intervals are 95 %, bootstrap over clients; steps are differences to the rung above, client by client. "
+        "*Classes*: overlap of the objects' classes and numbers with what the gradient of the head says of them, were "
+        "they not known; mean and range over clients.",
         "",
         f"{ran_on(options.out)}.",
         "",
@@ -62,16 +71,28 @@ def main() -> None:
     for mode in ("train", "eval"):
         for weights in ("fresh", "calibrated", "trained"):
             column = [c for c in found if c.axes["client.mode"] == mode and c.axes["weights"] == weights]
-            lines += _column(mode, weights, column)
+            lines += _column(mode, weights, column, classes)
     publish("\n".join(lines), options.out / "ladder.md", *([PAGE] if options.study == STUDY else []))
 
 
-def _column(mode: str, weights: str, cells: list[Cell]) -> list[str]:
+def _classes(plan: Plan, folder: Path) -> str:
+    """How much of the objects' classes and numbers the head's gradient gives away: mean and range over clients."""
+    stage = prepare(plan, pictures_of(plan), trained=folder / "networks").main
+    threat = replace(plan.threat, labels="unknown")
+    rule, right = label_rules.build("objects"), []
+    for client in range(plan.victims):
+        trial = Trial(stage.digest, plan.rule, threat, plan.attack, client=client, seed=plan.seed)
+        held = held_by(trial, stage)
+        right.append(overlap(rule(seen_by_server(trial, stage), plan.seed).y, held.y))
+    return f"{sum(right) / len(right):.2f} ({min(right):.2f} to {max(right):.2f})"
+
+
+def _column(mode: str, weights: str, cells: list[Cell], classes: Mapping[str, str]) -> list[str]:
     """The rungs of one mode and kind of weights."""
     if not cells:
         return []
     head = ["rung", "verdict", "PSNR over its best floor, dB", "in boxes", "line-up score", "objects"]
-    head += ["step, dB", "step, line-up score"]
+    head += ["step, dB", "step, line-up score", "classes"]
     rows = []
     for number, cell in enumerate(cells):
         own = {"model": cell.axes["model"]}
@@ -82,6 +103,7 @@ def _column(mode: str, weights: str, cells: list[Cell]) -> list[str]:
                 cell.result["verdict"]["level"].replace("_", " "),
                 *(_told(cells, value, [(1.0, own)]) for value in ("gain", "gain_in_boxes", "rank", "object_rank")),
                 *(_told(cells, value, before and [(1.0, own), (-1.0, before)]) for value in ("psnr", "rank")),
+                classes[str(cell.axes)],
             ]
         )
     name = {"train": "Training", "eval": "Inference"}[mode]

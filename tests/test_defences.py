@@ -20,11 +20,11 @@ from leakmap.attacker.labels import fitting_rules, recover
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
 from leakmap.attacker.matching.scene import Guess, Scene
-from leakmap.conclusion import _defence, _flags
 from leakmap.defences import defence_of
 from leakmap.defences.accounting import epsilon
 from leakmap.errors import BadSetting, ModelError, NotApplicable, ObservationError, UnknownName
 from leakmap.local import Training
+from leakmap.particulars import flags_of, promised
 from leakmap.plan import command
 from tests.conftest import batch_of, observed
 
@@ -325,7 +325,7 @@ def test_without_opacus_an_audit_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "opacus.accountants", None)
     with pytest.raises(BadSetting, match=r"leakmap\[dp\]"):
         epsilon("dp_sgd", batch_size=1, dataset_size=1, rounds=1, delta=1e-5)
-    found = _defence(Plan("convnet", "samples", LocalRule(defence="dp_sgd")))
+    found = promised(Plan("convnet", "samples", LocalRule(defence="dp_sgd")))
     assert found is not None
     assert found["epsilon"] is None
     assert "pip install 'leakmap[dp]'" in found["statement"]
@@ -342,7 +342,7 @@ def test_epsilon_grows_with_rounds_and_falls_with_noise_and_sampling():
     assert of(1) < of(1, batch_size=100)
     gaussian = of(1, 1, 1, 1)
     assert 4.3 < gaussian < 6, "one release of the Gaussian mechanism with noise multiplier 1"
-    found = _defence(Plan("convnet", "samples", LocalRule("delta", epochs=3, defence="dp_sgd,noise=1")))
+    found = promised(Plan("convnet", "samples", LocalRule("delta", epochs=3, defence="dp_sgd,noise=1")))
     assert found["epsilon"] == of(1, 1, 1, 3)
     assert "one picture" in found["statement"]
 
@@ -360,7 +360,7 @@ def test_a_withheld_defence_is_flagged():
     groups = SimpleNamespace(labels=torch.zeros(60).long(), distractors=torch.arange(60), victims=torch.arange(1)[None])
     groups.classes = ("a",)
     told, untold = (
-        _flags(Plan("convnet", "samples", LocalRule(defence="sign"), ThreatModel(rule=rule)), groups, None, [])
+        flags_of(Plan("convnet", "samples", LocalRule(defence="sign"), ThreatModel(rule=rule)), groups, None, [])
         for rule in (True, False)
     )
     assert "defence_withheld" not in told

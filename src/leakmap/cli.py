@@ -1,14 +1,11 @@
 """The command line. Each command is one call of a public function; words and exit codes are all that is added."""
 
 import hashlib
-import inspect
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,30 +13,28 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from leakmap import catalogue
-from leakmap.attacker.attacks import DEFAULT
 from leakmap.auditing import default_workers, perform
 from leakmap.conclusion import Audit
-from leakmap.defences import NONE
 from leakmap.demo import demonstrate
 from leakmap.errors import BadSetting, LeakmapError
 from leakmap.inspection import drawn, probe_update, read_traits
 from leakmap.inspection.probe import task_of
 from leakmap.inspection.reference import notes as nearest_measured
 from leakmap.inspection.text import as_dict, describe_probe, describe_traits
-from leakmap.local import LocalRule
 from leakmap.models.network import build_network
-from leakmap.plan import Plan, command, local_batch
+from leakmap.options import ATTACK, REAL, RUN, TUNING, Device, Out, Workers, with_plan
+from leakmap.plan import Plan, command
 from leakmap.preparation import prepare
-from leakmap.registry import Spec
 from leakmap.scoring.verdict import LEVELS
 from leakmap.store import Store
 from leakmap.study.commands import app as study
 from leakmap.study.commands import reproduce
 from leakmap.terminal import describe, describe_tuned, progress_bar
-from leakmap.threat import ThreatModel
 from leakmap.tuned import read_tuned
 from leakmap.tuning import BUDGET, REHEARSALS
 from leakmap.tuning import tune as search
+from leakmap.updates.audits import prepare_captured
+from leakmap.updates.commands import attack_, capture_, doctor, facts_, watch
 from leakmap.version import __version__
 
 REACHED, INCONCLUSIVE, BAD_INPUT, INTERRUPTED = 1, 2, 3, 130
@@ -56,6 +51,14 @@ app = typer.Typer(
 
 app.add_typer(study, name="study")
 app.command()(reproduce)
+for _name, _command in (
+    ("facts", facts_),
+    ("capture", capture_),
+    ("doctor", doctor),
+    ("attack", attack_),
+    ("watch", watch),
+):
+    app.command(_name)(_command)
 
 
 def _version(wanted: bool) -> None:
@@ -73,121 +76,8 @@ def root(
     """Can the updates that federated clients send be turned back into their pictures?"""
 
 
-MODEL, DATA, CLIENT = "Model", "Data", "Client"
-SERVER, ATTACK, TUNING, RUN = "What the server sees", "Attack", "Tuning", "Run"
-
-Out = Annotated[Path | None, typer.Option(help="Folder for results; the same one resumes.", rich_help_panel=RUN)]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=RUN)]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.", rich_help_panel=RUN)]
-
-
-def _plan(
-    model: Annotated[str, typer.Option(help="NAME[,key=value…] or path/to/file.py:function.", rich_help_panel=MODEL)],
-    data: Annotated[
-        str, typer.Option(help="samples, npz:FILE, folder:DIR, cifar10:DIR or coco:DIR.", rich_help_panel=DATA)
-    ] = "samples",
-    weights: Annotated[
-        str | None, typer.Option(help="safetensors, or a torch checkpoint.", rich_help_panel=MODEL)
-    ] = None,
-    train_epochs: Annotated[int, typer.Option(help="Train briefly first.", rich_help_panel=MODEL)] = 0,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure fresh BatchNorm statistics first.", rich_help_panel=MODEL)
-    ] = False,
-    loss: Annotated[
-        str,
-        typer.Option(help="cross_entropy[,label_smoothing=E] or file.py:function.", rich_help_panel=MODEL),
-    ] = "cross_entropy",
-    image_size: Annotated[int | None, typer.Option(help="Crop and resize.", rich_help_panel=DATA)] = None,
-    victims: Annotated[int, typer.Option(help="Clients to audit.", rich_help_panel=DATA)] = 12,
-    batch_size: Annotated[int, typer.Option(help="Pictures of each client.", rich_help_panel=DATA)] = 1,
-    classes: Annotated[
-        int | None, typer.Option(help="Outputs of the model, if not those of the data.", rich_help_panel=DATA)
-    ] = None,
-    normalise: Annotated[
-        str, typer.Option(help="data, imagenet, cifar10 or MEAN/…:STD/….", rich_help_panel=DATA)
-    ] = "data",
-    mode: Annotated[
-        Literal["train", "eval"], typer.Option(help="Of the client's network.", rich_help_panel=CLIENT)
-    ] = "train",
-    share: Annotated[
-        Literal["gradient", "delta"], typer.Option(help="What it sends.", rich_help_panel=CLIENT)
-    ] = "gradient",
-    local_steps: Annotated[int, typer.Option(help="Mini-batches in an epoch.", rich_help_panel=CLIENT)] = 1,
-    epochs: Annotated[int, typer.Option(help="Local epochs.", rich_help_panel=CLIENT)] = 1,
-    lr: Annotated[float, typer.Option(help="Local learning rate.", rich_help_panel=CLIENT)] = 0.01,
-    momentum: Annotated[float, typer.Option(help="Of SGD.", rich_help_panel=CLIENT)] = 0.0,
-    weight_decay: Annotated[float, typer.Option(help="Local weight decay.", rich_help_panel=CLIENT)] = 0.0,
-    optimizer: Annotated[
-        Literal["sgd", "adam", "adamw"], typer.Option(help="Local optimiser.", rich_help_panel=CLIENT)
-    ] = "sgd",
-    dropout: Annotated[float | None, typer.Option(help="Replaces every rate.", rich_help_panel=CLIENT)] = None,
-    accumulate: Annotated[int, typer.Option(help="Micro-batches of a step.", rich_help_panel=CLIENT)] = 1,
-    shuffle: Annotated[bool, typer.Option("--shuffle", help="A new order each epoch.", rich_help_panel=CLIENT)] = False,
-    defence: Annotated[str, typer.Option(help="NAME[,key=value…].", rich_help_panel=CLIENT)] = NONE,
-    labels: Annotated[
-        Literal["unknown", "counts", "known"],
-        typer.Option(help="Of the client's pictures.", rich_help_panel=SERVER),
-    ] = "unknown",
-    buffers: Annotated[bool, typer.Option(help="Returned BatchNorm buffers.", rich_help_panel=SERVER)] = True,
-    public: Annotated[int, typer.Option(help="Public pictures it holds.", rich_help_panel=SERVER)] = 0,
-    hint: Annotated[float, typer.Option(help="Share of true pixels; study of starts.", rich_help_panel=SERVER)] = 0.0,
-    attack: Annotated[str, typer.Option(help="NAME[,key=value…].", rich_help_panel=ATTACK)] = DEFAULT,
-    steps: Annotated[int | None, typer.Option(help="Iterations.", rich_help_panel=ATTACK)] = None,
-    restarts: Annotated[int | None, typer.Option(help="Independent starts.", rich_help_panel=ATTACK)] = None,
-    seed: Annotated[int, typer.Option(help="Everything random follows.", rich_help_panel=RUN)] = 0,
-) -> Plan:
-    """The options that every command about a client takes, as a plan."""
-    spec = Spec.parse(attack)
-    chosen = {"steps": steps, "restarts": restarts}
-    return Plan(
-        model=model,
-        data=data,
-        rule=LocalRule(
-            share=share,
-            mode=mode,
-            epochs=epochs,
-            batch_size=local_batch(batch_size, local_steps),
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            optimizer=optimizer,
-            dropout=dropout,
-            accumulate=accumulate,
-            shuffle=shuffle,
-            defence=defence,
-        ),
-        threat=ThreatModel(labels, buffers=buffers, public=public, hint=hint),
-        attack=Spec(spec.name, spec.params | {key: value for key, value in chosen.items() if value is not None}),
-        weights=weights,
-        train_epochs=train_epochs,
-        calibrate=calibrate,
-        image_size=image_size,
-        victims=victims,
-        batch_size=batch_size,
-        classes=classes,
-        normalise=normalise,
-        loss=loss,
-        seed=seed,
-    )
-
-
-def _with_plan(function: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of :func:`_plan` in front of its own, and hands it the plan they make."""
-    shared = inspect.signature(_plan).parameters
-    own = [p for name, p in inspect.signature(function).parameters.items() if name != "plan"]
-
-    @wraps(function)
-    def called(**values: Any) -> None:
-        plan = _plan(**{name: values.pop(name) for name in shared})
-        function(plan, **values)
-
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shared.values(), *own)]
-    called.__dict__["__signature__"] = inspect.Signature(parameters)
-    return called
-
-
 @app.command()
-@_with_plan
+@with_plan
 def audit(
     plan: Plan,
     tuned: Annotated[
@@ -199,6 +89,16 @@ def audit(
     ] = "none",
     metric: Annotated[
         list[str] | None, typer.Option(help="Besides PSNR and SSIM; repeatable.", rich_help_panel=RUN)
+    ] = None,
+    observation: Annotated[
+        list[Path] | None,
+        typer.Option(help="What a real client sent; repeatable.", rich_help_panel=REAL),
+    ] = None,
+    truth: Annotated[
+        list[str] | None, typer.Option(help="The pictures that it held, one for each.", rich_help_panel=REAL)
+    ] = None,
+    others: Annotated[
+        str | None, typer.Option(help="Pictures of the same kind that no client held.", rich_help_panel=REAL)
     ] = None,
     out: Out = None,
     device: Device = "cpu",
@@ -218,6 +118,8 @@ def audit(
 
       leakmap audit --model nets.py:build --data npz:FILE --gate partial
 
+      leakmap audit --observation client-0.safetensors --truth npz:FILE --others folder:DIR
+
     Exit codes: 0 done; with --gate 1 level reached, 2 inconclusive; 3 wrong input; 130 interrupted.
     """
     if gate is not None and gate not in LEVELS[1:]:
@@ -225,11 +127,15 @@ def audit(
     plan = replace(plan, control=control, metrics=tuple(metric or ()))
     if tuned is not None:
         plan = read_tuned(tuned).applied_to(plan, tuned)
-    folder = out or Path("runs") / f"audit-{_digest(plan)}"
     with progress_bar() as progress:
+        if observation or truth or others:
+            plan, prepared = prepare_captured(plan, observation or [], truth or [], others or "")
+        else:
+            prepared = prepare(_named(plan), device=device, progress=progress)
+        folder = out or Path("runs") / f"audit-{_digest(plan)}"
         found = perform(
             plan,
-            prepare(plan, device=device, progress=progress),
+            prepared,
             Store(folder),
             workers=default_workers(device) if workers is None else workers,
             device=device,
@@ -240,7 +146,7 @@ def audit(
 
 
 @app.command()
-@_with_plan
+@with_plan
 def tune(
     plan: Plan,
     budget: Annotated[int, typer.Option(help="Attack settings to try.", rich_help_panel=TUNING)] = BUDGET,
@@ -275,7 +181,7 @@ def tune(
     with progress_bar() as progress:
         found = search(
             plan,
-            prepare(plan, device=device, rehearsals=public, progress=progress),
+            prepare(_named(plan), device=device, rehearsals=public, progress=progress),
             Store(folder),
             budget=budget,
             objective=objective,
@@ -352,6 +258,17 @@ def list_(
             console.print(Padding(f"[dim]applies[/] {escape(entry.applies)}", (0, 0, 0, 4)))
         if entry.settings:
             console.print(Padding(escape(", ".join(entry.settings)), (0, 0, 0, 4)))
+
+
+def _named(plan: Plan) -> Plan:
+    """The plan, if it names a model.
+
+    Raises:
+        BadSetting: it does not.
+    """
+    if not plan.model:
+        raise BadSetting("Give --model NAME, or --observation FILE with what a real client sent.")
+    return plan
 
 
 def _digest(plan: Plan) -> str:

@@ -8,6 +8,7 @@ built, sizes and names are checked before use, and whatever is wrong ends in one
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -251,9 +252,10 @@ def _check(o: Observation, where: str) -> None:
         if not o.network.task.objects and o.count != int(o.label_counts.sum()):
             fail(f"'label_counts' sum to {int(o.label_counts.sum())}, 'count' is {o.count}")
     if o.public is not None:
-        shaped("public/pictures", o.public.pictures, (len(o.public.pictures), *shape))
-        targets_fit("public/labels", o.public.labels, len(o.public.pictures))
-        if len(o.public.pictures) and not 0 <= float(o.public.pictures.min()) <= float(o.public.pictures.max()) <= 1:
+        held = o.public.pictures.numel() // math.prod(shape)
+        shaped("public/pictures", o.public.pictures, (held, *shape))
+        targets_fit("public/labels", o.public.labels, held)
+        if held and not 0 <= float(o.public.pictures.min()) <= float(o.public.pictures.max()) <= 1:
             fail("'public/pictures' must lie in [0, 1]")
     if o.hint is not None:
         if o.count is None:
@@ -315,7 +317,7 @@ def _read(data: bytes, code: Code, where: str) -> Observation:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "manifest"
+        field = ".".join(str(part) for part in first["loc"])[:80] or "manifest"
         raise ObservationError(f"{where}: {field!r} in the manifest is wrong: {first['msg']}.") from None
     for entry in manifest.tensors:
         if entry.dtype not in DTYPES:
@@ -326,10 +328,10 @@ def _read(data: bytes, code: Code, where: str) -> Observation:
     try:
         tensors = {name: tensor.clone() for name, tensor in load(data).items()}  # aligned, as rounding depends on it
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        raise ObservationError(f"{where}: the tensors cannot be read ({error}).") from None
+        raise ObservationError(f"{where}: the tensors cannot be read ({str(error)[:200]!r}).") from None
     order = [entry.name for entry in manifest.tensors]
     if len(set(order)) != len(order) or set(order) != set(tensors):
-        odd = sorted(set(order) ^ set(tensors)) or sorted(n for n in order if order.count(n) > 1)
+        odd = sorted(set(order) ^ set(tensors)) or [name for name, count in Counter(order).items() if count > 1]
         raise ObservationError(f"{where}: manifest and tensors disagree about {odd[0]!r}.")
     for entry in manifest.tensors:
         got = tensors[entry.name]

@@ -13,7 +13,7 @@ from leakmap.client.groups import CONTROLS
 from leakmap.errors import BadSetting
 from leakmap.local import LocalRule
 from leakmap.models.network import IN_MEMORY
-from leakmap.registry import Spec, user_code_digest
+from leakmap.registry import Spec, is_user_code, user_code_digest
 from leakmap.scoring.lineup import GALLERY
 from leakmap.scoring.metrics import ALWAYS, metrics
 from leakmap.threat import ThreatModel
@@ -65,6 +65,21 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Captured:
+    """Real updates that are audited in place of simulated ones, and the auditor's pictures.
+
+    Args:
+        observations: Files with what each client sent.
+        truths: Specification of the pictures that each of them held.
+        others: Specification of pictures of the same kind that no client held.
+    """
+
+    observations: tuple[str, ...]
+    truths: tuple[str, ...]
+    others: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """All that an audit is, as names and numbers.
 
@@ -87,6 +102,7 @@ class Plan:
         control: ``swapped`` turns the whole audit into a null audit: every update comes from other pictures.
         metrics: Besides PSNR and SSIM.
         gallery: Candidates in a line-up.
+        captured: Real updates in place of simulated ones.
         seed: Everything random derives from it.
     """
 
@@ -108,6 +124,7 @@ class Plan:
     control: Literal["none", "swapped"] = "none"
     metrics: tuple[str, ...] = ()
     gallery: int = GALLERY
+    captured: Captured | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -223,6 +240,8 @@ def local_batch(batch_size: int, local_steps: int) -> int | None:
 def command(plan: Plan) -> str:
     """The command line, or for things in memory the call, that repeats an audit."""
     rule, threat, default = plan.rule, plan.threat, LocalRule()
+    if plan.captured is not None:
+        return _command_of_captured(plan, plan.captured)
     if IN_MEMORY in (plan.model, plan.data):
         return (
             f"leakmap.audit(model, images, labels, client={rule}, threat={threat}, attack={str(plan.attack)!r}, "
@@ -265,3 +284,16 @@ def command(plan: Plan) -> str:
     parts += [] if threat.buffers else ["--no-buffers"]
     parts += ["--shuffle"] if rule.shuffle else []
     return shlex.join(["leakmap", "audit", *parts])
+
+
+def _command_of_captured(plan: Plan, captured: Captured) -> str:
+    parts = ["leakmap", "audit"]
+    for file, truth in zip(captured.observations, captured.truths, strict=True):
+        parts += ["--observation", file, "--truth", truth]
+    parts += ["--others", captured.others, "--attack", str(plan.attack), "--labels", plan.threat.labels]
+    parts += ["--model", plan.model] if is_user_code(Spec.parse(plan.model).name) else []
+    parts += ["--loss", plan.loss] if is_user_code(Spec.parse(plan.loss).name) else []
+    parts += ["--public", str(plan.threat.public)] if plan.threat.public else []
+    for name in plan.metrics:
+        parts += ["--metric", name]
+    return shlex.join([*parts, "--seed", str(plan.seed)])

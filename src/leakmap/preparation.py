@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,13 @@ class Prepared:
         main: The audited network and all pictures.
         control: The planted control's network and the same pictures.
         accuracy: Of the audited network on the public pictures.
+        flags: Why a result may be no evidence, by name.
     """
 
     main: Stage
     control: Stage
     accuracy: float
+    flags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digests(self) -> tuple[str, str]:

@@ -65,7 +65,7 @@ class Spec:
 def _literal(value: str) -> Any:
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 

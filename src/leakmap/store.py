@@ -21,6 +21,12 @@ from leakmap.threat import ThreatModel
 from leakmap.trial import Outcome, Reached, Trial
 
 JSON_LIMIT = 2**24
+OUTCOME_LIMIT = 2**32
+DAMAGED = (
+    *(SafetensorError, OSError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError),
+    *(RecursionError, MemoryError, LeakmapError),
+)
+"""What a file ends in that is not what leakmap wrote."""
 STALE = 3600.0
 """Seconds after which nobody finishes a half-written file."""
 
@@ -109,7 +115,7 @@ class Store:
     def read(self, key: str) -> Outcome | None:
         """The stored outcome of this key; None where there is none that can be read."""
         path = self.path(key)
-        if not path.is_file():
+        if not path.is_file() or path.stat().st_size > OUTCOME_LIMIT:
             return None
         try:
             with safe_open(path, "pt") as file:
@@ -132,9 +138,9 @@ class Store:
             record["curve"] = tuple(record["curve"])
             record["failure"] = tuple(record["failure"]) if record["failure"] else None
             found = Outcome(Trial(**stored), score=scored, **record)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, LeakmapError):
+            return found if found.trial.key == key else None
+        except DAMAGED:
             return None
-        return found if found.trial.key == key else None
 
 
 def _reached(record: dict[str, Any]) -> Reached:
@@ -150,10 +156,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON; None where the file is absent or damaged."""
+    """Reads JSON; None where the file is absent, too large or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return None if path.stat().st_size > JSON_LIMIT else json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
 
 

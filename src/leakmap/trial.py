@@ -23,7 +23,7 @@ from torch import Tensor
 
 from leakmap.attacker.attacks import attack
 from leakmap.attacker.reconstruction import Attempt, Reconstruction
-from leakmap.client.federation import Batch, simulate
+from leakmap.client.federation import Batch, Round, simulate
 from leakmap.client.groups import Groups
 from leakmap.errors import StoreError
 from leakmap.local import LocalRule
@@ -54,11 +54,13 @@ class Stage:
         network: The network.
         groups: The pictures.
         name: SHA-256 of the recipe that both were made by; empty where there is none, as for a module in memory.
+        captured: What the victims really sent, each with the network that it got; empty where they are simulated.
     """
 
     network: Network
     groups: Groups
     name: str = ""
+    captured: tuple[Observation, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -97,18 +99,24 @@ class Stage:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata()
                 facts, order = json.loads(metadata["stage"]), json.loads(metadata["order"])
-                tensors = {name: file.get_tensor(name).clone() for name in order}  # aligned, as rounding depends on it
+                names = dict.fromkeys(order)
+                tensors = {name: file.get_tensor(name).clone() for name in names}  # aligned, as rounding depends on it
             t = facts["task"]
             task = Task(**t | {name: tuple(t[name]) for name in ("shape", "mean", "std")} | {"loss": Spec(**t["loss"])})
             groups = Groups(classes=tuple(facts["classes"]), **{name: tensors[f"groups/{name}"] for name in _GROUPS})
+            weights = {n.removeprefix("weights/"): tensor for n, tensor in tensors.items() if n.startswith("weights/")}
+            network = Network(task, Spec(**facts["model"]), weights, code or Code())
+            sent = [tensor for n, tensor in tensors.items() if n.startswith("captured/")]
+            captured = tuple(Observation.from_bytes(tensor.numpy().tobytes(), code=code) for tensor in sent)
         except Exception as error:
-            raise StoreError(f"{path} is not a stage of leakmap ({error}); remove it and run again.") from None
-        weights = {n.removeprefix("weights/"): tensor for n, tensor in tensors.items() if n.startswith("weights/")}
-        return cls(Network(task, Spec(**facts["model"]), weights, code or Code()), groups, metadata["name"])
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise StoreError(f"{path} is not a stage of leakmap ({reason}); remove it and run again.") from None
+        return cls(network, groups, metadata["name"], captured)
 
     def to(self, device: torch.device | str) -> "Stage":
         """The same stage with its weights on a device."""
-        return replace(self, network=self.network.to(device))
+        captured = tuple(observation.to(device) for observation in self.captured)
+        return replace(self, network=self.network.to(device), captured=captured)
 
     def _facts(self) -> dict[str, Any]:
         task = self.network.task
@@ -121,7 +129,9 @@ class Stage:
 
     def _tensors(self) -> dict[str, Tensor]:
         weights = {f"weights/{name}": tensor for name, tensor in self.network.weights.items()}
-        return weights | {f"groups/{name}": getattr(self.groups, name) for name in _GROUPS}
+        groups = {f"groups/{name}": getattr(self.groups, name) for name in _GROUPS}
+        sent = [torch.frombuffer(bytearray(one.to_bytes()), dtype=torch.uint8) for one in self.captured]
+        return weights | groups | {f"captured/{i}": tensor for i, tensor in enumerate(sent)}
 
 
 def _digest(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -262,12 +272,17 @@ def _reached(attempt: Attempt, truth: Batch, others: list[Tensor], metrics: tupl
 def seen_by_server(trial: Trial, stage: Stage) -> Observation:
     """The Observation of a trial: its client's update, or that of swapped pictures, and what is granted besides."""
     truth, groups = held_by(trial, stage), stage.groups
+    captured = stage.captured[trial.client] if stage.captured and trial.group == "victims" else None
     shared = truth
     if trial.swap:
         other = groups.pictures(groups.swaps[trial.swap - 1, trial.client])
         shared = Batch(other.to(truth.pictures), truth.y, truth.areas)
+    if captured is not None and not trial.swap:
+        round = Round(captured.network, trial.rule, truth, captured.update, captured.buffers or {})
+    else:
+        network = stage.network if captured is None else captured.network
+        round = simulate(network, trial.rule, shared, derive(trial.seed, "client", trial.client))
     public = groups.public
-    round = simulate(stage.network, trial.rule, shared, derive(trial.seed, "client", trial.client))
     return observe(
         round,
         trial.threat,

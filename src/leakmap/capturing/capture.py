@@ -1,5 +1,6 @@
 """From what was sent and what came back to the Observation of an honest-but-curious server."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from leakmap.capturing.facts import Facts, read_facts
 from leakmap.errors import ObservationError
-from leakmap.models.network import Code, Network
+from leakmap.models.network import LONGEST_NAME, Code, Network
 from leakmap.observation import Observation, Update
 from leakmap.registry import Spec
 
@@ -72,7 +73,7 @@ def capture(
                 f"{name!r} came back with shape {tuple(tensor.shape)}, it was sent with "
                 f"{tuple(network.weights[name].shape)}."
             )
-    own = {name: tensor.to(network.weights[name].dtype) for name, tensor in found.items()}
+    own = {name: found[name].to(tensor.dtype) for name, tensor in network.weights.items() if name in found}
     tensors = {name: own[name] - network.weights[name] if kind == "weights" else own[name] for name in trained}
     parameters = {name for name, _ in network.module().named_parameters(remove_duplicate=False)}
     buffers = {name: tensor for name, tensor in own.items() if name not in parameters and kind == "weights"}
@@ -107,17 +108,27 @@ def states(found: nn.Module | State) -> dict[str, Tensor]:
     """Tensors by name, on the CPU, free of graph and storage; prefixes of wrappers are removed.
 
     Raises:
-        ObservationError: something is not a tensor or an array of numbers.
+        ObservationError: something is not a tensor or an array of numbers, or has a name that is none.
     """
     state: State = found.state_dict() if isinstance(found, nn.Module) else found
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
-        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            value = torch.from_numpy(np.array(value))
-        if not isinstance(value, Tensor):
-            raise ObservationError(f"{name!r} is {type(value).__name__}; expected a tensor or an array of numbers.")
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+            raise ObservationError(f"The name {reprlib.repr(name)} is none; expected 1 to {LONGEST_NAME} characters.")
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub" and value.dtype.itemsize <= 8:
+            value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
+        if not isinstance(value, Tensor) or not _is_plain(value):
+            raise ObservationError(f"{name!r} is {_kind_of(value)}; expected a tensor or an array of real numbers.")
         tensors[name] = value.detach().cpu().contiguous().clone()
     for prefix in PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_complex())
+
+
+def _kind_of(value: Any) -> str:
+    return f"{type(value).__name__} of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__

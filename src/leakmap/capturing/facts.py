@@ -1,10 +1,11 @@
 """What an update cannot tell about itself: a small typed manifest that people write, and that can be wrong."""
 
 import json
+import re
 import tomllib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +18,9 @@ from leakmap.task import Task
 
 LONGEST = 2**20
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=1, le=65536)]
+_DEEP = re.compile(r"""(?<![\w"'-])(?:(?>[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*){40}""")
+"""A key of more than 40 parts: reading one takes time in the square of their number."""
 
 
 class RuleFacts(BaseModel):
@@ -64,12 +68,12 @@ class Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
-    shape: tuple[int, int, int]
-    classes: int
-    mean: tuple[Number, ...]
-    std: tuple[Number, ...]
+    shape: tuple[Side, Side, Side]
+    classes: Annotated[int, Field(ge=1, le=10**7)]
+    mean: Annotated[tuple[Number, ...], Field(max_length=1024)]
+    std: Annotated[tuple[Number, ...], Field(max_length=1024)]
     loss: Annotated[str, Field(max_length=512)] = "cross_entropy"
-    objects: int = 0
+    objects: Annotated[int, Field(ge=0, le=10**4)] = 0
     count: Annotated[int, Field(ge=1, le=COUNT_LIMIT)] | None = None
     rule: RuleFacts | None = None
 
@@ -115,49 +119,69 @@ def read_facts(path: Path | str) -> Facts:
     if (size := path.stat().st_size) > LONGEST:
         raise BadSetting(f"{path} has {size} bytes; a file of facts has at most {LONGEST}.")
     try:
-        found = Facts.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadSetting(f"{path} cannot be read as TOML: {str(error).rstrip('.')}.") from None
+        found = Facts.model_validate(parse_toml(path.read_bytes()))
+        _ = found.task
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise BadSetting(f"{path}: {'.'.join(map(str, first['loc']))!r}: {first['msg']}.") from None
-    try:
-        _ = found.task
+        raise BadSetting(f"{path}: {'.'.join(map(str, first['loc']))[:80]!r}: {first['msg']}.") from None
+    except ValueError as error:
+        raise BadSetting(f"{path} cannot be read as TOML: {str(error).rstrip('.')}.") from None
     except BadSetting as error:
         raise BadSetting(f"{path}: {error}") from None
     return found
 
 
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """TOML that anybody may have written, in time and depth that its size bounds.
+
+    Raises:
+        ValueError: it is not TOML, or nested too deeply.
+    """
+    text = content.decode("utf-8")
+    if _DEEP.search(text):
+        raise ValueError("a key has more than 40 parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def as_toml(facts: Facts) -> str:
     """The manifest as a file to complete, with a word on every line."""
-    rule = facts.rule or RuleFacts()
     lines = [
         "# What an update cannot tell about itself. A wrong line here turns a leaking update into noise:",
         "# leakmap doctor FILE --replay DATA says which line is wrong.",
         "",
-        f"model = {json.dumps(facts.model)}  # NAME[,key=value...], or file.py:function",
+        f"model = {_quoted(facts.model)}  # NAME[,key=value...], or file.py:function",
         f"shape = {list(facts.shape)}  # channels, height and width of an input",
         f"classes = {facts.classes}  # outputs of the model",
         f"mean = {list(facts.mean)}  # of pictures in [0, 1]; zeros where the client does not normalise",
         f"std = {list(facts.std)}  # ones where it does not",
-        f"loss = {json.dumps(facts.loss)}  # or cross_entropy,label_smoothing=0.1, or file.py:function",
+        f"loss = {_quoted(facts.loss)}  # or cross_entropy,label_smoothing=0.1, or file.py:function",
         f"objects = {facts.objects}  # for detection: the most objects of a picture",
         _line("count", facts.count, "pictures of the client; leave it out if every client says it itself"),
         "",
+    ]
+    rule = facts.rule or RuleFacts()
+    table = [
         "[rule]  # leave the table out if the clients do not tell",
-        f"mode = {json.dumps(rule.mode)}  # train, or eval for frozen BatchNorm",
+        f"mode = {_quoted(rule.mode)}  # train, or eval for frozen BatchNorm",
         f"epochs = {rule.epochs}",
         _line("batch_size", rule.batch_size, "of one local step; leave it out for all pictures at once"),
         f"lr = {rule.lr}",
         f"momentum = {rule.momentum}",
         f"weight_decay = {rule.weight_decay}",
-        f"optimizer = {json.dumps(rule.optimizer)}  # sgd, adam or adamw",
+        f"optimizer = {_quoted(rule.optimizer)}  # sgd, adam or adamw",
         _line("dropout", rule.dropout, "rate that replaces that of every dropout layer"),
         f"accumulate = {rule.accumulate}  # micro-batches of a step",
         f"shuffle = {str(rule.shuffle).lower()}",
-        f"defence = {json.dumps(rule.defence)}",
+        f"defence = {_quoted(rule.defence)}",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(table if facts.rule else [f"# {line}" for line in table])]) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _line(name: str, value: object, told: str) -> str:

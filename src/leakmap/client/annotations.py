@@ -21,6 +21,7 @@ ROUNDING = 1e-3
 """How far a box of a label file may stick out, in parts of the picture; a box of a json file may by one pixel."""
 LONGEST_JSON = 2**30
 LONGEST_TEXT = 2**20
+LONGEST_YAML = 2**18
 LONGEST_NAME = 250
 LONGEST_SIDE = 10**6
 MOST_FILES = 10**6
@@ -221,7 +222,7 @@ def _clipped(box: Sequence[float], extent: Sequence[int], rounding: float, where
 def _names(file: Path) -> tuple[str, ...]:
     """The ``names`` of a ``data.yaml``: a list, or numbered from 0."""
     try:
-        found = yaml.load(_text(file), Loader=yaml.BaseLoader)
+        found = yaml.load(_text(file, LONGEST_YAML), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise DataError(f"{file} cannot be read as YAML: {str(error).splitlines()[0].rstrip('.')}.") from None
     names: Any = found.get("names") if isinstance(found, dict) else None
@@ -247,9 +248,9 @@ def _tensor(objects: list[list[float]]) -> Tensor:
     return torch.tensor(objects, dtype=torch.float64).reshape(len(objects), VALUES)
 
 
-def _text(file: Path) -> str:
+def _text(file: Path, most: int = LONGEST_TEXT) -> str:
     try:
-        return _bytes(file, LONGEST_TEXT).decode("utf-8-sig")
+        return _bytes(file, most).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{file} is not text in UTF-8.") from None
 

@@ -103,6 +103,7 @@ def divide(
     public: int = 0,
     training: bool = False,
     rehearsals: int = 0,
+    given: bool = False,
     seed: int = 0,
 ) -> Groups:
     """Divides a source into groups that share no picture.
@@ -118,6 +119,7 @@ def divide(
         public: Public pictures that the threat model grants; at least :data:`REFERENCE` are kept where possible.
         training: Whether weights will be trained.
         rehearsals: Number of simulated clients to tune on.
+        given: Whether the victims hold the first pictures, in their order, as real clients do; else any.
         seed: For the shuffle.
 
     Raises:
@@ -134,15 +136,16 @@ def divide(
     )
 
     held = victims * batch_size
+    victim = list(range(held)) if given else own[: -held - 1 : -1]
+    own[:] = [i for i in own if i >= held] if given else own[:-held]
     reference = max(public, min(REFERENCE, len(images) // 8))
-    need = 3 * held + CONTROLS + FEWEST_DISTRACTORS + (0 if spare else reference)
+    need = 2 * held + CONTROLS + FEWEST_DISTRACTORS + (0 if spare else reference)
     if len(own) < need or len(other) < reference:
         raise DataError(
             f"{len(pictures)} different pictures are too few: {held} for victims, {2 * held} for swapped updates, "
             f"{CONTROLS} for the control, {reference} public and at least {FEWEST_DISTRACTORS} distractors are needed. "
             "Lower --victims, --batch-size or --public, or give more pictures."
         )
-    victim = [own.pop() for _ in range(held)]
     swaps = [[_same_label(own, labels, int(labels[v])) for v in victim] for _ in range(2)]
     controls = [own.pop() for _ in range(CONTROLS)]
     public_index = [other.pop() for _ in range(reference)]

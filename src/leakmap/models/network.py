@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import os
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +25,8 @@ from leakmap.seeds import derive, generator
 from leakmap.task import Loss, Task, build_loss, loss_of
 
 WEIGHTS_LIMIT = 16 * 2**30
+MOST_TENSORS = 10**5
+LONGEST_NAME = 500
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Network:
         return module
 
     def fitted(self) -> "Network":
-        """The same, every tensor of the type that the architecture has, as a client has it who loads these weights.
+        """The same in the order and types of the architecture, as a client has it who loads these weights.
 
         Averaging turns BatchNorm's whole numbers into floats; loading cuts them off again.
 
@@ -107,11 +110,20 @@ class Network:
             ModelError: the weights do not fit the architecture.
         """
         own = self._outline.state_dict()
-        return replace(self, weights={name: tensor.to(own[name].dtype) for name, tensor in self.weights.items()})
+        return replace(
+            self, weights={n: self.weights[n].to(tensor.dtype) for n, tensor in own.items() if n in self.weights}
+        )
 
     def trained(self) -> list[str]:
         """Names of the parameters that a client trains, in the order of the architecture."""
         return [name for name, parameter in self._outline.named_parameters() if parameter.requires_grad]
+
+    def names(self) -> list[str]:
+        """Names of the architecture's state dict, in its order; the weights need not fit it."""
+        if self.code.model is not None:
+            return list(self.code.model.state_dict())
+        outline = self._without_memory()
+        return list((self._built() if outline is None else outline).state_dict())
 
     def loss(self) -> Loss | None:
         """What the client minimises; None where the module computes it from ``(x, y)``, as detectors do."""
@@ -133,25 +145,32 @@ class Network:
     def _architecture(self) -> nn.Module:
         if self.code.model is not None:
             return copy.deepcopy(self.code.model)
+        outline = self._without_memory()
+        if outline is not None:
+            compare_weights(outline, self.weights, where=f"The weights of {self.model}")
+        return self._built()
+
+    def _without_memory(self) -> nn.Module | None:
+        """The architecture without values, as the specification may be hostile.
+
+        None for a library's constructor that computes on tensors; the library bounds its sizes.
+        """
         if is_user_code(self.model.name) or self.model.name == IN_MEMORY:
             raise ModelError(
                 f"The architecture {self.model} is code of your own; leakmap does not run code that a file names: "
                 "pass the module as code=Code(model=...)."
             )
-        self._check_size()
-        with torch.random.fork_rng(devices=[]):
-            return models.build(self.model, self.task)
-
-    def _check_size(self) -> None:
-        """Compares architecture and weights before memory is taken: the specification may be hostile."""
         try:
             with torch.device("meta"):
-                outline = models.build(self.model, self.task)
+                return models.build(self.model, self.task)
         except (RuntimeError, NotImplementedError) as error:
             if "/" in self.model.name:
-                return  # a library's constructor that computes on tensors; the library bounds its sizes
+                return None
             raise ModelError(f"{self.model} cannot be built: {error}.") from None
-        compare_weights(outline, self.weights, where=f"The weights of {self.model}")
+
+    def _built(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            return models.build(self.model, self.task)
 
 
 def _tied(module: nn.Module) -> bool:
@@ -264,8 +283,8 @@ def compare_weights(module: nn.Module, weights: Mapping[str, Tensor], *, where: 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads a state dict from safetensors or from a checkpoint, never running code from it.
 
-    A checkpoint may hold the state dict itself or hold it under ``state_dict`` or ``model``; a leading ``module.``
-    of every name (DataParallel) is removed.
+    A checkpoint may hold the state dict itself or hold it under ``state_dict``, ``model`` or ``model_state_dict``; a
+    leading ``module.`` of every name (DataParallel) is removed.
 
     Raises:
         ModelError: the file is absent, too large, damaged, or holds anything else than tensors by name.
@@ -275,17 +294,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if (size := path.stat().st_size) > WEIGHTS_LIMIT:
         raise ModelError(f"{path} has {size} bytes; weights files of at most {WEIGHTS_LIMIT} bytes are read.")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else _checkpoint(path)
+        state = load_file(path) if _is_safetensors(path) else _checkpoint(path)
+        _check_state(state, 2 * size + 2**20)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ModelError(f"{path} cannot be read as weights ({reason}); expected tensors by name.") from None
+        raise ModelError(
+            f"{path} cannot be read as weights ({reason[:LONGEST_NAME]}); expected tensors by name."
+        ) from None
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > 2 * size + 2**20:
-        raise ModelError(f"{path} has {size} bytes but describes tensors of many more; it is not a sound checkpoint.")
-    for name, tensor in state.items():
-        if torch.isnan(tensor).any():
-            raise ModelError(f"{path} has values in {name!r} that are not numbers.")
     return state
 
 
@@ -297,17 +314,43 @@ def write_weights(path: Path, network: Network) -> None:
     temporary.replace(path)
 
 
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
 def _checkpoint(path: Path) -> dict[str, Tensor]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ModelError("it is packed, which torch.save does not do")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    tensors = isinstance(state, dict) and state and all(isinstance(t, Tensor) for t in state.values())
-    if not tensors or not all(isinstance(name, str) for name in state):
+    if not isinstance(state, dict) or not state:
         raise ModelError("it does not hold tensors by name; save model.state_dict()")
     return state
+
+
+def _check_state(state: Mapping[Any, Any], most: int) -> None:
+    """Refuses what is no state dict, or more than ``most`` bytes: a few can describe a tensor of any size."""
+    if len(state) > MOST_TENSORS:
+        raise ModelError(f"it holds {len(state)} tensors, more than {MOST_TENSORS}")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ModelError("it does not hold tensors by name; save model.state_dict()")
+        if len(name) > LONGEST_NAME:
+            raise ModelError(f"a name in it has {len(name)} characters, more than {LONGEST_NAME}")
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise ModelError(f"{name!r} in it is sparse, quantised or empty; save plain tensors")
+    if (found := sum(tensor.numel() * tensor.element_size() for tensor in state.values())) > most:
+        raise ModelError(f"it describes tensors of {found} bytes, which it cannot hold")
+    for name, tensor in state.items():
+        if torch.isnan(tensor).any():
+            raise ModelError(f"it has values in {name!r} that are not numbers")
 
 
 def check_network(network: Network) -> None:

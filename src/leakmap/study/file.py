@@ -9,17 +9,19 @@ is one :class:`leakmap.plan.Plan`.
 import itertools
 import json
 import math
+import reprlib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from leakmap.attacker.attacks import DEFAULT
+from leakmap.capturing.facts import parse_toml
 from leakmap.errors import BadSetting, LeakmapError
 from leakmap.local import LocalRule
 from leakmap.plan import Plan, local_batch
@@ -101,14 +103,14 @@ def read_study(path: Path | str, scale: str | None = None) -> Study:
     try:
         if path.stat().st_size > FILE_LIMIT:
             raise BadSetting(f"{path} is larger than {FILE_LIMIT} bytes; a study file is a page of TOML.")
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text)
+        data = path.read_bytes()
+        content = parse_toml(data)
     except OSError as error:
         raise BadSetting(f"The study file {path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise BadSetting(f"The study file {path} is not TOML: {error}.") from None
     try:
-        return parse_study(_scaled(content, scale), text)
+        return parse_study(_scaled(content, scale), data.decode("utf-8"))
     except LeakmapError as error:
         raise BadSetting(f"{path}: {error}") from None
 
@@ -145,10 +147,9 @@ def parse_study(content: Mapping[str, Any], text: str = "") -> Study:
             cells.append(Cell(axes, _plan(choice, tuple(top["metrics"]), top["gallery"])))
     if not cells:
         raise BadSetting("Every cell of the study is excluded; loosen its [[exclude]] tables.")
-    known = {name for cell in cells for name in cell.axes} | {name for rule in top["exclude"] for name in rule}
-    for rule in top["exclude"]:
-        if strange := [name for name in rule if name not in {n for side in sides for axes, _ in side for n in axes}]:
-            raise BadSetting(f"[[exclude]] names {strange[0]!r}, which is no axis; {near_misses(strange[0], known)}")
+    known = {name for side in sides for axes, _ in side for name in axes}
+    if strange := [name for rule in top["exclude"] for name in rule if name not in known]:
+        raise BadSetting(f"[[exclude]] names {strange[0]!r}, which is no axis; {near_misses(strange[0], known)}")
     return Study(top["title"], tuple(cells), text, top["claim"])
 
 
@@ -179,7 +180,7 @@ _TOP: dict[str, Any] = {
     "control": (Literal["none", "swapped"] | list[Literal["none", "swapped"]], "none"),
     "metrics": (list[str], []),
     "gallery": (int, GALLERY),
-    "exclude": (list[dict[str, Any]], []),
+    "exclude": (Annotated[list[dict[str, Any]], Field(max_length=1000)], []),
     "presets": (dict[str, dict[str, dict[str, Any]]], {}),
     "claim": (dict[str, Any], {}),
     "scale": (dict[str, dict[str, Any]], {}),
@@ -232,7 +233,7 @@ def _checked(kind: str, fields: Mapping[str, Any], given: Any) -> Table:
             raise BadSetting(f"{where} has no setting {name!r}; {near_misses(name, known)}") from None
         if first["type"] == "missing":
             raise BadSetting(f"{where} lacks {name!r}.") from None
-        raise BadSetting(f"{where} got {first['input']!r} for {name!r}: {first['msg']}.") from None
+        raise BadSetting(f"{where} got {reprlib.repr(first['input'])} for {name!r}: {first['msg']}.") from None
     given = {name: getattr(read, name) for name in {**fields, **(read.model_extra or {})}}
     return {**given, "label": read.label} if kind in _TABLES else given
 
@@ -264,8 +265,15 @@ def _table(kind: str, given: Any, own: Mapping[str, Table]) -> Table:
     if isinstance(given, str):
         given = _named(kind, given, own)
     if not isinstance(given, dict):
-        raise BadSetting(f"{kind} is a table, the name of a preset, or a list of such; got {given!r}.")
-    return {name: value for name, value in _checked(kind, _TABLES[kind], given).items() if value is not None}
+        raise BadSetting(f"{kind} is a table, the name of a preset, or a list of such; got {reprlib.repr(given)}.")
+    table = {name: value for name, value in _checked(kind, _TABLES[kind], given).items() if value is not None}
+    for name, value in table.items():
+        if not all(isinstance(one, Value) for one in (value if isinstance(value, list) else [value])):
+            got = reprlib.repr(value)
+            raise BadSetting(
+                f"[{kind}] got {got} for {name!r}; expected text, a number, true or false, or a list of them."
+            )
+    return table
 
 
 def _named(kind: str, text: str, own: Mapping[str, Table]) -> Table:
@@ -295,7 +303,7 @@ def _product(table: Table, kind: str) -> Iterator[_Choice]:
         if not values:
             raise BadSetting(f"{name!r} is an empty list; give at least one value.")
         if len({shown(value) for value in values}) < len(values):
-            raise BadSetting(f"{name!r} lists a value twice: {values}.")
+            raise BadSetting(f"{name!r} lists a value twice: {reprlib.repr(values)}.")
     if math.prod(map(len, varied.values())) > CELL_LIMIT:
         raise BadSetting(f"The study has more than {CELL_LIMIT} cells; take values out of its lists.")
     for values in itertools.product(*varied.values()):

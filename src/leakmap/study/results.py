@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from leakmap.plan import ROLES, Plan, Progress
 from leakmap.pool import Told
 from leakmap.preparation import prepare
 from leakmap.report.study import Cell as Shown
-from leakmap.store import Store, finite
+from leakmap.store import DAMAGED, Store, finite
 from leakmap.study.planning import Planned, pictures_of
 from leakmap.study.running import Runner
 from leakmap.trial import Trial
@@ -140,7 +140,7 @@ def _read(folder: Path, one: Planned, state: str) -> Shown | None:
                 row, _, picture = name.partition("/")
                 rows.setdefault(int(row), {})[picture] = file.get_tensor(name).float() / 255
             return Shown(one.cell.axes, json.loads(metadata["result"]), list(rows.values()))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+    except DAMAGED:
         return None
 
 

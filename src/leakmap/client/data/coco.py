@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from leakmap.client.annotations import BoxedPicture, layouts_of, read_json, read_yolo
 from leakmap.client.data import SMALLEST, Pictures, sources
-from leakmap.client.data.folder import read_picture
+from leakmap.client.data.folder import FORMATS, read_picture
 from leakmap.errors import DataError
 from leakmap.objects import GRID, pack
 
@@ -188,7 +188,7 @@ def _is_file(place: Path) -> bool:
 
 def _is_turned(file: Path) -> bool:
     """Whether viewers turn the picture before they show it; not if its EXIF block cannot be read."""
-    with Image.open(file) as picture:
+    with Image.open(file, formats=FORMATS) as picture:
         try:
             return picture.format != "PNG" and picture.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
         except Exception:

@@ -5,13 +5,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from leakmap.client.data import Pictures, sources, square, to_channels
 from leakmap.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg")
+FORMATS = ("PNG", "JPEG")
+"""What is read, whatever a file is called: others start programs, as EPS does Ghostscript."""
+MOST_PIXELS = 2**26
 
 
 @sources.add("folder:")
@@ -56,14 +59,18 @@ def read_picture(file: Path) -> Tensor:
     """A PNG or JPEG file as ``(3, H, W)`` uint8.
 
     Raises:
-        DataError: it is no picture, or one of more than 8 bits a channel.
+        DataError: it is no picture, too large a one, or one of more than 8 bits a channel.
     """
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=FORMATS) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise DataError(f"{file} has {picture.width}x{picture.height} pixels; at most {MOST_PIXELS} are read.")
             if picture.mode.startswith("I") or picture.mode == "F":
                 raise DataError(f"{file} has {picture.mode} pixels, more than 8 bits; save it with 8 bits a channel.")
-            pixels = np.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+            pixels = np.array(picture.convert("RGB"))
+    except DataError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(f"{file} cannot be read as a picture: {reason}.") from None
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -1,12 +1,13 @@
 """Arrays in a NumPy archive."""
 
-import zipfile
+import reprlib
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from leakmap.capturing.files import read_npz
 from leakmap.client.data import Pictures, sources, square, to_channels
 from leakmap.errors import DataError
 
@@ -33,27 +34,22 @@ def npz(size: int | None, path: str, *, channels: Literal[1, 3] | None = None) -
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError(f"There is no file {file}.")
-    if (found := file.stat().st_size) > LIMIT:
-        raise DataError(f"{file} has {found} bytes; at most {LIMIT} are read.")
     try:
-        with zipfile.ZipFile(file) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > LIMIT:
-            raise DataError(f"{file} unpacks to {unpacked} bytes; at most {LIMIT} are read.")
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = read_npz(file, LIMIT)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise DataError(f"{file} cannot be read as an npz archive: {reason}.") from None
+        raise DataError(f"{file} cannot be read as an npz archive: {reason[:200]}.") from None
     main = "test_" if "test_images" in arrays else ""
     if f"{main}images" not in arrays or f"{main}labels" not in arrays:
-        raise DataError(f"{file} holds {', '.join(sorted(arrays)) or 'nothing'}; {_LAYOUT}.")
+        raise DataError(f"{file} holds {reprlib.repr(sorted(arrays))}; {_LAYOUT}.")
     spare = "train_" if main and {"train_images", "train_labels"} <= set(arrays) else None
     prefixes = [main] if spare is None else [main, spare]
     for prefix in prefixes:
         _check(file, prefix, arrays)
     highest = max(int(arrays[f"{prefix}labels"].max()) for prefix in prefixes)
     names = arrays.get("class_names")
+    if names is not None and (names.ndim != 1 or len(names) > MOST_CLASSES):
+        raise DataError(f"{file} has class_names {names.dtype} {names.shape}; expected a list of names.")
     classes = tuple(str(n) for n in names) if names is not None else tuple(str(c) for c in range(highest + 1))
     if len(classes) <= highest:
         raise DataError(f"{file} has labels up to {highest} but only {len(classes)} class_names.")
@@ -74,7 +70,7 @@ def npz(size: int | None, path: str, *, channels: Literal[1, 3] | None = None) -
 def _check(file: Path, prefix: str, arrays: dict[str, Any]) -> None:
     images, labels = np.asarray(arrays[f"{prefix}images"]), np.asarray(arrays[f"{prefix}labels"])
     pictures = images.dtype == np.uint8 and images.ndim in (3, 4) and images.shape[3:] in ((), (1,), (3,))
-    whole = np.issubdtype(labels.dtype, np.integer) and labels.size == len(labels) == len(images) > 0
-    if not pictures or not whole or labels.min() < 0 or labels.max() >= MOST_CLASSES:
+    whole = labels.dtype.kind in "iu" and labels.shape in (images.shape[:1], (*images.shape[:1], 1))
+    if not pictures or not images.size or not whole or labels.min() < 0 or labels.max() >= MOST_CLASSES:
         got = f"{prefix}images {images.dtype} {images.shape} and {prefix}labels {labels.dtype} {labels.shape}"
         raise DataError(f"{file} has {got}; {_LAYOUT}.")

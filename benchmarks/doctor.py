@@ -1,0 +1,242 @@
+"""Does the doctor name the fact that is wrong? One mistake is planted at a time in what a client sent.
+
+    python -m benchmarks.doctor [--models MODEL …]
+
+Writes docs/results/doctor.md; with --models it only prints.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks.markdown import publish, table, versions
+from leakmap import Batch, LocalRule, Network, Observation, Task, ThreatModel, Update, build_network, observe, simulate
+from leakmap.client.data import load_pictures
+from leakmap.client.training import calibrated
+from leakmap.registry import Spec
+from leakmap.seeds import generator
+from leakmap.updates.checks import check
+from leakmap.updates.replay import replay
+
+PAGE = Path("docs/results/doctor.md")
+MODELS = ("resnet,blocks=1-1-1,width=8", "vit,dim=32,depth=2,heads=2,patch=8", "convnet,width=8")
+COUNT, CLASSES = 8, 12
+CLIENTS = {
+    "one step": LocalRule("delta", lr=0.02),
+    "2 epochs of 4, momentum": LocalRule("delta", epochs=2, batch_size=4, lr=0.02, momentum=0.9),
+}
+Truth = Callable[[Network, LocalRule], tuple[Network, LocalRule]]
+Spoil = Callable[[Observation], Observation]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One wrong fact.
+
+    Args:
+        name: In words.
+        fact: What the doctor should name: any of these.
+        spoil: What goes wrong between the client and the file.
+        truth: What the client does otherwise than the default, where the mistake is about that.
+        held: How the client holds the batch that the replay is given.
+        batch_norm: Whether only networks with BatchNorm show it.
+        steps: Whether only several steps show it.
+    """
+
+    name: str
+    fact: tuple[str, ...]
+    spoil: Spoil = lambda o: o
+    truth: Truth = lambda network, rule: (network, rule)
+    held: Callable[[Batch], Batch] = lambda batch: batch
+    batch_norm: bool = False
+    steps: bool = False
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--models", nargs="+")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(stderr=True)
+    pictures = load_pictures("samples", 32)
+    order = torch.randperm(len(pictures), generator=generator(0, "doctor"))
+    own, others = order[:COUNT], order[COUNT:]
+    batch = Batch(pictures.images[own].float() / 255, pictures.labels[own])
+    task = Task((3, 32, 32), CLASSES, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    rows: list[list[str]] = []
+    named: dict[str, list[bool]] = {}
+    for model in options.models or MODELS:
+        network = build_network(task, model)
+        network = calibrated(network, pictures.images[others][:64], pictures.labels[others][:64])
+        for client, rule in CLIENTS.items():
+            for mistake in MISTAKES:
+                if (mistake.batch_norm and not model.startswith("resnet")) or (mistake.steps and client == "one step"):
+                    continue
+                row, right = _one(model.partition(",")[0], client, network, rule, batch, mistake)
+                console.print(" | ".join(row), soft_wrap=True)
+                rows.append(row)
+                named.setdefault(mistake.name, []).append(right)
+    content = page(rows, named, options.models or MODELS)
+    publish(content, *([] if options.models else [PAGE]))
+
+
+def _one(
+    model: str, client: str, network: Network, rule: LocalRule, batch: Batch, mistake: Mistake
+) -> tuple[list[str], bool]:
+    sent, done = mistake.truth(network, rule)
+    update = observe(simulate(sent, done, mistake.held(batch)), ThreatModel())
+    claimed = replace(network, weights=update.network.weights, code=update.network.code)
+    told = rule if update.update.kind == rule.share else done
+    observation = mistake.spoil(replace(update, network=claimed, rule=told))
+    begun = time.process_time()
+    wrong = [finding.name for finding in check(observation) if finding.level == "wrong"]
+    found = replay(observation, batch)
+    seconds = time.process_time() - begun
+    facts = [change.name for change in found.explained_by]
+    right = len(facts) == 1 and facts[0] in mistake.fact
+    told = ", ".join(facts) or ("right" if found.exact else "none")
+    also = ", ".join(sorted({c.name for changes in found.equally for c in changes} - set(facts)))
+    cells = [model, client, mistake.name, f"**{told}**" if not right else told, also or "–", ", ".join(wrong) or "–"]
+    cells += [f"{found.distance:.2g}", f"{found.reached:.1g}", str(len(found.tried)), f"{seconds:.1f}"]
+    return cells, right
+
+
+def _scaled(factor: Callable[[Observation], float]) -> Spoil:
+    def spoil(o: Observation) -> Observation:
+        return replace(o, update=Update(o.update.kind, {name: t * factor(o) for name, t in o.update.tensors.items()}))
+
+    return spoil
+
+
+def _lr(o: Observation) -> float:
+    return o.rule.lr if o.rule is not None else 1.0
+
+
+def _weights(o: Observation) -> Observation:
+    weights = o.network.weights
+    return replace(o, update=Update("delta", {name: weights[name] + t for name, t in o.update.tensors.items()}))
+
+
+def _called_delta(o: Observation) -> Observation:
+    told = LocalRule("delta", mode=o.rule.mode, lr=0.02) if o.rule is not None else None
+    return replace(o, update=Update("delta", o.update.tensors), rule=told)
+
+
+def _swapped(o: Observation) -> Observation:
+    """The two last tensors of the most common shape that differ."""
+    tensors = dict(o.update.tensors)
+    shapes = [tuple(t.shape) for t in tensors.values()]
+    first, second = [name for name, t in tensors.items() if tuple(t.shape) == max(shapes, key=shapes.count)][-2:]
+    tensors[first], tensors[second] = tensors[second], tensors[first]
+    return replace(o, update=Update(o.update.kind, tensors))
+
+
+def _gradient(network: Network, rule: LocalRule) -> tuple[Network, LocalRule]:
+    return network, LocalRule(mode=rule.mode)
+
+
+def _ruled(**changes: object) -> Truth:
+    return lambda network, rule: (network, replace(rule, **changes))
+
+
+def _tasked(**changes: object) -> Truth:
+    return lambda network, rule: (replace(network, task=replace(network.task, **changes)), rule)
+
+
+def _own_statistics(network: Network, rule: LocalRule) -> tuple[Network, LocalRule]:
+    own = {
+        name: torch.full_like(t, float(name.endswith("running_var")))
+        for name, t in network.weights.items()
+        if name.endswith(("running_mean", "running_var"))
+    }
+    return replace(network, weights={**network.weights, **own}), replace(rule, mode="eval")
+
+
+def _sent_statistics(o: Observation) -> Observation:
+    """The file has the server's running statistics, and the rule is right about the mode."""
+    assert o.rule is not None
+    told = {n: t * 1.5 + 0.1 for n, t in o.network.weights.items() if n.endswith(("running_mean", "running_var"))}
+    network = replace(o.network, weights={**o.network.weights, **told})
+    return replace(o, network=network, rule=replace(o.rule, mode="eval"), buffers=None)
+
+
+MISTAKES = (
+    Mistake("eval mode called train", ("mode",), truth=_ruled(mode="eval"), batch_norm=True),
+    Mistake("a gradient called a delta", ("kind",), _called_delta, _gradient),
+    Mistake("before - after", ("scale",), _scaled(lambda o: -1.0)),
+    Mistake("delta divided by lr", ("scale",), _scaled(lambda o: 1 / _lr(o))),
+    Mistake("weights called a delta", ("kind",), _weights),
+    Mistake("lr 5 times too small", ("lr",), truth=_ruled(lr=0.1)),
+    Mistake("loss summed", ("summed loss",), truth=_ruled(lr=0.02 * 4), steps=True),
+    Mistake("client does not normalise", ("normalisation",), truth=_tasked(mean=(0.0,) * 3, std=(1.0,) * 3)),
+    Mistake("inputs 0 to 255", ("normalisation",), truth=_tasked(mean=(0.0,) * 3, std=(1 / 255,) * 3)),
+    Mistake("variance in place of std", ("normalisation",), truth=_tasked(std=(0.052441, 0.050176, 0.050625))),
+    Mistake(
+        "constants of its own data", ("normalisation",), truth=_tasked(mean=(0.43, 0.4, 0.37), std=(0.28, 0.27, 0.29))
+    ),
+    Mistake("BGR", ("pictures",), held=lambda b: Batch(b.pictures.flip(1), b.y)),
+    Mistake(
+        "labels beside other pictures", ("labels",), held=lambda b: Batch(b.pictures, b.y[[3, 0, 1, 2, 5, 6, 7, 4]])
+    ),
+    Mistake("classes in another order", ("labels",), held=lambda b: Batch(b.pictures, (5 * b.y + 3) % CLASSES)),
+    Mistake("tensors swapped", ("parameter order",), _swapped),
+    Mistake("other running statistics", ("running statistics",), _sent_statistics, _own_statistics, batch_norm=True),
+    Mistake(
+        "label smoothing 0.1", ("label smoothing",), truth=_tasked(loss=Spec("cross_entropy", {"label_smoothing": 0.1}))
+    ),
+    Mistake("Adam called SGD", ("optimizer",), truth=_ruled(optimizer="adam", momentum=0.0)),
+    Mistake("weight decay 5e-4", ("weight decay",), truth=_ruled(weight_decay=5e-4)),
+    Mistake("momentum 0.5, not 0.9", ("momentum",), truth=_ruled(momentum=0.5), steps=True),
+    Mistake("3 epochs, not 2", ("epochs", "passes"), truth=_ruled(epochs=3), steps=True),
+    Mistake("mini-batches of 2", ("batch size", "passes"), truth=_ruled(batch_size=2), steps=True),
+    Mistake("pictures backwards", ("mini-batches",), held=lambda b: Batch(b.pictures.flip(0), b.y.flip(0)), steps=True),
+)
+
+
+def page(rows: list[list[str]], named: dict[str, list[bool]], models: tuple[str, ...] | list[str]) -> str:
+    """Markdown."""
+    whole = sum(all(found) for found in named.values())
+    hits, runs = (sum(map(f, named.values())) for f in (sum, len))
+    seconds = [float(row[-1]) for row in rows]
+    lines = [
+        "# Does the doctor name the fact that is wrong?",
+        "",
+        "    python -m benchmarks.doctor",
+        "",
+        f"One mistake is planted at a time between a client and its capture; the doctor gets the file and the client's "
+        f"pictures, {COUNT} photograph tiles of 32 px, {CLASSES} classes. It names the right fact, and that alone, in "
+        f"{hits} of {runs} runs; {whole} of {len(named)} mistakes are named in every run. A run takes "
+        f"{min(seconds):.1f} to {max(seconds):.1f} s of one core. Bold: what is named is not what was planted. *Also*: "
+        "facts that explain the update as well. *Without pictures*: what `check` alone calls wrong. Running statistics "
+        "are those of 64 other tiles.",
+        "",
+        f"{', '.join(f'`{model}`' for model in models)}. {versions()}.",
+        "",
+        *table(["mistake", "named"], [[name, f"{sum(found)} of {len(found)}"] for name, found in named.items()]),
+        *table(
+            [
+                "network",
+                "client",
+                "planted",
+                "named",
+                "also",
+                "without pictures",
+                "distance",
+                "after",
+                "tried",
+                "s",
+            ],
+            rows,
+        ),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Every reader of the project, each with small valid files."""
+
+import json
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save, save_file
+
+import leakmap
+from benchmarks.fuzz.payloads import checkpoint, npy, npz, npz_list, picture
+from leakmap.capturing.facts import as_toml, read_facts
+from leakmap.capturing.files import order_of, read_order, read_state
+from leakmap.client.data import load_pictures
+from leakmap.client.groups import Groups
+from leakmap.scoring.score import Score
+from leakmap.store import Store, read_json
+from leakmap.study import results
+from leakmap.study.claims import read_claim
+from leakmap.study.file import read_study
+from leakmap.trial import Outcome, Reached, Stage, Trial
+from leakmap.tuned import read_tuned
+
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Something that reads files which anybody may have written.
+
+    Args:
+        name: What it reads.
+        files: A valid payload.
+        read: Reads it from a folder; None is a refusal where the reader says so.
+    """
+
+    name: str
+    files: Files
+    read: Callable[[Path], object]
+
+
+@cache
+def readers() -> tuple[Reader, ...]:
+    """Every reader of the project, with small files."""
+    facts = leakmap.Facts(
+        model="mlp,hidden=3", shape=(1, 16, 16), classes=2, mean=(0.5,), std=(0.25,), count=2, rule=leakmap.RuleFacts()
+    )
+    network = leakmap.build_network(facts.task, facts.model)
+    pictures = torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    batch = leakmap.Batch(pictures[:2], torch.tensor([0, 1]))
+    round = leakmap.simulate(network, leakmap.LocalRule(share="delta"), batch)
+    public = leakmap.Public(pictures[2:], torch.tensor([0, 1, 0, 1]))
+    observation = leakmap.observe(round, leakmap.ThreatModel("known", public=2, hint=0.2), public)
+    before = dict(network.weights)
+    after = {name: before[name] + round.update.tensors[name] for name in before}
+    names, arrays = list(before), [tensor.numpy() for tensor in after.values()]
+    told = as_toml(facts).encode()
+
+    def state(name: str, data: bytes) -> Reader:
+        return Reader(name, {"state": data}, lambda folder: read_state(folder / "state", names))
+
+    def captured(folder: Path) -> object:
+        facts = read_facts(folder / "facts.toml")
+        names = order_of(facts)
+        sent, came = (read_state(folder / name, names) for name in ("before", "after"))
+        return leakmap.capture(sent, came, facts).through_bytes()
+
+    return (
+        Reader(
+            "Observation",
+            {"client.safetensors": observation.to_bytes()},
+            lambda folder: leakmap.Observation.from_file(folder / "client.safetensors").through_bytes(),
+        ),
+        state("state, safetensors", save(after)),
+        state("state, checkpoint", checkpoint({"state_dict": after, "epoch": 3})),
+        state("state, old checkpoint", checkpoint({"model": after}, _use_new_zipfile_serialization=False)),
+        state("state, npz by name", npz(dict(zip(names, arrays, strict=True)))),
+        state("state, npz list", npz({f"arr_{i}": array for i, array in enumerate(arrays)})),
+        state("state, npy list", b"".join(map(npy, arrays))),
+        Reader("order of names", {"names.txt": "\n".join(names).encode()}, lambda f: read_order(f / "names.txt")),
+        Reader("facts", {"facts.toml": told}, lambda f: as_toml(read_facts(f / "facts.toml"))),
+        Reader(
+            "capture",
+            {"facts.toml": told, "before": checkpoint({"model": before}), "after": npz_list(arrays)},
+            captured,
+        ),
+        *_of_runs(network, pictures),
+        *_of_pictures(),
+    )
+
+
+def _of_runs(network: leakmap.Network, pictures: torch.Tensor) -> Iterator[Reader]:
+    index = {
+        name: torch.arange(count).reshape(shape)
+        for name, count, shape in (
+            ("victims", 2, (1, 2)),
+            ("swaps", 4, (2, 1, 2)),
+            ("controls", 1, (1, 1)),
+            ("public", 2, (2,)),
+            ("training", 0, (0,)),
+            ("rehearsals", 0, (0, 2)),
+            ("distractors", 3, (3,)),
+        )
+    }
+    groups = Groups((pictures * 255).to(torch.uint8), torch.tensor([0, 1, 0, 1, 0, 1]), ("cat", "dog"), **index)
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        Stage(network, groups, "a" * 64).save(folder / "stage.safetensors")
+        stage = (folder / "stage.safetensors").read_bytes()
+        store = Store(folder)
+        store.claim({"model": "mlp", "seed": 0}, "audit")
+        trial = Trial("a" * 64, leakmap.LocalRule(), leakmap.ThreatModel(), leakmap.Spec("linear"))
+        values = {"psnr": (12.0, 13.0), "ssim": (0.1, 0.2)}
+        score = Score(pictures[:2], values, (1.0, 2.0), (3, 3), 1.0)
+        store.put(Outcome(trial, score, 0.1, (1.0, 0.1), {"used": "rule"}, None, (Reached("linear", 0.1, 1.0),), 1.0))
+        outcome = store.path(trial.key).read_bytes()
+        plan = (folder / "plan.json").read_bytes()
+        cell = {"state": "s", "result": json.dumps({"verdict": {"level": "none"}}), "order": json.dumps(["0/original"])}
+        save_file({"0/original": (pictures[:2] * 255).to(torch.uint8)}, folder / "cell", metadata=cell)
+        concluded = (folder / "cell").read_bytes()
+    tried = {"settings": {"steps": 10}, "scores": [0.1, 0.2], "stopped": False, "failures": []}
+    tuned = {
+        "column": "rehearsal-tuned", "objective": "ssim", "budget": 1, "clients": 2, "facts": {"model": "mlp"},
+        "attacks": {"linear": {"settings": {"steps": 10}, "score": 0.15, "default": 0.1, "tried": [tried]}},
+        "pictures": ["0" * 64], "versions": {"leakmap": "0"}, "schema": 1,
+    }  # fmt: skip
+
+    def studied(folder: Path) -> object:
+        study = read_study(folder / "study.toml", "small")
+        return read_claim(study.claim, study.axes), study.resolved()
+
+    planned: Any = SimpleNamespace(key="k", cell=SimpleNamespace(axes={"model": "mlp"}))
+    yield Reader("stage", {"s.safetensors": stage}, lambda f: Stage.load(f / "s.safetensors").digest)
+    yield Reader("outcome", {f"trials/{trial.key}.safetensors": outcome}, lambda f: Store(f).read(trial.key))
+    yield Reader("plan of a folder", {"plan.json": plan}, lambda f: read_json(f / "plan.json"))
+    yield Reader("cell", {"cells/k.safetensors": concluded}, lambda f: results._read(f, planned, "s"))
+    yield Reader("tuned settings", {"t.json": json.dumps(tuned).encode()}, lambda f: read_tuned(f / "t.json"))
+    yield Reader("study", {"study.toml": STUDY.encode()}, studied)
+
+
+def _of_pictures() -> Iterator[Reader]:
+    source = np.random.default_rng(0)
+    images = source.integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    labels = np.arange(6) % 2
+    pngs = [picture(image, "PNG") for image in images]
+    arrays = {f"{split}_{what}": values for split in ("test", "train") for what, values in _half(images, labels, split)}
+    boxes = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 16, "height": 16} for i in range(2)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 7, "bbox": [1, 2.5, 8, 9], "iscrowd": 0, "segmentation": [[1, 2]]}
+            for i in range(2)
+        ],
+        "categories": [{"id": 7, "name": "cat"}],
+    }
+    pictures = {f"images/val/{i}.png": pngs[i] for i in range(2)}
+    yolo = {f"labels/val/{i}.txt": f"{i} 0.5 0.5 0.25 0.5\n0 0.2 0.2 0.1 0.1\n".encode() for i in range(2)}
+    classed = {f"{'cat' if i % 2 else 'dog'}/{i}.png": png for i, png in enumerate(pngs[:3])}
+    classed["cat/3.jpg"] = picture(images[3], "JPEG")
+    batches = {f"cifar-10-batches-py/{name}": pickle.dumps({b"data": [1], b"labels": [1]}) for name in _BATCHES}
+
+    def read(source: str, size: int | None = 16) -> Callable[[Path], object]:
+        return lambda folder: load_pictures(source.replace("DIR", str(folder)), size)
+
+    yield Reader(
+        "npz of pictures", {"p.npz": npz({**arrays, "class_names": np.array(["a", "b"])})}, read("npz:DIR/p.npz")
+    )
+    json_files = {"annotations/instances_val.json": json.dumps(boxes).encode(), **pictures}
+    yield Reader("boxes, json", json_files, read("coco:DIR"))
+    yield Reader("boxes, YOLO", {"data.yaml": b"names:\n  0: cat\n  1: dog\n", **yolo, **pictures}, read("coco:DIR"))
+    yield Reader("folder of pictures", classed, read("folder:DIR", 24))
+    yield Reader("cifar10", batches, read("cifar10:DIR", None))
+
+
+_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+STUDY = """
+title = "Which?"
+seed = [0, 1]
+presets.attack.mine = {name = "inverting_gradients", steps = 5}
+[data]
+source = "samples"
+image_size = 16
+victims = [2, 3]
+[[model]]
+name = "mlp"
+hidden = 8
+[[model]]
+label = "wide"
+name = "mlp"
+hidden = [16, 32]
+[client]
+mode = ["train", "eval"]
+lr = 0.1
+[threat]
+labels = "known"
+public = 4
+[attack]
+name = "linear"
+[[exclude]]
+model = "wide"
+seed = 1
+[scale.small.data]
+victims = 2
+[claim]
+id = "C0"
+statement = "It leaks."
+source = "Us"
+expected = "yes"
+[[claim.contrasts]]
+name = "modes"
+terms = [[1.0, {"client.mode" = "train"}], [-1.0, {"client.mode" = "eval"}]]
+"""
+
+
+def _half(images: np.ndarray, labels: np.ndarray, split: str) -> list[tuple[str, np.ndarray]]:
+    part = slice(0, 3) if split == "test" else slice(3, 6)
+    return [("images", images[part]), ("labels", labels[part])]

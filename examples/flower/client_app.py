@@ -1,0 +1,45 @@
+"""The client app: an ordinary one, with leakmap's tap as its first mod."""
+
+from math import log, sqrt
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod
+from task import FACTS, build, partition, train
+
+from leakmap import Facts
+from leakmap.flower import tap
+
+CLIP, EPSILON, DELTA = 1.0, 100.0, 1e-5
+NOISE = sqrt(2 * log(1.25 / DELTA)) / EPSILON
+
+
+def facts(frozen_batchnorm: bool, dp: bool) -> Facts:
+    """The facts of a variant: those of facts.toml, with what it changes."""
+    changed = {"mode": "eval"} if frozen_batchnorm else {}
+    if dp:
+        changed["defence"] = f"clip_noise,clip={CLIP},noise={NOISE}"
+    return FACTS.model_copy(update={"rule": FACTS.rule.model_copy(update=changed)})
+
+
+def client(folder: Path | str, frozen_batchnorm: bool = False, dp: bool = False) -> ClientApp:
+    """A client app whose updates are recorded under ``folder``, as they leave the client."""
+    mods = [tap(folder, facts(frozen_batchnorm, dp))]
+    if dp:
+        mods.append(LocalDpMod(clipping_norm=CLIP, sensitivity=CLIP, epsilon=EPSILON, delta=DELTA))
+    app = ClientApp(mods=mods)
+
+    @app.train()
+    def fit(message: Message, context: Context) -> Message:
+        number = int(context.node_config["partition-id"])
+        net, held = build(), partition(number)
+        net.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        train(net, held, message.content["config"]["lr"], frozen_batchnorm)
+        metrics = MetricRecord({"num-examples": len(held), "partition-id": number})
+        return Message(RecordDict({"arrays": ArrayRecord(net.state_dict()), "metrics": metrics}), reply_to=message)
+
+    return app
+
+
+app = client(Path.home() / "leakmap-flower")

@@ -1,0 +1,61 @@
+"""The page of a watched folder: every capture, and leakage against the round."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from leakmap.report.charts import BLUE, GREY, ORANGE, STYLE, inline, save
+from leakmap.report.page import write_page
+
+PANELS = (
+    ("rank_score", "line-up score", 0.5, "chance"),
+    ("gain", "PSNR over best floor, dB", 0.0, "floor"),
+)
+"""What is drawn of a row, its label, and the value at which nothing leaks."""
+
+
+def write_watch(folder: Path, rows: Sequence[Mapping[str, Any]], attack: str) -> Path:
+    """Writes ``watch.html`` and, once something is scored, ``leakage.png`` and ``.svg``; returns the path of the page.
+
+    Args:
+        folder: Where to write.
+        rows: Of :func:`leakmap.updates.watching.look`.
+        attack: With which the captures are attacked.
+    """
+    scored = [row for row in rows if row["rank_score"] is not None]
+    if scored:
+        save(against_round(scored), folder, "leakage")
+    return write_page(
+        folder / "watch.html",
+        "watch.html",
+        rows=rows,
+        figure=inline(against_round(scored)) if scored else "",
+        attack=attack,
+        wrong=[(row, finding) for row in rows for finding in row["findings"] if finding["level"] == "wrong"],
+    )
+
+
+def against_round(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Line-up score and PSNR over the best floor of every client against the round, with the mean of each round."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+        panels = figure.subplots(len(PANELS), 1, sharex=True)
+        for axes, (key, label, zero, name) in zip(panels, PANELS, strict=True):
+            points = [(row["round"], row[key]) for row in rows if row[key] is not None]
+            rounds = sorted({number for number, _ in points})
+            means = [_mean([value for number, value in points if number == one]) for one in rounds]
+            axes.axhline(zero, color=GREY, linestyle="--", linewidth=1.2, label=name)
+            axes.plot([x for x, _ in points], [y for _, y in points], "o", color=BLUE, markersize=4, label="client")
+            axes.plot(rounds, means, color=ORANGE, linewidth=1.8, label="mean of the round")
+            axes.set_ylabel(label)
+            axes.set_xticks(rounds if len(rounds) <= 20 else rounds[:: -(-len(rounds) // 20)])
+            axes.legend(frameon=False, fontsize=8, ncols=3)
+        panels[-1].set_xlabel("round")
+        return figure
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
