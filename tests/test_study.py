@@ -331,7 +331,7 @@ def test_a_conclusion_is_drawn_anew_only_when_runs_were_added(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # of Ray's own
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Ray's own
 def test_a_ray_cluster_gives_the_same_scores(tiny, tmp_path):
     pytest.importorskip("ray", reason="ray is not installed")
     study = read_study(tiny)

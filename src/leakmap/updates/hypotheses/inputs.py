@@ -9,8 +9,8 @@ from torch import Tensor
 from leakmap.task import Task
 from leakmap.updates.case import EXACT, Candidates, Case
 
-FITS, STEPS = 16, (0.05, 0.02, 0.01, 0.001)
-"""Steps of a fit, and the round numbers that it tries on its way."""
+FITS, STEPS, DIGIT = 16, (0.05, 0.02, 0.01, 0.001), 0.01
+"""Steps of a fit, the round numbers that it tries on its way, and those that it ends on."""
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -82,6 +82,7 @@ def fitted_normalisation(case: Case) -> Candidates:
         if damping > 1e6:
             break
         now = found
+    now = min(now, _settled(_rounded(now, DIGIT)), key=lambda one: one.distance)
     if now.distance < case.distance:
         yield (
             f"normalisation is by constants of the client's own (mean {_listed(now.task.mean)}, "
@@ -104,6 +105,21 @@ def _steps(now: Case, damping: float) -> list[Case]:
     along = torch.tensor([_product(a, missing) for a in columns], dtype=torch.float64) * width
     step = torch.linalg.solve(square + damping * torch.diag(square.diagonal() + 1e-30), along)
     return [_at(now, place + share * step) for share in (1.0, 0.5, 0.2)]
+
+
+def _settled(now: Case) -> Case:
+    """From constants of two digits downhill, by one digit: of one constant, all means or all deviations at a time."""
+    while now.distance > EXACT:
+        constants = torch.tensor([*now.task.mean, *now.task.std], dtype=torch.float64)
+        single = torch.eye(len(constants), dtype=torch.float64)
+        moves = DIGIT * torch.cat([single, *(half.sum(0, keepdim=True) for half in single.chunk(2))])
+        near = [(constants + move).clamp(min=0).chunk(2) for move in (*moves, *-moves)]
+        tried = [_rounded(now.tasked(mean=tuple(m.tolist()), std=tuple(s.tolist())), DIGIT) for m, s in near]
+        found = min(tried, key=lambda one: one.distance)
+        if found.distance >= now.distance:
+            break
+        now = found
+    return now
 
 
 def _rounded(case: Case, digit: float) -> Case:
