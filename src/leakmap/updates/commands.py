@@ -129,17 +129,15 @@ def doctor(
         if replayed is None or replayed.corrected is None:
             raise BadSetting("Nothing to write with --fixed: the replay found no other facts that explain the update.")
         replayed.corrected.to_file(fixed)
-    wrong = any(finding.level == "wrong" for finding in findings) or (replayed is not None and not replayed.exact)
+    wrong = any(one.level == "wrong" for one in (*findings, *([replayed] if replayed else [])))
     if as_json:
         content = {"findings": [asdict(finding) for finding in findings], "replay": replayed and replayed.as_dict()}
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         _tell_findings(observation, findings, f"{file}")
         if replayed is not None:
-            mark = MARKS["fine" if replayed.exact else "wrong"]
-            Console().print(
-                Padding(f"{mark} [bold]replay[/] {escape(replayed.sentence)}", (0, 0, 0, 2)), highlight=False
-            )
+            told = f"{MARKS[replayed.level]} [bold]replay[/] {escape(replayed.sentence)}"
+            Console().print(Padding(told, (0, 0, 0, 2)), highlight=False)
     raise typer.Exit(int(wrong))
 
 
@@ -150,7 +148,7 @@ def _tell_findings(observation: Observation, findings: list[Finding], title: str
         f"{title} {observation.update.kind} of {network.model}, {len(observation.update.tensors)} tensors",
         soft_wrap=True,
     )
-    for finding in findings:
+    for finding in sorted(findings, key=lambda finding: list(MARKS).index(finding.level)):
         text = f"{MARKS[finding.level]} [bold]{finding.name}[/] {escape(finding.sentence)}"
         console.print(Padding(text, (0, 0, 0, 2)), highlight=False)
 

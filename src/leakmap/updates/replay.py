@@ -18,6 +18,7 @@ from leakmap.local import LocalRule
 from leakmap.objects import EMPTY
 from leakmap.observation import Observation
 from leakmap.updates.case import EXACT, Case, Runs
+from leakmap.updates.finding import Level
 from leakmap.updates.hypotheses.client import drops
 from leakmap.updates.search import NEAR, Hypothesis, Progress, Search, State
 from leakmap.updates.values import norm, rounding
@@ -61,6 +62,11 @@ class Replayed:
     def exact(self) -> bool:
         """Whether the facts as they are give the update, as exactly as this client allows."""
         return self.distance <= self.threshold < HOPELESS
+
+    @property
+    def level(self) -> Level:
+        """``fine`` if exact; ``notice`` if this client cannot be replayed; else ``wrong``."""
+        return "fine" if self.exact else "notice" if self.threshold >= HOPELESS else "wrong"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: everything but the Observation; distances that are not finite are None."""

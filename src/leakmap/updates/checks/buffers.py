@@ -6,6 +6,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leakmap.attacker.buffers import Passes, client_passes, mixture, recover_statistics
+from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
 from leakmap.observation import Observation
 from leakmap.updates.finding import Finding
@@ -128,7 +129,14 @@ def _momentum(o: Observation, passes: Passes) -> Iterator[Finding]:
         scale = sent[f"{name}.running_var"].double().mean() + seen.variance.abs().mean()
         if (value := float(seen.variance.min() / scale)) < worst:
             worst, where = value, name
-    if worst < VARIANCE:
+    if worst < VARIANCE and o.rule is not None and not defence_of(o.rule.defence).exact:
+        yield Finding(
+            "BatchNorm momentum",
+            "notice",
+            f"The batch variance of {where!r} would be negative: the noise of {o.rule.defence} was most likely added "
+            "to the buffers too, so recovered batch statistics are wrong. Leave the buffers out of the capture.",
+        )
+    elif worst < VARIANCE:
         layer = o.network.module().get_submodule(where)
         assert isinstance(layer, _BatchNorm)
         assert o.buffers is not None
