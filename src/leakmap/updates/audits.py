@@ -25,7 +25,7 @@ from leakmap.preparation import Names, Prepared, planted
 from leakmap.registry import Spec, is_user_code
 from leakmap.task import Task
 from leakmap.trial import Stage
-from leakmap.updates.case import Case, Runs
+from leakmap.updates.case import SPREAD, Case, Runs
 
 _OF_CLIENT = (
     *("data", "rule", "weights", "train_epochs", "calibrate", "image_size"),
@@ -258,19 +258,19 @@ def _areas(parts: Sequence[Pictures]) -> Tensor | None:
 def _flags(observations: Sequence[Observation], stage: Stage) -> dict[str, str]:
     """Why finding nothing would be no evidence: the captured facts do not give the captured update."""
     groups = stage.groups
-    distances = [
-        Case(one, Batch(groups.pictures(index), groups.targets(index)), Runs()).distance
+    cases = [
+        Case(one, Batch(groups.pictures(index), groups.targets(index)), Runs())
         for one, index in zip(observations, groups.victims, strict=True)
     ]
-    worst = max(distances)
-    if worst <= REPLAYS:
+    far = {i: case.distance for i, case in enumerate(cases) if case.distance > max(REPLAYS, SPREAD * case.spread)}
+    if not far:
         return {}
-    file = distances.index(worst)
+    client = max(far, key=far.__getitem__)
     return {
         "does_not_replay": (
-            f"The clients, simulated on their own pictures, do not send what they sent (relative distance {worst:.2g}, "
-            f"the worst of {len(distances)}, is that of client {file}): a fact is wrong, or they add something "
-            "random. leakmap doctor FILE --replay DATA says which."
+            "Simulated on its own pictures, a client does not send what it sent (relative distance "
+            f"{far[client]:.2g} for client {client}, {len(far)} of {len(cases)} clients affected): a fact is wrong, "
+            "or they add something random that the facts do not tell. leakmap doctor FILE --replay DATA says which."
         )
     }
 

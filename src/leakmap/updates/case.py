@@ -22,6 +22,8 @@ after some local steps; the smallest mistake in a fact that matters to an attack
 
 KEPT = 8
 """Simulations that are kept: an update of a large network is large."""
+SPREAD = 1.3
+"""How much further than the spread of two runs the truth of a random client may lie."""
 
 
 class Runs:
@@ -116,6 +118,16 @@ class Case:
         """``||simulated - update|| / ||update||``; infinite where nothing can be simulated."""
         _, _, sent, gap = self._fit
         return math.sqrt(gap / sent) if sent else math.inf
+
+    @cached_property
+    def spread(self) -> float:
+        """Distance between two runs of the client, relative to its update; 0 without randomness."""
+        made = [self.runs.of(self.observation, self.batch, seed) for seed in (0, 1)]
+        size = norm(list(self.observation.update.tensors.values()))
+        if made[0] is None or made[1] is None or not size:
+            return 0.0
+        first, second = (one.update.tensors for one in made if one is not None)
+        return norm([first[name] - second[name] for name in first]) / size
 
     @property
     def factor(self) -> float:

@@ -17,7 +17,7 @@ from leakmap.errors import DataError
 from leakmap.local import LocalRule
 from leakmap.objects import EMPTY
 from leakmap.observation import Observation
-from leakmap.updates.case import EXACT, Case, Runs
+from leakmap.updates.case import EXACT, SPREAD, Case, Runs
 from leakmap.updates.finding import Level
 from leakmap.updates.hypotheses.client import drops
 from leakmap.updates.search import NEAR, Hypothesis, Progress, Search, State
@@ -25,8 +25,6 @@ from leakmap.updates.values import norm, rounding
 
 HOPELESS = 0.7
 """Spread of a random client beyond which a replay tells right facts from wrong ones no more."""
-SPREAD = 1.3
-"""How much further than the spread of two runs the truth of a random client may lie."""
 LIMIT = 1500
 """Local steps after which a search ends."""
 
@@ -111,7 +109,7 @@ def replay(
     """
     start = _start(observation, batch)
     rule_given = observation.rule is not None
-    spread = _spread(start)
+    spread = start.spread
     form, share = rounding(start.observation)
     threshold = max(EXACT, 2 * share, SPREAD * spread)
     search = Search(threshold, limit, progress)
@@ -166,16 +164,6 @@ def _start(observation: Observation, batch: Batch) -> Case:
         observation = replace(observation, rule=LocalRule(share=observation.update.kind))
     network.module()
     return Case(observation, own, Runs())
-
-
-def _spread(case: Case) -> float:
-    """Distance between two runs of the client, relative to its update; 0 without randomness."""
-    made = [case.runs.of(case.observation, case.batch, seed) for seed in (0, 1)]
-    size = norm(list(case.observation.update.tensors.values()))
-    if made[0] is None or made[1] is None or not size:
-        return 0.0
-    first, second = (one.update.tensors for one in made if one is not None)
-    return norm([first[name] - second[name] for name in first]) / size
 
 
 def _verdict(
