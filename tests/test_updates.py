@@ -77,12 +77,16 @@ def federation(tmp_path_factory):
     return root, files, truths, others
 
 
-def test_an_attack_from_a_file_is_that_in_process_and_needs_no_network(federation, tmp_path, monkeypatch):
+@pytest.fixture
+def no_network(monkeypatch):
     def refused(*_):
         raise AssertionError("a socket was opened")
 
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
+
+
+def test_an_attack_from_a_file_is_that_in_process(federation, tmp_path, no_network):
     file = federation[1][0]
     how = Spec.parse("inverting_gradients,steps=4")
     found = attack_file(read_observation(file), how, tmp_path, seed=3)
@@ -266,7 +270,7 @@ def test_captures_are_sorted_by_round_and_client(tmp_path):
     assert found == [(0, "c"), (2, "a"), (2, "b"), (10, "a")]
 
 
-def test_the_commands_from_file_to_attack(federation, tmp_path):
+def test_the_commands_from_file_to_attack(federation, tmp_path, no_network):
     runner, file = CliRunner(), federation[1][0]
     facts = runner.invoke(app, ["facts", "convnet,width=4", "--shape", "3,16,16", "--classes", "8"])
     assert facts.exit_code == 0
@@ -300,7 +304,7 @@ def test_the_commands_from_file_to_attack(federation, tmp_path):
     assert json.loads(attacked.stdout)["pictures"] == COUNT
 
 
-def test_the_doctor_says_which_fact_is_wrong(federation, tmp_path):
+def test_the_doctor_says_which_fact_is_wrong(federation, tmp_path, no_network):
     _, files, truths, _ = federation
     runner = CliRunner()
     right = runner.invoke(app, ["doctor", str(files[0]), "--replay", truths[0], "--json"])
