@@ -374,3 +374,15 @@ def test_importing_ultralytics_leaves_the_process_the_home_folder_and_the_networ
     environment |= {"HOME": str(home), "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
     run = subprocess.run([sys.executable, "-c", CONTAINED], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+@extra
+def test_a_process_may_build_an_outline_without_memory_first():
+    program = (
+        "import torch\n"
+        "from leakmap import Task, models\n"
+        "task = Task((3, 64, 64), 3, (0.0,) * 3, (1.0,) * 3, objects=2)\n"
+        "with torch.device('meta'):\n    models.build('ultralytics/yolov5n', task)\n"
+        "models.build('ultralytics/yolov5n', task).to('cpu')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

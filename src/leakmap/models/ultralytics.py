@@ -32,10 +32,14 @@ _QUIET = {"YOLO_OFFLINE": "true", "YOLO_VERBOSE": "false", "YOLO_AUTOINSTALL": "
 
 @contextmanager
 def _contained() -> Iterator[None]:
-    """Undoes what importing ultralytics does: to the environment, the home folder, printing, warnings, torch.save."""
+    """Undoes what importing ultralytics does: to the environment, the home folder, printing, warnings, torch.save.
+
+    Tensors of its classes are made on the CPU, also where it is first imported to build an outline without memory.
+    """
     environment, save, threads = dict(os.environ), torch.save, torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), np.printoptions(), printoptions():
-        os.environ.update(_QUIET, YOLO_CONFIG_DIR=folder)
+    folder = tempfile.TemporaryDirectory()
+    with folder, warnings.catch_warnings(), np.printoptions(), printoptions(), torch.device("cpu"):
+        os.environ.update(_QUIET, YOLO_CONFIG_DIR=folder.name)
         try:
             yield
         finally:
