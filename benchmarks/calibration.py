@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from leakmap.local import LocalRule, arrange
+from leakmap.client_step import LocalRule, arrange
 from leakmap.models.network import Network
 
 CALIBRATION = 32

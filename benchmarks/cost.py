@@ -15,11 +15,11 @@ from rich.progress import track
 from benchmarks.markdown import versions
 from leakmap import LocalRule, Task, ThreatModel, attacks, build_network, observe, simulate
 from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.client.federation import Batch
+from leakmap.client.simulate import Batch
+from leakmap.client_step import arrange, local_signal
 from leakmap.errors import NotApplicable
-from leakmap.local import arrange, local_signal
-from leakmap.observation import Public
-from leakmap.registry import Spec
+from leakmap.observation.observation import Public
+from leakmap.registry.spec import Spec
 
 ROUNDS, ITERATIONS, BATCH = 3, 6, 4
 NETWORKS = ("convnet", "resnet,blocks=1-1-1,width=24,preact=true,dropout=0.1", "resnet,blocks=2-2-2,width=16")

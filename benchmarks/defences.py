@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 
 from leakmap import Batch, LocalRule, Plan, ThreatModel, attack, observe, prepare, score, simulate
-from leakmap.attacker.matching.scene import Scene
-from leakmap.attacker.matching.yardstick import update_unexplained
-from leakmap.preparation import Prepared
+from leakmap.attacker.matching.problem import Scene
+from leakmap.attacker.matching.residual import update_unexplained
+from leakmap.auditing.prepare import Prepared
 
 DEFENCES = (
     "none",

@@ -61,7 +61,7 @@ from benchmarks.descent_runs import (
 )
 from benchmarks.markdown import interval, publish, table
 from leakmap.attacker.matching.engine import Kind
-from leakmap.store import read_json
+from leakmap.files import read_json
 
 
 def finish(runs: list[Run], title: str, options: argparse.Namespace) -> bool:

@@ -26,21 +26,22 @@ from leakmap.attacker.matching.engine import Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.priors import TotalVariation
 from leakmap.attacker.matching.starts import Start
+from leakmap.auditing.prepare import prepare
 from leakmap.client.data import Pictures
-from leakmap.client.federation import Batch, simulate
+from leakmap.client.simulate import Batch, simulate
+from leakmap.client_step import LocalRule, Mode, arrange
 from leakmap.errors import NonFinite
-from leakmap.local import LocalRule, Mode, arrange
+from leakmap.files import read_json, write_json
 from leakmap.models.network import user_code
-from leakmap.plan import Plan
-from leakmap.preparation import prepare
-from leakmap.registry import Spec
+from leakmap.plan.plan import Plan
+from leakmap.registry.spec import Spec
+from leakmap.runs.run import versions_of
+from leakmap.runs.testbed import Stage
 from leakmap.scoring.lineup import likeness
 from leakmap.scoring.match import matched
 from leakmap.scoring.score import likenesses
 from leakmap.seeds import derive
-from leakmap.store import read_json, write_json
 from leakmap.threat import ThreatModel, observe
-from leakmap.trial import Stage, versions_of
 
 CANDIDATES, SATURATED = 64, 1e-4
 FIRST, CLIENTS = 2, 8

@@ -18,10 +18,10 @@ from benchmarks.markdown import publish, table, versions
 from leakmap import Batch, LocalRule, Network, Observation, Task, ThreatModel, Update, build_network, observe, simulate
 from leakmap.client.data import load_pictures
 from leakmap.client.training import calibrated
-from leakmap.registry import Spec
+from leakmap.doctor.checks import check
+from leakmap.doctor.replay import replay
+from leakmap.registry.spec import Spec
 from leakmap.seeds import generator
-from leakmap.updates.checks import check
-from leakmap.updates.replay import replay
 
 PAGE = Path("docs/results/doctor.md")
 MODELS = ("resnet,blocks=1-1-1,width=8", "vit,dim=32,depth=2,heads=2,patch=8", "convnet,width=8")

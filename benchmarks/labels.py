@@ -16,9 +16,9 @@ from rich.progress import track
 from benchmarks.markdown import versions
 from leakmap import LocalRule, Plan, ThreatModel, label_rules, observe, prepare, simulate
 from leakmap.attacker.labels import recover
-from leakmap.client.federation import Batch
+from leakmap.client.simulate import Batch
 from leakmap.errors import NotApplicable, NotGranted
-from leakmap.observation import Public
+from leakmap.observation.observation import Public
 from leakmap.scoring.score import overlap
 from leakmap.seeds import generator
 

@@ -15,18 +15,19 @@ from typing import Any
 from benchmarks.markdown import publish, table
 from benchmarks.studies import run_to_end
 from leakmap.attacker.labels import label_rules
-from leakmap.auditing import default_workers
-from leakmap.plan import Plan
-from leakmap.preparation import prepare
+from leakmap.auditing.prepare import prepare
+from leakmap.plan.plan import Plan
 from leakmap.report import study as study_report
 from leakmap.report.page import interval
+from leakmap.runs.run import held_by, seen_by_server
+from leakmap.runs.runner import default_workers
+from leakmap.runs.trial import Trial
 from leakmap.scoring.effects import contrast, gain_over_best_floor, rank_score
 from leakmap.scoring.score import overlap
 from leakmap.study.claims import VALUES
 from leakmap.study.file import read_study
 from leakmap.study.paper import ran_on
 from leakmap.study.planning import pictures_of
-from leakmap.trial import Trial, held_by, seen_by_server
 
 STUDY, PAGE = Path("studies/ladder.toml"), Path("docs/results/ladder.md")
 Cell = study_report.Cell

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from leakmap.runs.run import versions_of
 from leakmap.scoring.statistics import mean_interval
-from leakmap.trial import versions_of
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:

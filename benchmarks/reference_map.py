@@ -14,19 +14,18 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from leakmap.auditing import default_workers
+from leakmap.auditing.prepare import gather
+from leakmap.cli.terminal import progress_bar
+from leakmap.files import write_json
 from leakmap.inspection import read_traits
 from leakmap.inspection.reference import Entry, Reference, features, measured
 from leakmap.models.network import build_network
-from leakmap.preparation import gather
-from leakmap.registry import Spec
-from leakmap.store import write_json
+from leakmap.registry.spec import Spec
+from leakmap.runs.runner import Local, default_workers
 from leakmap.study.file import read_study
 from leakmap.study.paper import versions
 from leakmap.study.planning import pictures_of, planned
 from leakmap.study.results import conclusions
-from leakmap.study.running import Local
-from leakmap.terminal import progress_bar
 
 FILE = Path("src/leakmap/inspection/reference.json")
 

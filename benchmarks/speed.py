@@ -30,7 +30,7 @@ from benchmarks.markdown import publish
 from benchmarks.peers import measures, page
 from benchmarks.peers.environments import Place, Unavailable, for_breaching, for_leakpro, here
 from benchmarks.peers.works import WORKS
-from leakmap.store import read_json, write_json
+from leakmap.files import read_json, write_json
 
 PAGE = Path("docs/results/speed.md")
 DEFAULTS = {"data": "samples", "rounds": 5, "pictures": 8, "cap": 120.0, "patience": 6.0}

@@ -19,17 +19,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.markdown import interval, publish, table, versions
-from leakmap.auditing import run_all
-from leakmap.local import LocalRule
-from leakmap.plan import Plan
-from leakmap.preparation import Prepared, prepare
-from leakmap.registry import Spec
+from leakmap.auditing.perform import run_all
+from leakmap.auditing.prepare import Prepared, prepare
+from leakmap.auditing.tune import tune
+from leakmap.client_step import LocalRule
+from leakmap.plan.plan import Plan
+from leakmap.registry.spec import Spec
+from leakmap.runs.run import held_by
+from leakmap.runs.store import Store
+from leakmap.runs.trial import Outcome, Trial
 from leakmap.scoring.lineup import likeness
 from leakmap.scoring.statistics import paired_p, rank_sum_p
-from leakmap.store import Store
 from leakmap.threat import ThreatModel
-from leakmap.trial import Outcome, Trial, held_by
-from leakmap.tuning import tune
 
 PLAIN = "inverting_gradients"
 ATTACKS = {

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from leakmap.cli.terminal import progress_bar
 from leakmap.report.study import Cell
+from leakmap.runs.runner import Local
 from leakmap.study.file import Study
 from leakmap.study.planning import planned
 from leakmap.study.results import conclusions
-from leakmap.study.running import Local, run_study
-from leakmap.terminal import progress_bar
+from leakmap.study.running import run_study
 
 
 def run_to_end(study: Study, folder: Path, workers: int) -> list[Cell]:

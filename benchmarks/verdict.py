@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.markdown import publish, table
 from benchmarks.studies import run_to_end
-from leakmap.auditing import default_workers
+from leakmap.runs.runner import default_workers
 from leakmap.scoring.statistics import share_interval
 from leakmap.scoring.verdict import LEVELS
 from leakmap.study.file import read_study

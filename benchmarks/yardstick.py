@@ -21,16 +21,18 @@ from benchmarks.markdown import interval, versions
 from leakmap.attacker.attacks import attack
 from leakmap.attacker.attacks.strongest import SUITE
 from leakmap.attacker.buffers import assumed_rule
-from leakmap.attacker.matching.scene import Scene
-from leakmap.attacker.matching.yardstick import buffers_unexplained, update_unexplained
-from leakmap.plan import Plan
-from leakmap.preparation import prepare
-from leakmap.registry import Spec
+from leakmap.attacker.matching.problem import Scene
+from leakmap.attacker.matching.residual import buffers_unexplained, update_unexplained
+from leakmap.auditing.prepare import prepare
+from leakmap.plan.plan import Plan
+from leakmap.registry.spec import Spec
+from leakmap.runs.run import held_by, seen_by_server
+from leakmap.runs.testbed import Stage
+from leakmap.runs.trial import Trial
 from leakmap.scoring.lineup import likeness
 from leakmap.scoring.match import matched
 from leakmap.scoring.statistics import paired_p
 from leakmap.seeds import derive
-from leakmap.trial import Stage, Trial, held_by, seen_by_server
 
 MODEL, VICTIMS = "resnet,blocks=1-1-1,width=24,preact=true", 12
 """Of the page: with the same victims set apart, no rehearsal is one of them."""

@@ -7,9 +7,9 @@ import torch
 from leakmap import Batch, LocalRule, Task, ThreatModel, build_network, observe, simulate
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
-from leakmap.attacker.matching.scene import Guess, Scene
-from leakmap.objects import pack
-from leakmap.observation import Public
+from leakmap.attacker.matching.problem import Guess, Scene
+from leakmap.observation.observation import Public
+from leakmap.problem.objects import pack
 from leakmap.seeds import generator
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

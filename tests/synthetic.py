@@ -5,10 +5,10 @@ from dataclasses import asdict
 
 import torch
 
+from leakmap.files import finite
 from leakmap.report.study import Cell
 from leakmap.scoring.verdict import Client, Evidence, gain_over_floors, judge, line_up
 from leakmap.seeds import generator
-from leakmap.store import finite
 from leakmap.threat import ThreatModel
 
 GALLERY = 100

@@ -9,8 +9,8 @@ import torch
 from leakmap import LocalRule, ThreatModel, Update, attack, build_network, observe, simulate
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.gradient_matching import GradientMatching
+from leakmap.attacker.matching.problem import Scene
 from leakmap.attacker.matching.restarts import Run, choose
-from leakmap.attacker.matching.scene import Scene
 from leakmap.errors import NonFinite, NotApplicable
 from tests.conftest import batch_of, matching_term, observed
 

@@ -10,13 +10,14 @@ from torch import nn
 
 import leakmap
 from leakmap import LocalRule, Spec, ThreatModel
-from leakmap.auditing import perform
+from leakmap.auditing.perform import perform
+from leakmap.auditing.prepare import prepare
+from leakmap.auditing.recipe import trials
 from leakmap.client.data import load_pictures
 from leakmap.errors import BadSetting, DataError, StoreError
-from leakmap.plan import Plan, trials
-from leakmap.preparation import prepare
-from leakmap.store import Store
-from leakmap.trial import run
+from leakmap.plan.plan import Plan
+from leakmap.runs.run import run
+from leakmap.runs.store import Store
 
 QUICK = Spec("inverting_gradients", {"steps": 4})
 PLAN = Plan("mlp,hidden=16", "samples", image_size=16, victims=3, attack=QUICK)
@@ -226,7 +227,7 @@ def test_keys_depend_on_contents_and_settings_and_on_nothing_else():
 
 def test_victims_never_reach_an_attack(monkeypatch):
     """The attack is handed an Observation rebuilt from bytes, on which no private tensor hangs."""
-    import leakmap.trial as room
+    import leakmap.runs.trial as room
 
     handed = []
     original = room.attack

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from leakmap.cli import main
+from leakmap.cli.main import main
 
 SMALL = ["--image-size", "16", "--victims", "3", "--workers", "0"]
 QUICK = ["audit", "--model", "mlp,hidden=16", *SMALL, "--steps", "3"]

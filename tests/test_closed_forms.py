@@ -12,7 +12,7 @@ from leakmap import LocalRule, Task, ThreatModel, Update, attack, build_network,
 from leakmap.attacker.attacks.april import unembed
 from leakmap.attacker.closed_form import Attention, diagnose, summary
 from leakmap.attacker.gradients import mean_gradient
-from leakmap.attacker.matching.scene import Scene
+from leakmap.attacker.matching.problem import Scene
 from leakmap.errors import NotApplicable
 from tests.conftest import batch_of, matching_term, observed
 

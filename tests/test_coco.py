@@ -11,7 +11,7 @@ from leakmap.client import annotations as module
 from leakmap.client.data import load_pictures
 from leakmap.client.data.coco import GREY, letterbox
 from leakmap.errors import BadSetting, DataError, UsageError
-from leakmap.objects import EMPTY, GRID, corners, unpack
+from leakmap.problem.objects import EMPTY, GRID, corners, unpack
 
 WIDTH, HEIGHT = 40, 20
 BOX = (10, 5, 20, 10)

@@ -19,13 +19,13 @@ from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import fitting_rules, recover
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
-from leakmap.attacker.matching.scene import Guess, Scene
+from leakmap.attacker.matching.problem import Guess, Scene
+from leakmap.auditing.particulars import flags_of, promised
+from leakmap.client_step import Training
 from leakmap.defences import defence_of
 from leakmap.defences.accounting import epsilon
 from leakmap.errors import BadSetting, ModelError, NotApplicable, ObservationError, UnknownName
-from leakmap.local import Training
-from leakmap.particulars import flags_of, promised
-from leakmap.plan import command
+from leakmap.plan.command import command
 from tests.conftest import batch_of, observed
 
 BATCHNORM, DROPPING = "resnet,blocks=1,width=4", "convnet,width=4,dropout=0.3"

@@ -8,21 +8,21 @@ from torch.nn import functional as F
 
 from leakmap import Batch, LocalRule, Observation, Task, ThreatModel, build_network, observe, simulate
 from leakmap.attacker.labels import recover
-from leakmap.attacker.matching.scene import Scene
+from leakmap.attacker.matching.problem import Scene
 from leakmap.attacker.reconstruction import Reconstruction
-from leakmap.auditing import perform
+from leakmap.auditing.perform import perform
+from leakmap.auditing.prepare import prepare
 from leakmap.client.data import load_pictures
 from leakmap.client.training import calibrated, train
 from leakmap.errors import BadSetting, ModelError, ObservationError
-from leakmap.objects import GRID, pack, unpack
-from leakmap.plan import Plan
-from leakmap.preparation import prepare
-from leakmap.registry import Spec
+from leakmap.plan.plan import Plan
+from leakmap.problem.objects import GRID, pack, unpack
+from leakmap.registry.spec import Spec
+from leakmap.runs.store import Store
 from leakmap.scoring.lineup import rank
 from leakmap.scoring.regions import cut, fitted, large_objects
 from leakmap.scoring.score import likenesses, overlap, score
 from leakmap.seeds import generator
-from leakmap.store import Store
 from tests.conftest import matching_term, pictures
 
 SCENE = Task((3, 32, 32), 8, (0.5, 0.45, 0.4), (0.25, 0.25, 0.3), objects=3)

@@ -14,14 +14,14 @@ from torch.func import functional_call
 from leakmap import Batch, LocalRule, Task, ThreatModel, build_network, observe, simulate
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
-from leakmap.attacker.matching.scene import Guess, Scene
+from leakmap.attacker.matching.problem import Guess, Scene
 from leakmap.client.training import calibrated
 from leakmap.errors import ModelError, UnknownName
 from leakmap.models import models
 from leakmap.models.adapt import replace_layers
 from leakmap.models.detection_loss import grid
 from leakmap.models.torchvision_detection import SAMPLING_SEED, detectors, roi_align
-from leakmap.objects import pack
+from leakmap.problem.objects import pack
 from leakmap.seeds import derive
 
 SSD, FASTER = "torchvision/ssdlite320_mobilenet_v3_large", "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn"

@@ -9,8 +9,8 @@ import torch
 import typer
 
 from leakmap import LocalRule, attack, attacks
-from leakmap.catalogue import REGISTRIES, markdown
-from leakmap.cli import app
+from leakmap.cli.catalogue import REGISTRIES, markdown
+from leakmap.cli.main import app
 from tests.conftest import observed, pictures
 
 ROOT = Path(__file__).parents[1]

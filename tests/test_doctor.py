@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from leakmap import Batch, LocalRule, Observation, Task, ThreatModel, Update, build_network, observe, simulate
+from leakmap.doctor.checks import check
+from leakmap.doctor.replay import LIMIT, replay
+from leakmap.doctor.values import likely_defence, rounding
 from leakmap.errors import DataError
-from leakmap.objects import GRID
-from leakmap.registry import Spec
-from leakmap.updates.checks import check
-from leakmap.updates.replay import LIMIT, replay
-from leakmap.updates.values import likely_defence, rounding
+from leakmap.problem.objects import GRID
+from leakmap.registry.spec import Spec
 from tests.conftest import batch_of
 
 TASK = Task((3, 8, 8), 12, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

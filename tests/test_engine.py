@@ -20,15 +20,15 @@ from leakmap.attacker.matching import engine as engine_module
 from leakmap.attacker.matching import selfcheck
 from leakmap.attacker.matching.derivatives import Exact, Frozen, _full_precision
 from leakmap.attacker.matching.distances import DISTANCES
-from leakmap.attacker.matching.emphasis import Partial
 from leakmap.attacker.matching.engine import Engine
 from leakmap.attacker.matching.masks import draw_masks, open_masks
-from leakmap.attacker.matching.scene import Guess, Scene, Trace
+from leakmap.attacker.matching.problem import Guess, Scene, Trace
 from leakmap.attacker.matching.selfcheck import AGREEMENT, LADDER, REFERENCE, SelfCheck
 from leakmap.attacker.matching.statistics import Statistics
 from leakmap.attacker.matching.terms import TaskLoss
+from leakmap.attacker.matching.weighting import Partial
+from leakmap.client_step import Training, arrange
 from leakmap.errors import NotApplicable
-from leakmap.local import Training, arrange
 from leakmap.models.adapt import freeze_running_statistics
 from tests.conftest import batch_of, observed
 

@@ -18,10 +18,10 @@ from torch import nn
 
 from leakmap import Code, Facts, LocalRule, Observation, RuleFacts, build_network
 from leakmap.capturing.facts import read_facts
+from leakmap.capturing.flower import tap, tapped
 from leakmap.client.data import load_pictures
+from leakmap.client_step import arrange, local_signal
 from leakmap.errors import BadSetting, LeakmapError, ModelError
-from leakmap.flower import tap, tapped
-from leakmap.local import arrange, local_signal
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FACTS = EXAMPLES / "flower" / "facts.toml"

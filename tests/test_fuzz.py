@@ -17,7 +17,7 @@ from benchmarks.fuzz.readers import Reader, readers
 from safetensors.torch import load, save
 
 from leakmap.errors import LeakmapError
-from leakmap.registry import Spec
+from leakmap.registry.spec import Spec
 
 SEED = 7
 COUNT = 10 * len(readers())

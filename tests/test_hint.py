@@ -7,14 +7,16 @@ import torch
 
 from leakmap import LocalRule, ThreatModel, attack
 from leakmap.attacker.matching.starts import first_guess
-from leakmap.auditing import perform
-from leakmap.cli import app
+from leakmap.auditing.perform import perform
+from leakmap.auditing.prepare import prepare
+from leakmap.auditing.recipe import trials
+from leakmap.cli.main import app
 from leakmap.errors import BadSetting, NotGranted
-from leakmap.plan import Plan, command, trials
-from leakmap.preparation import prepare
-from leakmap.registry import Spec
+from leakmap.plan.command import command
+from leakmap.plan.plan import Plan
+from leakmap.registry.spec import Spec
+from leakmap.runs.run import held_by, seen_by_server
 from leakmap.seeds import generator
-from leakmap.trial import held_by, seen_by_server
 from tests.conftest import observed
 
 EVAL = LocalRule(mode="eval")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leakmap.attacker.matching.kinks import Kinks
+from leakmap.attacker.matching.switches import Kinks
 
 SHAPE = (2, 4, 6, 6)
 PLACES = torch.tensor([-6, -3, -1, -0.5, 0, 0.1, 0.2, 0.3, 0.5, 0.6, 1, 2, 3, 6], dtype=torch.float64)

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from leakmap import Batch, LocalRule, Spec, ThreatModel, observe
-from leakmap.auditing import perform
-from leakmap.plan import Plan
-from leakmap.preparation import prepare
+from leakmap.auditing.perform import perform
+from leakmap.auditing.prepare import prepare
+from leakmap.plan.plan import Plan
 from tests.conftest import observed
 
 
@@ -41,8 +41,8 @@ def test_a_whole_audit_and_its_report_open_no_socket(monkeypatch, tmp_path):
 def test_repeated_classes_in_a_batch_are_recovered(task):
     """A batch "iDLG" that takes the B most negative classes can never return one class twice."""
     from leakmap.attacker.labels import recover
-    from leakmap.client.federation import simulate
-    from leakmap.observation import Public
+    from leakmap.client.simulate import simulate
+    from leakmap.observation.observation import Public
     from tests.conftest import pictures
 
     round, _ = observed("convnet,width=8", task, count=6)
@@ -142,8 +142,8 @@ def test_pictures_of_more_than_8_bits_are_refused_and_not_clipped(tmp_path):
 
 
 def test_a_failed_run_is_tried_again_by_the_same_command(tmp_path, monkeypatch):
-    import leakmap.trial as room
-    from leakmap.store import Store
+    import leakmap.runs.trial as room
+    from leakmap.runs.store import Store
 
     plan = Plan("mlp,hidden=16", "samples", image_size=16, victims=2, attack=Spec("inverting_gradients", {"steps": 2}))
     prepared, store = prepare(plan), Store(tmp_path)

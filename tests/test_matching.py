@@ -10,14 +10,14 @@ from leakmap import LocalRule, ThreatModel, attack, build_network, observe, simu
 from leakmap.attacker.matching.decoders import Free, Pixels, PixelsOfEpochs, median_filter, merge_epochs
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
-from leakmap.attacker.matching.emphasis import ByDepth, Largest, Partial, Support
 from leakmap.attacker.matching.engine import Engine
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.masks import Masked
 from leakmap.attacker.matching.priors import SamePictures, TotalVariation
-from leakmap.attacker.matching.scene import Guess, Scene
+from leakmap.attacker.matching.problem import Guess, Scene
 from leakmap.attacker.matching.starts import first_guess
 from leakmap.attacker.matching.terms import TaskLoss
+from leakmap.attacker.matching.weighting import ByDepth, Largest, Partial, Support
 from leakmap.errors import BadSetting, UsageError
 from tests.conftest import batch_of, matching_term, observed, pictures
 

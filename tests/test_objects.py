@@ -1,6 +1,6 @@
 import torch
 
-from leakmap.objects import EMPTY, GRID, corners, pack, unpack
+from leakmap.problem.objects import EMPTY, GRID, corners, pack, unpack
 
 
 def test_packing_keeps_every_object_and_pads_with_empty_rows():

@@ -1,12 +1,12 @@
 from dataclasses import replace
 
-from leakmap.auditing import perform
+from leakmap.auditing.perform import perform
+from leakmap.auditing.prepare import prepare
 from leakmap.inspection import read_traits
 from leakmap.inspection.reference import Entry, Measured, Reference, distance, features, measured, nearest, notes
 from leakmap.models.network import build_network
-from leakmap.plan import Plan
-from leakmap.preparation import prepare
-from leakmap.registry import Spec
+from leakmap.plan.plan import Plan
+from leakmap.registry.spec import Spec
 from leakmap.threat import ThreatModel
 
 CELL = Measured("eval", "1 picture of 16 px", "exact", 8, 8, 0.025, 0.63, 1.0, 12.0)

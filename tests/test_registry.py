@@ -5,7 +5,7 @@ import pytest
 import leakmap
 from leakmap import Spec, attacks, build_network, models
 from leakmap.errors import BadSetting, ModelError, UnknownName, UsageError
-from leakmap.registry import load_user_code
+from leakmap.registry.user_code import load_user_code
 
 
 def test_every_public_name_is_there_and_the_list_is_sorted():

@@ -3,10 +3,11 @@
 import pytest
 
 from leakmap import Spec, ThreatModel
-from leakmap.auditing import default_workers, perform
-from leakmap.plan import Plan
-from leakmap.preparation import prepare
-from leakmap.store import Store
+from leakmap.auditing.perform import perform
+from leakmap.auditing.prepare import prepare
+from leakmap.plan.plan import Plan
+from leakmap.runs.runner import default_workers
+from leakmap.runs.store import Store
 
 pytestmark = pytest.mark.slow
 LEAKS = "resnet,blocks=1-1-1,width=24,preact=true"

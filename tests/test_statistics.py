@@ -11,10 +11,10 @@ from leakmap.attacker.buffers import client_passes, recover_statistics, unmix
 from leakmap.attacker.labels import recover
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
-from leakmap.attacker.matching.scene import Guess, Scene, Trace
+from leakmap.attacker.matching.problem import Guess, Scene, Trace
 from leakmap.attacker.matching.statistics import Statistics, layer_statistics, norm_layers, proxy_targets
 from leakmap.errors import BadSetting, NotApplicable
-from leakmap.observation import Public
+from leakmap.observation.observation import Public
 from tests.conftest import batch_of, observed, pictures
 
 MODEL = "resnet,blocks=1-1,width=8,preact=true"

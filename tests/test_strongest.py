@@ -9,13 +9,13 @@ import torch
 from leakmap import LocalRule, Spec, ThreatModel, attack
 from leakmap.attacker.attacks import strongest as module
 from leakmap.attacker.attacks.strongest import MEMBERS, Strongest
-from leakmap.attacker.matching.scene import Scene
-from leakmap.attacker.matching.yardstick import buffers_unexplained, update_unexplained
+from leakmap.attacker.matching.problem import Scene
+from leakmap.attacker.matching.residual import buffers_unexplained, update_unexplained
 from leakmap.attacker.reconstruction import Reconstruction
-from leakmap.auditing import perform
+from leakmap.auditing.perform import perform
+from leakmap.auditing.prepare import prepare
 from leakmap.errors import BadSetting, NonFinite, NotApplicable
-from leakmap.plan import Plan
-from leakmap.preparation import prepare
+from leakmap.plan.plan import Plan
 from tests.conftest import matching_term, observed, pictures
 
 BATCHNORM = "resnet,blocks=1-1,width=8,dropout=0.3"

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from leakmap.cli.study import duration
 from leakmap.errors import BadSetting, DataError, StoreError, UsageError, WorkerDied
-from leakmap.plan import Plan
-from leakmap.store import Store
-from leakmap.study.cluster import Ray
-from leakmap.study.commands import duration
+from leakmap.plan.plan import Plan
+from leakmap.runs.ray import Ray
+from leakmap.runs.runner import Local
+from leakmap.runs.store import Store
 from leakmap.study.file import parse_study, read_study
 from leakmap.study.planning import of_shard, only, planned
 from leakmap.study.results import cell_rows, conclusions, score_rows, write_table
-from leakmap.study.running import Local, merge, run_study, standing
+from leakmap.study.running import merge, run_study, standing
 
 HERE = Local(0)
 TINY = """
@@ -365,7 +366,7 @@ def test_durations_are_said_in_fitting_units(seconds, said):
 def test_the_commands_say_where_a_study_stands(tiny, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    from leakmap.cli import app
+    from leakmap.cli.main import app
 
     monkeypatch.chdir(tmp_path)
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from leakmap import Spec, ThreatModel
-from leakmap.auditing import perform
+from leakmap.auditing.perform import perform
+from leakmap.auditing.prepare import prepare
 from leakmap.errors import UsageError
-from leakmap.plan import Plan
-from leakmap.preparation import prepare
+from leakmap.plan.plan import Plan
 from leakmap.report import study_charts
 from leakmap.report.pooling import ABSENT, arranged, axes_of, ladder, pooled, tiles
 from leakmap.report.study import Cell, write_study

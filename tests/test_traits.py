@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from leakmap import Task, build_network
-from leakmap.cli import main
+from leakmap.cli.main import main
 from leakmap.inspection import Traits, advise, probe_update, read_traits
 from leakmap.inspection.probe import task_of
 from leakmap.models import models

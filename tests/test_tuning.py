@@ -16,17 +16,19 @@ from hypothesis import strategies as st
 
 from leakmap import Spec
 from leakmap.attacker.matching.settings import VARIATION
-from leakmap.auditing import perform
-from leakmap.cli import main
+from leakmap.auditing.perform import perform
+from leakmap.auditing.prepare import prepare
+from leakmap.auditing.recipe import trials
+from leakmap.auditing.tune import tune
+from leakmap.cli.main import main
 from leakmap.client.data import Pictures
 from leakmap.client.groups import divide
 from leakmap.errors import BadSetting, DataError, StoreError, UsageError
-from leakmap.plan import Plan, trials
-from leakmap.preparation import prepare
-from leakmap.registry import load_user_code
-from leakmap.store import Store, write_json
-from leakmap.tuned import Tuned, read_tuned
-from leakmap.tuning import tune
+from leakmap.files import write_json
+from leakmap.plan.plan import Plan
+from leakmap.plan.tuned import Tuned, read_tuned
+from leakmap.registry.user_code import load_user_code
+from leakmap.runs.store import Store
 
 QUICK = Spec("inverting_gradients", {"steps": 3})
 PLAN = Plan("convnet,depth=1,width=4", "samples", image_size=16, victims=2, attack=QUICK)
@@ -111,7 +113,7 @@ def test_the_tuned_settings_are_at_least_as_good_as_the_default_and_keep_what_wa
 
 
 def test_no_victim_is_looked_at(monkeypatch):
-    import leakmap.auditing as auditing
+    import leakmap.auditing.perform as auditing
 
     played = []
     run_here = auditing.run_here
@@ -145,12 +147,12 @@ def test_more_budget_goes_on_and_repeats_nothing(tmp_path):
 
 
 def test_processes_choose_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr("leakmap.tuning.WORTH_PROCESSES", 0.0)
+    monkeypatch.setattr("leakmap.auditing.tune.WORTH_PROCESSES", 0.0)
     assert tune(PLAN, prepared(), Store(tmp_path), budget=2, workers=2) == tune(PLAN, prepared(), budget=2)
 
 
 def test_hopeless_settings_are_stopped_early_and_never_chosen(monkeypatch):
-    monkeypatch.setattr("leakmap.tuning.RANDOM", 1)
+    monkeypatch.setattr("leakmap.auditing.tune.RANDOM", 1)
     found = tune(PLAN, prepared(), budget=8).attacks["inverting_gradients"]
     stopped = [one for one in found.tried if one.stopped]
     assert stopped
@@ -303,7 +305,7 @@ def test_a_hostile_file_gives_one_sentence(text, expected, tmp_path, monkeypatch
 def test_files_that_are_absent_or_huge_are_refused(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="No such file"):
         read_tuned(tmp_path / "tuned.json")
-    monkeypatch.setattr("leakmap.store.JSON_LIMIT", 10)
+    monkeypatch.setattr("leakmap.runs.store.JSON_LIMIT", 10)
     write_json(tmp_path / "tuned.json", asdict(tuned()))
     with pytest.raises(StoreError, match="larger than 10 bytes"):
         read_tuned(tmp_path / "tuned.json")

@@ -15,19 +15,20 @@ from typer.testing import CliRunner
 
 import leakmap
 from leakmap import Facts, RuleFacts
-from leakmap.auditing import perform
-from leakmap.cli import app
+from leakmap.auditing.captured import held_pictures, prepare_captured, read_observation
+from leakmap.auditing.perform import perform
+from leakmap.cli.main import app
 from leakmap.client.data import load_pictures
+from leakmap.doctor.attacking import attack_file
+from leakmap.doctor.watching import Watch, captures, look
 from leakmap.errors import BadSetting, DataError, ModelError, ObservationError
-from leakmap.plan import Plan, command
-from leakmap.registry import Spec
-from leakmap.store import Store
+from leakmap.plan.command import command
+from leakmap.plan.plan import Plan
+from leakmap.registry.spec import Spec
+from leakmap.runs.store import Store
+from leakmap.runs.testbed import Stage
 from leakmap.threat import ThreatModel
-from leakmap.trial import Stage
 from leakmap.updates import watching
-from leakmap.updates.attacking import attack_file
-from leakmap.updates.audits import held_pictures, prepare_captured, read_observation
-from leakmap.updates.watching import Watch, captures, look
 
 CLIENTS, COUNT, SIZE = 2, 2, 16
 PLAN = Plan("", "samples", threat=ThreatModel("known"), attack=Spec.parse("inverting_gradients,steps=3"))

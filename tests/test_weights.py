@@ -10,7 +10,7 @@ from leakmap import Task, build_network
 from leakmap.client.data import load_pictures
 from leakmap.client.training import accuracy, train
 from leakmap.errors import ModelError
-from leakmap.models.network import read_weights
+from leakmap.models.weights import read_weights
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from leakmap.models.detection_loss import (
 )
 from leakmap.models.resnet import PostActivation, PreActivation
 from leakmap.models.yolo import Bottleneck, CrossStage, PyramidPooling
-from leakmap.objects import GRID, pack
+from leakmap.problem.objects import GRID, pack
 
 TASK = Task((3, 64, 64), 5, (0.5,) * 3, (0.25,) * 3, objects=3)
 Y = pack(

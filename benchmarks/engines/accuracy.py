@@ -18,12 +18,12 @@ from leakmap import LocalRule, ThreatModel, observe, simulate
 from leakmap.attacker.matching.derivatives import Derivative, Exact, Frozen
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
-from leakmap.attacker.matching.scene import Guess, Scene
+from leakmap.attacker.matching.problem import Guess, Scene
 from leakmap.attacker.matching.selfcheck import AGREEMENT, SelfCheck
-from leakmap.local import arrange
+from leakmap.client_step import arrange
 from leakmap.models.adapt import freeze_running_statistics
 from leakmap.models.network import Network
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 from leakmap.seeds import generator
 
 SIGMA, SATURATED, FLAT = 0.5, 1e-5, 1e-9

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leakmap.problem.task import Loss
 from leakmap.seeds import generator
-from leakmap.task import Loss
 
 CLASSES, BOXES = 80, 2
 GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}

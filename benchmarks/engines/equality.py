@@ -15,10 +15,12 @@ from benchmarks.markdown import interval, table
 from leakmap import LocalRule, attack, attacks, score
 from leakmap.attacker.matching.engine import Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.registry import Spec
+from leakmap.registry.spec import Spec
+from leakmap.runs.run import distractors_for, held_by, seen_by_server
+from leakmap.runs.testbed import Stage
+from leakmap.runs.trial import Trial
 from leakmap.scoring.lineup import likeness
 from leakmap.seeds import derive
-from leakmap.trial import Stage, Trial, distractors_for, held_by, seen_by_server
 
 ATTACK = "inverting_gradients"
 ARMS: dict[str, tuple[Kind, str]] = {

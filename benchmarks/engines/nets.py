@@ -16,10 +16,10 @@ from benchmarks.calibration import CALIBRATION, calibrated
 from benchmarks.descent_runs import POST, PRE
 from benchmarks.engines import detection
 from leakmap import LocalRule, Task, build_network
-from leakmap.client.federation import Batch
-from leakmap.local import Mode
+from leakmap.auditing.prepare import NORMALISATIONS
+from leakmap.client.simulate import Batch
+from leakmap.client_step import Mode
 from leakmap.models.network import Network
-from leakmap.preparation import NORMALISATIONS
 from leakmap.seeds import generator
 
 MOVED = 0.1

@@ -16,8 +16,8 @@ import torch
 
 import leakmap
 from benchmarks import machine
-from leakmap.store import read_json, write_json
-from leakmap.trial import versions_of
+from leakmap.files import read_json, write_json
+from leakmap.runs.run import versions_of
 
 PACKAGES = ("torchvision", "timm", "ultralytics")
 """Whose versions are told where they are used."""

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 from benchmarks.engines.pieces import Clock, Found, Piece, Tell, agreement, ratio, seconds
 from benchmarks.engines.works import Client, Evaluate, Work, client, distance, engine
 from benchmarks.markdown import table
-from leakmap.local import arrange
+from leakmap.client_step import arrange
 
 COUNTS = (1, 4, 8)
 WORKS = (Work("ConvNet, B=1", "convnet"), Work("CIFAR ResNet-18, B=1", "resnet"))

@@ -12,13 +12,13 @@ from torch.func import functional_call
 from leakmap import LocalRule, Task, ThreatModel, build_network, observe, simulate
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine, Kind
-from leakmap.attacker.matching.scene import Guess, Scene
-from leakmap.client.federation import Batch
-from leakmap.local import Mode, arrange
+from leakmap.attacker.matching.problem import Guess, Scene
+from leakmap.auditing.prepare import NORMALISATIONS
+from leakmap.client.simulate import Batch
+from leakmap.client_step import Mode, arrange
 from leakmap.models.adapt import freeze_running_statistics
 from leakmap.models.network import Network
-from leakmap.observation import Observation
-from leakmap.preparation import NORMALISATIONS
+from leakmap.observation.observation import Observation
 from leakmap.seeds import generator
 
 SIGMA = 0.5

@@ -20,13 +20,15 @@ from leakmap.capturing.facts import as_toml, read_facts
 from leakmap.capturing.files import order_of, read_order, read_state
 from leakmap.client.data import load_pictures
 from leakmap.client.groups import Groups
+from leakmap.files import read_json
+from leakmap.plan.tuned import read_tuned
+from leakmap.runs.store import Store
+from leakmap.runs.testbed import Stage
+from leakmap.runs.trial import Outcome, Reached, Trial
 from leakmap.scoring.score import Score
-from leakmap.store import Store, read_json
 from leakmap.study import results
 from leakmap.study.claims import read_claim
 from leakmap.study.file import read_study
-from leakmap.trial import Outcome, Reached, Stage, Trial
-from leakmap.tuned import read_tuned
 
 Files = dict[str, bytes]
 

@@ -20,11 +20,11 @@ from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine, Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.priors import Prior, SmoothVariation
-from leakmap.attacker.matching.scene import Guess, Scene
+from leakmap.attacker.matching.problem import Guess, Scene
+from leakmap.client_step import LocalRule, arrange
 from leakmap.errors import NotApplicable
-from leakmap.local import LocalRule, arrange
 from leakmap.models.adapt import freeze_running_statistics
-from leakmap.registry import Spec
+from leakmap.registry.spec import Spec
 
 SEED = 0
 STEP, FORWARD, LOOP, TOOLS_LOOP = "training step", "forward pass", "hand-written loop", "hand-written loop, .backward()"

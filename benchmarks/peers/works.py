@@ -10,12 +10,12 @@ from torch import Tensor
 
 from benchmarks.calibration import CALIBRATION, calibrated
 from leakmap import LocalRule, Task, ThreatModel, build_network, observe, simulate
+from leakmap.auditing.prepare import NORMALISATIONS
 from leakmap.client.data import Pictures, load_pictures
-from leakmap.client.federation import Batch
+from leakmap.client.simulate import Batch
+from leakmap.client_step import Mode
 from leakmap.errors import DataError
-from leakmap.local import Mode
-from leakmap.observation import Observation
-from leakmap.preparation import NORMALISATIONS
+from leakmap.observation.observation import Observation
 from leakmap.seeds import generator
 
 SIGMA = 0.5

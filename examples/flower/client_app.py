@@ -9,7 +9,7 @@ from flwr.clientapp.mod import LocalDpMod
 from task import FACTS, build, partition, train
 
 from leakmap import Facts
-from leakmap.flower import tap
+from leakmap.capturing.flower import tap
 
 CLIP, EPSILON, DELTA = 1.0, 100.0, 1e-5
 NOISE = sqrt(2 * log(1.25 / DELTA)) / EPSILON

@@ -13,25 +13,26 @@ Four verbs move five values::
 from leakmap.attacker.attacks import attack, attacks
 from leakmap.attacker.labels import label_rules
 from leakmap.attacker.reconstruction import Reconstruction
-from leakmap.auditing import Audit, audit
+from leakmap.auditing.audit import audit
+from leakmap.auditing.perform import Audit
+from leakmap.auditing.prepare import prepare
+from leakmap.auditing.tune import tune
 from leakmap.capturing.capture import capture
 from leakmap.capturing.facts import Facts, RuleFacts, read_facts
-from leakmap.client.federation import Batch, Round, simulate
+from leakmap.client.simulate import Batch, Round, simulate
+from leakmap.client_step import LocalRule
 from leakmap.defences import defences
 from leakmap.errors import LeakmapError
-from leakmap.local import LocalRule
 from leakmap.models import models
 from leakmap.models.network import Code, Network, build_network
-from leakmap.observation import Observation, Public, Update
-from leakmap.plan import Plan
-from leakmap.preparation import prepare
-from leakmap.registry import Spec
+from leakmap.observation.observation import Observation, Public, Update
+from leakmap.plan.plan import Plan
+from leakmap.plan.tuned import Tuned, read_tuned
+from leakmap.problem.task import Task
+from leakmap.registry.spec import Spec
 from leakmap.scoring.metrics import metrics
 from leakmap.scoring.score import Score, score
-from leakmap.task import Task
 from leakmap.threat import ThreatModel, observe
-from leakmap.tuned import Tuned, read_tuned
-from leakmap.tuning import tune
 from leakmap.version import __version__
 
 __all__ = [

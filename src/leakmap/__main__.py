@@ -1,6 +1,6 @@
 """``python -m leakmap``."""
 
-from leakmap.cli import main
+from leakmap.cli.main import main
 
 if __name__ == "__main__":
     main()

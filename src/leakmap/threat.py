@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from leakmap.client.federation import Round
+from leakmap.client.simulate import Round
 from leakmap.errors import BadSetting
-from leakmap.objects import unpack
-from leakmap.observation import Observation, Public
+from leakmap.observation.observation import Observation, Public
+from leakmap.problem.objects import unpack
 from leakmap.seeds import generator
 
 

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from leakmap import LocalRule, Observation, attack, build_network, defences, simulate
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
-from leakmap.attacker.matching.scene import Guess, Scene
+from leakmap.attacker.matching.problem import Guess, Scene
+from leakmap.client_step import arrange, local_signal
 from leakmap.defences import NONE, defence_of
-from leakmap.local import arrange, local_signal
 from leakmap.threat import ThreatModel, observe
 from tests.conftest import batch_of, matching_term, pictures
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from leakmap import LocalRule, Network, Task, attack, build_network, models, simulate
-from leakmap.attacker.matching.scene import Scene
+from leakmap.attacker.matching.problem import Scene
 from leakmap.errors import UsageError
 from leakmap.threat import ThreatModel, observe
 from tests.conftest import batch_of, matching_term

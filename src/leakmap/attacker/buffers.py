@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from leakmap.client_step import LocalRule, Mode
 from leakmap.errors import NotApplicable
-from leakmap.local import LocalRule, Mode
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 
 MOST_PASSES = 10**6
 RUNNING = ("running_mean", "running_var")

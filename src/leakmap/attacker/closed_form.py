@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from leakmap.client_step import LocalRule
 from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
-from leakmap.local import LocalRule
 from leakmap.models.network import Network
-from leakmap.objects import EMPTY
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
+from leakmap.problem.objects import EMPTY
 from leakmap.seeds import generator
 
 ClosedForm = Literal["linear", "spear", "april", "rgap"]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from leakmap.attacker.labels import Labels
 from leakmap.defences import NONE
 from leakmap.models.network import Network
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 
 
 def label_notes(observation: Observation, labels: Labels) -> dict[str, str | int | float]:

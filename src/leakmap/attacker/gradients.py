@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from leakmap.client_step import LocalRule
 from leakmap.defences import defence_of
-from leakmap.local import LocalRule
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 
 
 def mean_gradient(observation: Observation, names: Iterable[str]) -> dict[str, Tensor]:

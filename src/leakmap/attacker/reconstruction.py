@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 
 Progress = Callable[[float], None]
 """Called now and then with the finished fraction, in [0, 1]."""

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from leakmap.capturing.facts import Facts, read_facts
 from leakmap.errors import ObservationError
-from leakmap.models.network import LONGEST_NAME, Code, Network
-from leakmap.observation import Observation, Update
-from leakmap.registry import Spec
+from leakmap.models.network import Code, Network
+from leakmap.models.weights import LONGEST_NAME
+from leakmap.observation.observation import Observation, Update
+from leakmap.registry.spec import Spec
 
 Kind = Literal["weights", "delta", "gradient"]
 """What comes back: the weights afterwards, weights afterwards less those before, or a gradient."""

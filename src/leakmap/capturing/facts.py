@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from leakmap.client_step import LocalRule, Share
 from leakmap.errors import BadSetting
-from leakmap.local import LocalRule, Share
-from leakmap.manifest import COUNT_LIMIT
-from leakmap.observation import Observation
-from leakmap.registry import Spec
-from leakmap.task import Task
+from leakmap.observation.manifest import COUNT_LIMIT
+from leakmap.observation.observation import Observation
+from leakmap.problem.task import Task
+from leakmap.registry.spec import Spec
 
 LONGEST = 2**20
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -24,7 +24,7 @@ _DEEP = re.compile(r"""(?<![\w"'-])(?:(?>[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ 
 
 
 class RuleFacts(BaseModel):
-    """What the client does locally, see :class:`leakmap.local.LocalRule`; how it shares is seen in the payload."""
+    """What the client does locally, see :class:`leakmap.client_step.LocalRule`; how it shares is in the payload."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

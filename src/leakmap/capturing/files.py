@@ -13,8 +13,9 @@ from torch import Tensor
 from leakmap.capturing.capture import Kind, named, states
 from leakmap.capturing.facts import LONGEST, Facts
 from leakmap.errors import BadSetting, LeakmapError, ObservationError
-from leakmap.models.network import LONGEST_NAME, MOST_TENSORS, WEIGHTS_LIMIT, Code, Network, read_weights
-from leakmap.registry import Spec
+from leakmap.models.network import Code, Network
+from leakmap.models.weights import LONGEST_NAME, MOST_TENSORS, WEIGHTS_LIMIT, read_weights
+from leakmap.registry.spec import Spec
 
 ROOM, RATIO = 2**28, 100
 """An archive may unpack to 256 MiB whatever its size, and beyond that to 100 times its size."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from leakmap.client.data.folder import ENDINGS
 from leakmap.errors import DataError
-from leakmap.objects import VALUES
+from leakmap.problem.objects import VALUES
 
 ROUNDING = 1e-3
 """How far a box of a label file may stick out, in parts of the picture; a box of a json file may by one pixel."""

@@ -37,7 +37,7 @@ class Groups:
         training: ``(T,)``: for briefly trained weights.
         rehearsals: ``(R, B)``: simulated clients on which settings are tuned, one row a client.
         distractors: ``(D,)``: for line-ups.
-        objects: ``(N, M, 5)`` targets of detection, see :mod:`leakmap.objects`; empty for classification.
+        objects: ``(N, M, 5)`` targets of detection, see :mod:`leakmap.problem.objects`; empty for classification.
         areas: ``(N, 4)``: top, left, bottom and right between letterbox bars; empty without bars.
     """
 

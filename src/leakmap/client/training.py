@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leakmap.models.network import Network
+from leakmap.problem.task import loss_of
 from leakmap.seeds import derive
-from leakmap.task import loss_of
 
 BATCH = 64
 LR = 1e-3

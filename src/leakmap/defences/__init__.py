@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from leakmap.registry import Registry
+from leakmap.registry.registry import Registry
 
 NONE = "none"
 """The specification of a client that defends nothing."""

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from leakmap.auditing.update_check import Gate, inspect_update
 from leakmap.client.data import square, to_channels
 from leakmap.client.data.samples import PHOTOGRAPHS, photograph
-from leakmap.client.federation import Batch
+from leakmap.client.simulate import Batch
+from leakmap.client_step import LocalRule, Mode, arrange
 from leakmap.errors import ModelError
-from leakmap.gate import Gate, inspect_update
 from leakmap.inspection.flow import drawn
-from leakmap.local import LocalRule, Mode, arrange
 from leakmap.models.network import Network
-from leakmap.task import Task
+from leakmap.problem.task import Task
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def probe_update(network: Network, seed: int = 0) -> Probe:
     def look(mode: Mode, count: int) -> Gate:
         y = torch.arange(count) % network.task.classes
         batch, other = Batch(pictures[:count], y), Batch(pictures[2 : 2 + count], y)
-        return inspect_update(network, LocalRule(mode=mode), [batch], [other], seed)
+        return inspect_update([network], LocalRule(mode=mode), [batch], [other], seed)
 
     gates: dict[Mode, Gate] = {"eval": look("eval", 1)}
     try:

@@ -2,11 +2,12 @@
 
 Parametric families (``resnet``, ``convnet``, ``mlp``, ``vit``) take the paper's knobs; ``torchvision/NAME`` and
 ``timm/NAME`` adapt the libraries; ``path/to/file.py:function`` is a user's own. A constructor receives the
-:class:`leakmap.task.Task` and returns an ``nn.Module`` that maps ``(N, C, H, W)`` to class scores ``(N, classes)``.
+:class:`leakmap.problem.task.Task` and returns an ``nn.Module`` that maps ``(N, C, H, W)`` to class scores
+``(N, classes)``.
 """
 
 from torch import nn
 
-from leakmap.registry import Registry
+from leakmap.registry.registry import Registry
 
 models: Registry[nn.Module] = Registry("model", __name__)

@@ -7,7 +7,7 @@ from torch import nn
 
 from leakmap.models import models
 from leakmap.models.blocks import Activation, Norm, Rate, Size, activation_layer, norm_layer
-from leakmap.task import Task
+from leakmap.problem.task import Task
 
 
 @models.add("convnet")

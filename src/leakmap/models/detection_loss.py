@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from leakmap.objects import EMPTY, GRID, VALUES, corners
+from leakmap.problem.objects import EMPTY, GRID, VALUES, corners
 
 SMALLEST = 1e-7
 """What lengths and areas (in pixels) are clamped at, so that degenerate boxes have finite derivatives."""
@@ -94,7 +94,7 @@ def grid(size: Sequence[int], strides: Sequence[int], like: Tensor) -> Points:
 
 
 def read_objects(y: Tensor, classes: int, size: Sequence[int], like: Tensor) -> Objects:
-    """Objects in pixels from the targets of a detector, see :mod:`leakmap.objects`.
+    """Objects in pixels from the targets of a detector, see :mod:`leakmap.problem.objects`.
 
     Args:
         y: ``(N, M, 5)`` int64.
@@ -250,7 +250,7 @@ def detection_loss(
     Args:
         classes: ``(N, A, K)`` logits.
         sides: ``(N, A, 4, bins)`` logits, see :func:`decode`.
-        y: ``(N, M, 5)`` int64, see :mod:`leakmap.objects`.
+        y: ``(N, M, 5)`` int64, see :mod:`leakmap.problem.objects`.
         size: ``(H, W)`` of the pictures.
         strides: Of the levels of the A points, in their order.
         assign: Decides which point answers for which object.

@@ -6,7 +6,7 @@ from torch import nn
 
 from leakmap.models import models
 from leakmap.models.blocks import Activation, Rate, Sizes, activation_layer
-from leakmap.task import Task
+from leakmap.problem.task import Task
 
 
 @models.add("mlp")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from leakmap.models import models
 from leakmap.models.blocks import Activation, Blocks, Norm, Rate, Size, activation_layer, norm_layer
-from leakmap.task import Task
+from leakmap.problem.task import Task
 
 Stem = Literal["small", "imagenet", "patch"]
 Shortcut = Literal["input", "act"]

@@ -8,8 +8,8 @@ from torch import nn
 from leakmap.errors import ModelError, UnknownName
 from leakmap.models import models
 from leakmap.models.initialisation import Deviation, Factor, initialise, output_layers
-from leakmap.registry import near_misses
-from leakmap.task import Task
+from leakmap.problem.task import Task
+from leakmap.registry.spec import near_misses
 
 
 @models.add("timm/")

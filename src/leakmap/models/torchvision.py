@@ -9,8 +9,8 @@ from leakmap.errors import ModelError, UnknownName
 from leakmap.models import models
 from leakmap.models.initialisation import Deviation, Factor, initialise, output_layers
 from leakmap.models.torchvision_detection import detector, detectors
-from leakmap.registry import near_misses
-from leakmap.task import Task
+from leakmap.problem.task import Task
+from leakmap.registry.spec import near_misses
 
 
 @models.add("torchvision/")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leakmap.objects import corners, unpack
-from leakmap.task import Task
+from leakmap.problem.objects import corners, unpack
+from leakmap.problem.task import Task
 
 SAMPLING_SEED = 0
 """Seeds the anchors and proposals that Faster R-CNN draws: the same for every pass."""
@@ -65,7 +65,7 @@ class TorchvisionDetector(nn.Module):
         return self
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """``(N, C, H, W)``, normalised, and ``(N, M, 5)``, see :mod:`leakmap.objects` -> scalar.
+        """``(N, C, H, W)``, normalised, and ``(N, M, 5)``, see :mod:`leakmap.problem.objects` -> scalar.
 
         Objects without an area, which no anchor can match, do not count.
         """

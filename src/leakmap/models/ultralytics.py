@@ -21,9 +21,9 @@ from torch._tensor_str import printoptions
 from leakmap.errors import ModelError, UnknownName
 from leakmap.models import models
 from leakmap.models.detection_loss import grid, read_objects, static
-from leakmap.objects import unpack
-from leakmap.registry import near_misses
-from leakmap.task import Task
+from leakmap.problem.objects import unpack
+from leakmap.problem.task import Task
+from leakmap.registry.spec import near_misses
 
 Assigner = Literal["task_aligned", "static"]
 
@@ -90,7 +90,7 @@ class UltralyticsDetector(nn.Module):
         return self
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """``(N, C, H, W)``, normalised, and ``(N, M, 5)``, see :mod:`leakmap.objects` -> scalar."""
+        """``(N, C, H, W)``, normalised, and ``(N, M, 5)``, see :mod:`leakmap.problem.objects` -> scalar."""
         library = self._library[0]
         with _default_dtype(x.dtype):  # that of the tensors which the loss makes
             picture, classes, boxes = unpack(y)

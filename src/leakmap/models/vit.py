@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from leakmap.errors import BadSetting
 from leakmap.models import models
 from leakmap.models.blocks import Rate, Size
-from leakmap.task import Task
+from leakmap.problem.task import Task
 
 
 class Attention(nn.Module):

@@ -14,7 +14,7 @@ from leakmap.models import models
 from leakmap.models.blocks import Activation, Norm, Size, activation_layer, norm_layer
 from leakmap.models.detection_loss import Assigner, Gains, detection_loss, static, task_aligned
 from leakmap.models.resnet import PostActivation, PreActivation
-from leakmap.task import Task
+from leakmap.problem.task import Task
 
 Stem = Literal["strided", "resnet"]
 Stage = Literal["csp", "residual", "preact"]
@@ -153,7 +153,7 @@ class YOLO(nn.Module):
 
         Args:
             x: ``(N, C, H, W)``, normalised; H and W multiples of 32.
-            y: ``(N, M, 5)`` int64, see :mod:`leakmap.objects`.
+            y: ``(N, M, 5)`` int64, see :mod:`leakmap.problem.objects`.
         """
         levels, out = [], self.stem(x)
         for stage in self.stages:

@@ -22,7 +22,7 @@ def write_watch(folder: Path, rows: Sequence[Mapping[str, Any]], attack: str) ->
 
     Args:
         folder: Where to write.
-        rows: Of :func:`leakmap.updates.watching.look`.
+        rows: Of :func:`leakmap.doctor.watching.look`.
         attack: With which the captures are attacked.
     """
     scored = [row for row in rows if row["rank_score"] is not None]
@@ -39,19 +39,28 @@ def write_watch(folder: Path, rows: Sequence[Mapping[str, Any]], attack: str) ->
 
 
 def against_round(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Line-up score and PSNR over the best floor of every client against the round, with the mean of each round."""
+    """Line-up score and PSNR over the best floor of every client against the round, with the mean of each round.
+
+    Inconclusive audits are drawn hollow and left out of the means.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.6), layout="constrained")
         panels = figure.subplots(len(PANELS), 1, sharex=True)
         for axes, (key, label, zero, name) in zip(panels, PANELS, strict=True):
-            points = [(row["round"], row[key]) for row in rows if row[key] is not None]
+            shown = [row for row in rows if row[key] is not None]
+            points = [(row["round"], row[key]) for row in shown if row["level"] != "inconclusive"]
+            open_ones = [(row["round"], row[key]) for row in shown if row["level"] == "inconclusive"]
             rounds = sorted({number for number, _ in points})
             means = [_mean([value for number, value in points if number == one]) for one in rounds]
             axes.axhline(zero, color=GREY, linestyle="--", linewidth=1.2, label=name)
             axes.plot([x for x, _ in points], [y for _, y in points], "o", color=BLUE, markersize=4, label="client")
+            if open_ones:
+                hollow = {"color": GREY, "markerfacecolor": "none", "markersize": 4, "label": "inconclusive"}
+                axes.plot([x for x, _ in open_ones], [y for _, y in open_ones], "o", **hollow)
             axes.plot(rounds, means, color=ORANGE, linewidth=1.8, label="mean of the round")
             axes.set_ylabel(label)
-            axes.set_xticks(rounds if len(rounds) <= 20 else rounds[:: -(-len(rounds) // 20)])
+            every = sorted({row["round"] for row in rows})
+            axes.set_xticks(every[:: -(-len(every) // 20)])
             axes.legend(frameon=False, fontsize=8, ncols=3)
         panels[-1].set_xlabel("round")
         return figure

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from leakmap.objects import corners, unpack
+from leakmap.problem.objects import corners, unpack
 from leakmap.scoring.metrics.psnr import decibels
 
 LEAST = 11

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from leakmap.attacker.reconstruction import Reconstruction
-from leakmap.client.federation import Batch
-from leakmap.objects import unpack
-from leakmap.registry import Spec
+from leakmap.client.simulate import Batch
+from leakmap.problem.objects import unpack
+from leakmap.registry.spec import Spec
 from leakmap.scoring.lineup import rank
 from leakmap.scoring.match import matched
 from leakmap.scoring.metrics import ALWAYS, metrics

@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.strongest import SUITE, member_specs
-from leakmap.client.federation import Batch, simulate
+from leakmap.auditing.prepare import gather
+from leakmap.client.simulate import Batch, simulate
 from leakmap.errors import LeakmapError
 from leakmap.models.network import build_network
-from leakmap.plan import Plan
-from leakmap.pool import one_thread
-from leakmap.preparation import gather
-from leakmap.registry import Spec
+from leakmap.plan.plan import Plan
+from leakmap.registry.spec import Spec
+from leakmap.runs.pool import one_thread
+from leakmap.runs.run import held_by
+from leakmap.runs.testbed import Stage
 from leakmap.study.planning import Planned, pictures_of
 from leakmap.study.running import Standing
-from leakmap.trial import Stage, held_by
 
 EVALUATION = 2.5
 """Training steps in one evaluation of a matching term and its gradient, with all that an iteration does besides."""

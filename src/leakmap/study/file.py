@@ -3,7 +3,7 @@
 A study is a table for each side of an audit: ``[data]``, ``[model]``, ``[weights]``, ``[client]``, ``[threat]`` and
 ``[attack]``. A list is an axis. A text in place of a table names a preset or is a specification; a list of texts or of
 tables is an axis of alternatives, each with axes of its own. The cells of the study are the product of all axes: each
-is one :class:`leakmap.plan.Plan`.
+is one :class:`leakmap.plan.plan.Plan`.
 """
 
 import itertools
@@ -22,10 +22,10 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from leakmap.attacker.attacks import DEFAULT
 from leakmap.capturing.facts import parse_toml
+from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, LeakmapError
-from leakmap.local import LocalRule
-from leakmap.plan import Plan, local_batch
-from leakmap.registry import Spec, near_misses
+from leakmap.plan.plan import Plan, local_batch
+from leakmap.registry.spec import Spec, near_misses
 from leakmap.scoring.lineup import GALLERY
 from leakmap.threat import ThreatModel
 

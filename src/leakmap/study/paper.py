@@ -9,16 +9,18 @@ from typing import Any
 
 from leakmap.client.data import holds_objects
 from leakmap.errors import BadSetting
-from leakmap.plan import Progress
-from leakmap.registry import near_misses
+from leakmap.files import write_json
+from leakmap.plan.plan import Progress
+from leakmap.registry.spec import near_misses
 from leakmap.report.page import interval
 from leakmap.report.study import Cell as Concluded
-from leakmap.store import Store, write_json
+from leakmap.runs.runner import Runner
+from leakmap.runs.store import Store
 from leakmap.study.claims import UNITS, Claim, Judged, Shown, judge_claim, read_claim
 from leakmap.study.file import Study, read_study
 from leakmap.study.planning import planned
 from leakmap.study.results import conclusions
-from leakmap.study.running import Runner, Standing, run_study, standing
+from leakmap.study.running import Standing, run_study, standing
 
 PAPERS = ("paper",)
 SCALES = ("cpu", "gpu")

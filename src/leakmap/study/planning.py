@@ -7,16 +7,18 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
+from leakmap.auditing.prepare import gather, planted, prepare
+from leakmap.auditing.recipe import ROLES, Names, names_of, trials
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import Groups
 from leakmap.errors import BadSetting, LeakmapError
-from leakmap.plan import ROLES, Plan, check, trials
-from leakmap.pool import Play, Told
-from leakmap.preparation import Names, gather, names_of, planted, prepare
-from leakmap.registry import near_misses
+from leakmap.plan.plan import Plan, check
+from leakmap.problem.task import Task
+from leakmap.registry.spec import near_misses
+from leakmap.runs.jobs import Play, Told
+from leakmap.runs.testbed import Stage
+from leakmap.runs.trial import Trial
 from leakmap.study.file import Cell, Study, shown
-from leakmap.task import Task
-from leakmap.trial import Stage, Trial
 
 _Scenery = tuple[Task, Groups]
 

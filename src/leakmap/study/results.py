@@ -14,17 +14,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from leakmap.auditing import probe
-from leakmap.conclusion import Audit, conclude
+from leakmap.auditing.conclude import Audit, conclude
+from leakmap.auditing.perform import probe
+from leakmap.auditing.prepare import prepare
+from leakmap.auditing.recipe import ROLES
 from leakmap.errors import UsageError
-from leakmap.plan import ROLES, Plan, Progress
-from leakmap.pool import Told
-from leakmap.preparation import prepare
+from leakmap.files import DAMAGED, finite
+from leakmap.plan.plan import Plan, Progress
 from leakmap.report.study import Cell as Shown
-from leakmap.store import DAMAGED, Store, finite
+from leakmap.runs.jobs import Told
+from leakmap.runs.runner import Runner
+from leakmap.runs.store import Store
+from leakmap.runs.trial import Trial
 from leakmap.study.planning import Planned, pictures_of
-from leakmap.study.running import Runner
-from leakmap.trial import Trial
 
 Row = dict[str, Any]
 

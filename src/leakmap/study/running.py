@@ -8,50 +8,17 @@ import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from leakmap.errors import StoreError, WorkerDied
-from leakmap.plan import Progress
-from leakmap.pool import Job, Play, Report, one_thread, run_here, run_in_pool
-from leakmap.store import Store
+from leakmap.plan.plan import Progress
+from leakmap.runs.jobs import Job, Play, Report
+from leakmap.runs.run import failed
+from leakmap.runs.runner import Runner
+from leakmap.runs.store import Store
+from leakmap.runs.trial import Outcome
 from leakmap.study.file import Study
 from leakmap.study.planning import Planned, jobs, of_shard, only, planned, trainings
-from leakmap.trial import Outcome, failed
-
-T = TypeVar("T")
-
-
-class Runner(Protocol):
-    """Runs jobs somewhere and hands every result to ``done``, in this process."""
-
-    def __call__(self, jobs: Sequence[Job[T]], done: Callable[[T], None], report: Report) -> None:
-        """Runs them.
-
-        Raises:
-            WorkerDied: a process ended in the middle of a job.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Local:
-    """Runs jobs on this machine.
-
-    Args:
-        workers: Processes; 0 computes in this one.
-        device: Where to compute.
-    """
-
-    workers: int
-    device: str = "cpu"
-
-    def __call__(self, jobs: Sequence[Job[T]], done: Callable[[T], None], report: Report) -> None:
-        """Runs them."""
-        if self.workers:
-            run_in_pool(jobs, done, report, workers=self.workers, device=self.device)
-        else:
-            with one_thread():
-                run_here(jobs, done, report, device=self.device)
 
 
 @dataclass(frozen=True)

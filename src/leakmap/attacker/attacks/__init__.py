@@ -7,8 +7,9 @@ import torch
 
 from leakmap.attacker.reconstruction import Attack, Reconstruction
 from leakmap.errors import NonFinite
-from leakmap.observation import Observation
-from leakmap.registry import Registry, Spec
+from leakmap.observation.observation import Observation
+from leakmap.registry.registry import Registry
+from leakmap.registry.spec import Spec
 from leakmap.seeds import derive
 
 attacks: Registry[Attack] = Registry("attack", __name__)

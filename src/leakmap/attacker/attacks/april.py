@@ -15,7 +15,7 @@ from leakmap.attacker.labels import recover
 from leakmap.attacker.reconstruction import Progress, Reconstruction
 from leakmap.errors import NotApplicable
 from leakmap.models.network import Network
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 from leakmap.seeds import derive
 
 RESIDUAL = 1e-3

@@ -3,10 +3,10 @@
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.matching.decoders import PixelsOfEpochs
 from leakmap.attacker.matching.descent import Descent
-from leakmap.attacker.matching.emphasis import ByDepth
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.priors import SamePictures, TotalVariation
 from leakmap.attacker.matching.settings import TV, Count, LearningRate, Weight
+from leakmap.attacker.matching.weighting import ByDepth
 
 
 @attacks.add("dimitrov")

@@ -7,10 +7,10 @@ from pydantic import Field
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
-from leakmap.attacker.matching.emphasis import Partial
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.settings import TV, Count, LearningRate, Share
-from leakmap.registry import Tunable
+from leakmap.attacker.matching.weighting import Partial
+from leakmap.registry.spec import Tunable
 
 
 @attacks.add("fedleak_style")

@@ -4,12 +4,12 @@ from typing import Literal
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.matching.descent import Descent, Schedule, Sign
-from leakmap.attacker.matching.emphasis import Largest
 from leakmap.attacker.matching.engine import Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.priors import SmoothVariation, TotalVariation
 from leakmap.attacker.matching.settings import FADE, STEP, TV, VARIATION, Count, LearningRate, Share, Weight, Whole
 from leakmap.attacker.matching.starts import Start
+from leakmap.attacker.matching.weighting import Largest
 
 
 @attacks.add("inverting_gradients")

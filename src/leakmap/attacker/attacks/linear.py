@@ -14,7 +14,7 @@ from leakmap.attacker.labels import recover
 from leakmap.attacker.reconstruction import Progress, Reconstruction
 from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 from leakmap.seeds import derive
 
 MEMORY_SHARE = 1e-3

@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
 from leakmap.attacker.reconstruction import Attack
-from leakmap.registry import Spec
+from leakmap.registry.spec import Spec
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import recover
 from leakmap.attacker.reconstruction import Progress, Reconstruction
 from leakmap.errors import NotApplicable
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 from leakmap.seeds import derive, generator
 
 FAINT = 1e-4

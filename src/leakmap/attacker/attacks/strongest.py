@@ -12,14 +12,14 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.buffers import assumed_rule, client_passes
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.masks import open_masks
-from leakmap.attacker.matching.scene import Scene
+from leakmap.attacker.matching.problem import Scene
+from leakmap.attacker.matching.residual import buffers_unexplained, update_unexplained
 from leakmap.attacker.matching.statistics import norm_layers
-from leakmap.attacker.matching.yardstick import buffers_unexplained, update_unexplained
 from leakmap.attacker.reconstruction import Attack, Attempt, Progress, Reconstruction
+from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, NonFinite, NotApplicable
-from leakmap.local import LocalRule
-from leakmap.observation import Observation
-from leakmap.registry import Spec
+from leakmap.observation.observation import Observation
+from leakmap.registry.spec import Spec
 from leakmap.seeds import derive
 
 SUITE, VERSION = "strongest", "v1"

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
-from leakmap.objects import pack
-from leakmap.observation import Observation
-from leakmap.registry import Registry
+from leakmap.observation.observation import Observation
+from leakmap.problem.objects import pack
+from leakmap.registry.registry import Registry
 from leakmap.seeds import generator
 
 

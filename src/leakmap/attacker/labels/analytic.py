@@ -5,7 +5,7 @@ from torch import Tensor
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
 from leakmap.attacker.labels.counting import repeated
 from leakmap.attacker.labels.head import bias_of, head_gradient
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 
 
 @label_rules.add("analytic")

@@ -3,7 +3,7 @@
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
 from leakmap.attacker.labels.head import bias_of, check_magnitudes, head_gradient
 from leakmap.attacker.labels.llg import labels_by_share
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 
 
 @label_rules.add("bias_corrected")

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 
 
 def label_smoothing(observation: Observation) -> float:

@@ -12,7 +12,7 @@ from leakmap.attacker.labels.counting import (
 )
 from leakmap.attacker.labels.head import Head, check_magnitudes, check_scale, facts_used, head_gradient, stand_ins, view
 from leakmap.errors import NotApplicable
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 
 
 @label_rules.add("counts")

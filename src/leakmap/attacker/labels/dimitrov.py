@@ -7,7 +7,7 @@ from leakmap.attacker.gradients import step_weights
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
 from leakmap.attacker.labels.counts import labels_by_mean
 from leakmap.attacker.labels.head import check_magnitudes, check_scale, facts_used, head_gradient, stand_ins, view
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 
 
 @label_rules.add("dimitrov")

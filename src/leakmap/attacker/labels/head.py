@@ -10,11 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.gradients import mean_gradient
+from leakmap.client_step import arrange
 from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
-from leakmap.local import arrange
 from leakmap.models.adapt import freeze_running_statistics
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 from leakmap.seeds import generator
 
 AT_ONCE = 64

@@ -5,7 +5,7 @@ from torch import Tensor
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
 from leakmap.attacker.labels.counting import agreement, largest_remainder, listed, solve_counts
 from leakmap.attacker.labels.head import Head, bias_of, check_magnitudes, check_scale, facts_used, head_gradient
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 
 ROUNDING = 1e-6
 """A class whose bias gradient is below this share of the largest has no features to read: it is rounding."""

@@ -5,7 +5,7 @@ from torch import Tensor
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
 from leakmap.attacker.labels.counting import agreement, greedy, listed
 from leakmap.attacker.labels.head import check_magnitudes, head_gradient
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 
 
 @label_rules.add("llg")

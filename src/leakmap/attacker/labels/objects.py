@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from leakmap.attacker.labels import LabelRule, Labels, label_rules, placed
 from leakmap.errors import NotApplicable
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 
 MOST_ANCHORS = 9
 """Boxes that a head predicts at each place, of published detectors."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
 from leakmap.attacker.labels.head import Head, check_magnitudes, check_scale, facts_used, head_gradient, rescaled
 from leakmap.errors import NotApplicable
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 
 NORMS = torch.logspace(-4, 0.151, 4000, dtype=torch.float64)
 """Tried for the norm of ``p - y``, which is at most the square root of 2."""

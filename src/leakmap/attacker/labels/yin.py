@@ -3,7 +3,7 @@
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
 from leakmap.attacker.labels.analytic import labels_of_set
 from leakmap.attacker.labels.head import head_gradient
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 
 
 @label_rules.add("yin")

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from leakmap.attacker.matching.scene import Scene
+from leakmap.attacker.matching.problem import Scene
 from leakmap.seeds import generator
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from leakmap.attacker.matching.kinks import Kinks
+from leakmap.attacker.matching.switches import Kinks
 
 Loss = Callable[[Sequence[Tensor]], Tensor]
 """``loss(parameters) -> scalar``; the same every time it is called."""

@@ -10,12 +10,12 @@ from torch import Tensor
 from leakmap.attacker.matching.adjoint import Simulation
 from leakmap.attacker.matching.derivatives import Derivative, Exact, Frozen
 from leakmap.attacker.matching.distances import Distance
-from leakmap.attacker.matching.emphasis import Emphasis
 from leakmap.attacker.matching.masks import Masks, open_masks
-from leakmap.attacker.matching.scene import Guess, Penalty, Scene, Trace
+from leakmap.attacker.matching.problem import Guess, Penalty, Scene, Trace
 from leakmap.attacker.matching.selfcheck import SelfCheck
+from leakmap.attacker.matching.weighting import Emphasis
+from leakmap.client_step import Training, arrange
 from leakmap.errors import NotApplicable
-from leakmap.local import Training, arrange
 from leakmap.models.adapt import freeze_running_statistics
 from leakmap.seeds import random_state, set_random_state
 

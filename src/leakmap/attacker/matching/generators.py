@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leakmap.attacker.matching.decoders import Free
-from leakmap.attacker.matching.scene import Scene
+from leakmap.attacker.matching.problem import Scene
 from leakmap.errors import BadSetting, UsageError
-from leakmap.registry import load_user_code
+from leakmap.problem.task import Task
+from leakmap.registry.user_code import load_user_code
 from leakmap.seeds import derive, generator
-from leakmap.task import Task
 
 LATENT_PACE = 50.0
 """Step size of latent inputs over that of weights."""

@@ -12,17 +12,17 @@ from leakmap.attacker.labels import Labels, label_rules, recover
 from leakmap.attacker.matching.decoders import Decoder, Free, Pixels, median_filter, merge_epochs
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
-from leakmap.attacker.matching.emphasis import Emphasis
 from leakmap.attacker.matching.engine import Engine, Kind
 from leakmap.attacker.matching.masks import draw_masks, rate_penalty
 from leakmap.attacker.matching.priors import Prior, TotalVariation, total_variation
+from leakmap.attacker.matching.problem import Guess, Scene, Term
 from leakmap.attacker.matching.restarts import Run, choose
-from leakmap.attacker.matching.scene import Guess, Scene, Term
 from leakmap.attacker.matching.starts import Start, first_guess
+from leakmap.attacker.matching.weighting import Emphasis
 from leakmap.attacker.reconstruction import Progress, Reconstruction
 from leakmap.defences import NONE
 from leakmap.errors import BadSetting, NonFinite
-from leakmap.observation import Observation
+from leakmap.observation.observation import Observation
 from leakmap.seeds import derive, generator
 
 CHECK_EVERY = 25

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from leakmap.local import LocalRule, arrange
+from leakmap.client_step import LocalRule, arrange
 
 
 class Masks:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from leakmap.registry import Tunable
+from leakmap.registry.spec import Tunable
 
 Weight = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]

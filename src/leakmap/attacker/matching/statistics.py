@@ -10,9 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from leakmap.attacker.buffers import recover_statistics, tracked_layers
-from leakmap.attacker.matching.scene import Penalty, Scene, Seen, Trace
+from leakmap.attacker.matching.problem import Penalty, Scene, Seen, Trace
+from leakmap.client_step import arrange
 from leakmap.errors import BadSetting, NotApplicable
-from leakmap.local import arrange
 from leakmap.models.adapt import freeze_running_statistics
 from leakmap.seeds import generator
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.attacker.labels.head import head_gradient
-from leakmap.attacker.matching.scene import Penalty, Scene, Seen
+from leakmap.attacker.matching.problem import Penalty, Scene, Seen
 from leakmap.errors import NotApplicable
 
 

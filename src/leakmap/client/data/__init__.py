@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.errors import DataError
-from leakmap.registry import Registry, Spec
+from leakmap.registry.registry import Registry
+from leakmap.registry.spec import Spec
 
 SMALLEST = 16
 """Pictures below 16 pixels a side are refused: SSIM takes an 11-pixel window, and a line-up needs detail."""
@@ -28,7 +29,7 @@ class Pictures:
         labels: ``(N,)`` int64; of pictures with objects all 0: line-ups mix them.
         classes: Their names; of pictures with objects those of the objects.
         spare: A second set from the same source, such as a training split: public pictures and training come from it.
-        objects: ``(N, M, 5)`` int64, see :mod:`leakmap.objects`; None for classification.
+        objects: ``(N, M, 5)`` int64, see :mod:`leakmap.problem.objects`; None for classification.
         areas: ``(N, 4)`` int64: top, left, bottom and right of the picture between letterbox bars; None without bars.
     """
 

@@ -16,7 +16,7 @@ from leakmap.client.annotations import BoxedPicture, layouts_of, read_json, read
 from leakmap.client.data import SMALLEST, Pictures, sources
 from leakmap.client.data.folder import FORMATS, read_picture
 from leakmap.errors import DataError
-from leakmap.objects import GRID, pack
+from leakmap.problem.objects import GRID, pack
 
 GREY = 114
 """Of the bars beside a picture that is not square, as in the letterbox of the YOLO family."""

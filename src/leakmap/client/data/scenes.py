@@ -5,7 +5,7 @@ from torch import Tensor
 
 from leakmap.client.data import Pictures, sources, square
 from leakmap.client.data.samples import PHOTOGRAPHS, photograph, tiles
-from leakmap.objects import pack
+from leakmap.problem.objects import pack
 from leakmap.seeds import generator
 
 OBJECTS = 2

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from leakmap.registry import Registry
+from leakmap.registry.registry import Registry
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 

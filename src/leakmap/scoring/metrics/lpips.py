@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.errors import BadSetting
-from leakmap.models.network import read_weights
+from leakmap.models.weights import read_weights
 from leakmap.scoring.metrics import Metric, metrics
 
 SMALLEST = 64

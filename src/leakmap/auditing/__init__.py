@@ -1,0 +1,1 @@
+"""An audit: from a plan to stages, runs, verdict and result."""

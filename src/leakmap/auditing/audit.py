@@ -1,0 +1,109 @@
+"""The audit of a model in memory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leakmap.attacker.attacks import DEFAULT
+from leakmap.auditing.conclude import Audit
+from leakmap.auditing.perform import perform
+from leakmap.auditing.prepare import prepare
+from leakmap.client.data import Pictures, usable
+from leakmap.client_step import LocalRule
+from leakmap.errors import DataError
+from leakmap.models.network import IN_MEMORY
+from leakmap.plan.plan import Plan, Progress
+from leakmap.plan.tuned import Tuned
+from leakmap.problem.task import Loss
+from leakmap.registry.spec import Spec
+from leakmap.runs.store import Store
+from leakmap.threat import ThreatModel
+
+
+def audit(
+    model: nn.Module | Spec | str,
+    images: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray | Sequence[int],
+    *,
+    client: LocalRule | None = None,
+    threat: ThreatModel | None = None,
+    attack: Spec | str = DEFAULT,
+    tuned: Tuned | None = None,
+    loss: Loss | None = None,
+    victims: int = 12,
+    batch_size: int = 1,
+    classes: int | None = None,
+    normalise: str = "data",
+    control: Literal["none", "swapped"] = "none",
+    metrics: Sequence[str] = (),
+    seed: int = 0,
+    device: str = "cpu",
+    out: Path | str | None = None,
+    progress: Progress | None = None,
+) -> Audit:
+    """Audits a model in memory on pictures in memory, in this process.
+
+    Args:
+        model: A module, with the weights that the server sends, or a specification. It is copied, not changed.
+        images: ``(N, C, H, W)``, uint8 or floats in [0, 1] (brought to 8 bits, as pictures are).
+        labels: ``(N,)`` classes.
+        client: What the clients do; by default they share one gradient in training mode.
+        threat: What the server is granted.
+        attack: Its specification, so that the audit can be repeated.
+        tuned: Settings for it from :func:`leakmap.tune`.
+        loss: ``loss(outputs, y) -> scalar``; cross entropy by default.
+        victims: Number of clients.
+        batch_size: Pictures of each client.
+        classes: Outputs of the model; by default the highest label plus one.
+        normalise: See :class:`Plan`.
+        control: ``swapped`` for a null audit.
+        metrics: Besides PSNR and SSIM.
+        seed: Everything random derives from it.
+        device: Where to compute.
+        out: Folder for results; given one, finished runs are kept and an interrupted audit continues.
+        progress: Called with what is being done and the finished fraction.
+
+    Raises:
+        UsageError: the pictures, the model or a setting do not fit.
+    """
+    plan = Plan(
+        model=IN_MEMORY if isinstance(model, nn.Module) else str(model),
+        data=IN_MEMORY,
+        rule=client or LocalRule(),
+        threat=threat or ThreatModel(),
+        attack=Spec.parse(attack),
+        victims=victims,
+        batch_size=batch_size,
+        normalise=normalise,
+        control=control,
+        classes=classes,
+        metrics=tuple(metrics),
+        seed=seed,
+    )
+    if tuned is not None:
+        plan = tuned.applied_to(plan)
+    pictures = _from_memory(images, labels)
+    prepared = prepare(plan, pictures, model if isinstance(model, nn.Module) else None, loss, device)
+    store = Store(Path(out)) if out is not None else None
+    return perform(plan, prepared, store, device=device, progress=progress)
+
+
+def _from_memory(images: Any, labels: Any) -> Pictures:
+    images = torch.as_tensor(images).detach().cpu()
+    labels = torch.as_tensor(labels).detach().cpu().long().reshape(-1)
+    if not images.numel() or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(labels):
+        raise DataError(
+            f"images have shape {tuple(images.shape)} and labels {tuple(labels.shape)}; "
+            "expected (N, C, H, W) with 1 or 3 channels, and (N,)."
+        )
+    if images.dtype != torch.uint8:
+        if not images.is_floating_point() or not 0 <= float(images.min()) <= float(images.max()) <= 1:
+            raise DataError("images must be uint8, or floats in [0, 1]; give them before normalisation.")
+        images = (images * 255).round().to(torch.uint8)
+    if int(labels.min()) < 0:
+        raise DataError(f"labels must be classes from 0 on; got {int(labels.min())}.")
+    return usable(Pictures(images, labels, tuple(str(c) for c in range(int(labels.max()) + 1))), "images")

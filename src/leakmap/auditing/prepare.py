@@ -1,0 +1,222 @@
+"""What an audit is played on: its pictures in groups, its networks, and the names of both."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from leakmap.attacker.attacks import attacks
+from leakmap.auditing.recipe import Names, names_of
+from leakmap.client.data import Pictures, load_pictures
+from leakmap.client.groups import Groups, divide
+from leakmap.client.training import accuracy, calibrated, train
+from leakmap.errors import BadSetting, DataError, ModelError
+from leakmap.models.network import IN_MEMORY, Network, build_network
+from leakmap.models.weights import read_weights, write_weights
+from leakmap.plan.plan import Fact, Plan, Progress, check, check_device
+from leakmap.problem.task import Loss, Task
+from leakmap.registry.spec import Spec
+from leakmap.runs.testbed import Stage
+
+NORMALISATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The stages of an audit.
+
+    Args:
+        main: The audited network and all pictures.
+        control: The planted control's network and the same pictures.
+        accuracy: Of the audited network on the public pictures.
+        flags: Why a result may be no evidence, by name.
+    """
+
+    main: Stage
+    control: Stage
+    accuracy: float
+    flags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digests(self) -> tuple[str, str]:
+        """Of both stages."""
+        return self.main.digest, self.control.digest
+
+
+def prepare(
+    plan: Plan,
+    pictures: Pictures | None = None,
+    module: nn.Module | None = None,
+    loss: Loss | None = None,
+    device: str = "cpu",
+    rehearsals: int = 0,
+    trained: Path | None = None,
+    progress: Progress = lambda what, fraction: None,
+) -> Prepared:
+    """Loads the pictures, divides them, builds and trains the networks.
+
+    Args:
+        plan: The audit.
+        pictures: In place of ``plan.data``.
+        module: In place of ``plan.model``.
+        loss: In place of ``plan.loss``.
+        device: Where to train.
+        rehearsals: Simulated clients to tune on; they change neither the clients nor the network.
+        trained: Folder that keeps briefly trained weights, by name; None trains every time.
+        progress: Called with what is being done and the finished fraction.
+
+    Raises:
+        UsageError: something does not fit; nothing was computed yet.
+    """
+    check_device(device)
+    check(plan)
+    groups, task = gather(plan, pictures, rehearsals, progress)
+    progress("building the model", 0.0)
+    chosen = module if module is not None else plan.model
+    network = build_network(task, chosen, seed=plan.seed, weights=plan.weights, loss=loss).to("cpu")
+    in_memory = IN_MEMORY in (plan.model, plan.data) or loss is not None
+    names = Names() if in_memory else names_of(plan, task, groups)
+    public = groups.public
+    if plan.calibrate:
+        network = calibrated(network, groups.images[public], groups.targets(public))
+    if plan.train_epochs:
+        kept = trained / f"{names.network}.safetensors" if trained is not None and names.network else None
+        network = _kept(network, kept) or _trained(plan, network, groups, device, progress)
+        if kept is not None and not kept.is_file():
+            write_weights(kept, network.weights)
+    own_loss = network.code.loss is not None or task.objects > 0
+    right = math.nan if own_loss else accuracy(network, groups.images[public], groups.labels[public])
+    return Prepared(Stage(network, groups, names.main), planted(plan, groups, task, names, loss), right)
+
+
+def planted(plan: Plan, groups: Groups, task: Task, names: Names, loss: Loss | None = None) -> Stage:
+    """The stage of the planted control: a network that is known to leak to the plan's attack, and the same pictures.
+
+    It classifies, also where the audited network detects objects.
+    """
+    leaky = attacks.build(plan.attack).leaky_model
+    if task.objects:
+        task = replace(task, classes=max(2, task.classes), objects=0)
+    return Stage(build_network(task, leaky, seed=plan.seed, loss=loss), groups, names.control)
+
+
+def gather(
+    plan: Plan,
+    pictures: Pictures | None = None,
+    rehearsals: int = 0,
+    progress: Progress = lambda what, fraction: None,
+) -> tuple[Groups, Task]:
+    """The pictures of an audit in groups, and the task that they make.
+
+    Args:
+        plan: The audit.
+        pictures: In place of ``plan.data``.
+        rehearsals: Simulated clients to tune on.
+        progress: Called with what is being done and the finished fraction.
+
+    Raises:
+        UsageError: there are too few pictures, or they do not fit the plan.
+    """
+    progress("loading pictures", 0.0)
+    groups = divide(
+        pictures or load_pictures(plan.data, plan.image_size),
+        victims=plan.victims,
+        batch_size=plan.batch_size,
+        public=plan.threat.public,
+        training=plan.train_epochs > 0,
+        rehearsals=rehearsals,
+        seed=plan.seed,
+    )
+    groups = _without_rehearsed(plan, groups)
+    channels, height, width = groups.images.shape[1:]
+    mean, std = _normalisation(plan.normalise, groups)
+    classes = plan.classes or len(groups.classes)
+    if classes < len(groups.classes):
+        raise BadSetting(f"classes is {classes}, but the pictures have {len(groups.classes)} classes.")
+    most = groups.objects.shape[1] if groups.objects.numel() else 0
+    if most and plan.loss != "cross_entropy":
+        raise BadSetting(f"A detector computes its own loss; got {plan.loss}. Leave the loss out.")
+    return groups, Task((channels, height, width), classes, mean, std, Spec.parse(plan.loss), most)
+
+
+def _kept(network: Network, path: Path | None) -> Network | None:
+    """The network with the weights of a file; None where there is none that can be read."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        found = replace(network, weights=read_weights(path))
+        found.module()
+    except ModelError:
+        path.unlink(missing_ok=True)
+        return None
+    return found
+
+
+def _trained(plan: Plan, network: Network, groups: Groups, device: str, progress: Progress) -> Network:
+    pool = groups.training
+    found = train(
+        network.to(device),
+        groups.images[pool],
+        groups.targets(pool),
+        plan.train_epochs,
+        plan.seed,
+        lambda fraction: progress("training briefly", fraction),
+    )
+    return found.to("cpu")
+
+
+def facts(plan: Plan, stage: Stage) -> dict[str, Fact]:
+    """What settings are tuned to, by name: the network, the client and what the server is granted."""
+    return {
+        "model": plan.model,
+        "weights": stage.network_digest,
+        "data": plan.data,
+        "batch_size": plan.batch_size,
+        **{f"rule.{name}": value for name, value in asdict(plan.rule).items()},
+        **{f"threat.{name}": value for name, value in asdict(plan.threat).items()},
+    }
+
+
+def _without_rehearsed(plan: Plan, groups: Groups) -> Groups:
+    """The groups without distractors that were rehearsed on.
+
+    Raises:
+        DataError: a victim was rehearsed on, in settings that do not say so.
+    """
+    if plan.tuned is None or plan.tuned.column == "oracle-tuned":
+        return groups
+    seen = set(plan.tuned.pictures).intersection(groups.digests(groups.victims))
+    if seen:
+        raise DataError(
+            f"{len(seen)} of {groups.victims.numel()} pictures of victims were rehearsed on in {plan.tuned.file}; "
+            "tune again with the --seed, --victims and --batch-size of this audit."
+        )
+    rehearsed = set(plan.tuned.pictures)
+    kept = [digest not in rehearsed for digest in groups.digests(groups.distractors)]
+    return replace(groups, distractors=groups.distractors[torch.tensor(kept, dtype=torch.bool)])
+
+
+def _normalisation(text: str, groups: Groups) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    channels = groups.images.shape[1]
+    if text == "data":
+        public = groups.pictures(groups.public).transpose(0, 1).flatten(1)
+        mean, std = public.mean(1), public.std(1).clamp(min=0.05)
+        return tuple(round(v, 3) for v in mean.tolist()), tuple(round(v, 3) for v in std.tolist())
+    if text in NORMALISATIONS:
+        mean, std = NORMALISATIONS[text]
+    else:
+        try:
+            left, right = text.split(":")
+            mean, std = tuple(map(float, left.split("/"))), tuple(map(float, right.split("/")))
+        except ValueError:
+            known = ", ".join(["data", *NORMALISATIONS])
+            raise BadSetting(f"normalise is one of {known}, or MEAN/…:STD/…; got {text!r}.") from None
+    if len(mean) != channels:
+        raise BadSetting(f"normalise={text} has {len(mean)} channels, the pictures have {channels}.")
+    return mean, std

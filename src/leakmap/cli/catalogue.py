@@ -1,0 +1,103 @@
+"""Every algorithm there is, read off the registries: what `leakmap list` prints and docs/catalogue.md holds."""
+
+import inspect
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from leakmap.attacker.attacks import attacks
+from leakmap.attacker.attacks.strongest import Strongest
+from leakmap.attacker.labels import label_rules
+from leakmap.attacker.matching.gradient_matching import GradientMatching
+from leakmap.client.data import sources
+from leakmap.defences import defences
+from leakmap.models import models
+from leakmap.registry.registry import Registry
+from leakmap.scoring.metrics import metrics
+from leakmap.threat import letter_of
+
+_OF_ATTACKS = ("applies", "attacker and needs", "evaluations x iterations")
+_ABOUT_ATTACKS = (
+    "Attackers are those of Carletti et al. (USENIX Security 2025): B knows the update and picture statistics, C the "
+    "local rule, D public pictures, E the client's buffers; what an attack does not need it still uses where granted. "
+    "One evaluation simulates the client once and differentiates its update; [its cost in training "
+    "steps](results/cost.md) is measured. L-BFGS evaluates up to 25 times in an iteration."
+)
+REGISTRIES: tuple[Registry[Any], ...] = (models, sources, defences, attacks, label_rules, metrics)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One algorithm.
+
+    Args:
+        kind: What it is.
+        name: As it is written in a specification; a family ends in ``/`` or ``:``.
+        summary: First sentence of its docstring.
+        settings: ``key=default``; a bare key must be given.
+        source: Where it was published, if its docstring says so.
+        applies: When it applies, likewise.
+        needs: Of an attack: the facts that it cannot do without, and the nearest attacker of Carletti et al.
+        cost: Of an attack: evaluations of the matching term in one iteration, and iterations.
+    """
+
+    kind: str
+    name: str
+    summary: str
+    settings: tuple[str, ...]
+    source: str
+    applies: str = ""
+    needs: str = ""
+    cost: str = ""
+
+
+def catalogue() -> list[Entry]:
+    """All entries, by kind and name."""
+    return [_entry(registry, name) for registry in REGISTRIES for name in registry.names()]
+
+
+def _entry(registry: Registry[Any], name: str) -> Entry:
+    text = inspect.getdoc(registry.constructor(name)) or ""
+    settings = tuple(
+        key if p.default is p.empty else f"{key}={_shown(p.default)}" for key, p in registry.settings(name).items()
+    )
+    summary = " ".join(text.split("\n\n")[0].split()).replace("``", "")
+    entry = Entry(registry.kind, name, summary, settings, _paragraph(text, "Source"), _paragraph(text, "Applies"))
+    if registry is not attacks:
+        return entry
+    attack = attacks.build(name)
+    needs = f"{letter_of(attack.needs)}: {', '.join(sorted(attack.needs))}"
+    cost = "closed form"
+    if isinstance(attack, GradientMatching):
+        cost = f"{attack.evaluations if attack.match else 0} x {attack.steps:,}"
+    elif isinstance(attack, Strongest):
+        cost = "its members'"
+    return replace(entry, needs=needs, cost=cost)
+
+
+def _paragraph(text: str, word: str) -> str:
+    """The paragraph of a docstring that begins with ``word:``."""
+    found = re.search(rf"^{word}: (.*?)(?:\n\n|\Z)", text, re.S | re.M)
+    return " ".join(found.group(1).split()) if found else ""
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return "-".join(map(str, default))
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def markdown() -> str:
+    """The catalogue as a page."""
+    lines = ["# Catalogue", "", "Made by `make docs` from the registries."]
+    for registry in REGISTRIES:
+        lines += ["", f"## {registry.kind.replace('_', ' ').capitalize()}", ""]
+        columns = ("name", "what it is", *(_OF_ATTACKS if registry is attacks else ()), "settings", "source")
+        lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+        for entry in (_entry(registry, name) for name in registry.names()):
+            settings = ", ".join(f"`{setting}`" for setting in entry.settings)
+            own = (entry.applies, entry.needs, entry.cost) if registry is attacks else ()
+            lines.append(f"| {' | '.join((f'`{entry.name}`', entry.summary, *own, settings, entry.source))} |")
+        if registry is attacks:
+            lines += ["", _ABOUT_ATTACKS]
+    return "\n".join(lines) + "\n"

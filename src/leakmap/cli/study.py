@@ -1,0 +1,307 @@
+"""``leakmap study``: run, status, report, export, merge."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from leakmap.cli.terminal import progress_bar
+from leakmap.errors import BadSetting
+from leakmap.plan.plan import check_device
+from leakmap.report.study import write_study
+from leakmap.runs.ray import Ray
+from leakmap.runs.runner import Local, Runner, default_workers
+from leakmap.runs.store import Store
+from leakmap.study.estimate import seconds_left
+from leakmap.study.file import Study, read_study, shown
+from leakmap.study.paper import cells_of, command_of, page, parts_of, ran_on, together, where, write_judged
+from leakmap.study.paper import reproduce as reproduce_claims
+from leakmap.study.planning import only
+from leakmap.study.results import cell_rows, conclusions, score_rows, write_table
+from leakmap.study.running import Standing, merge, run_study, standing
+
+app = typer.Typer(
+    help="Run many audits, the product of axes in a study file; resume, share out, report.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+File = Annotated[Path, typer.Argument(help="A study file (TOML).")]
+Scale = Annotated[str | None, typer.Option(help="Which [scale.NAME] of the file.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the study; by default runs/NAME-OF-THE-FILE.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Address = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster, auto, or local.")]
+Gpus = Annotated[float, typer.Option(min=0, help="GPUs of each run, with --ray.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many runs.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Count and time, run nothing.")]
+Filters = Annotated[
+    list[str] | None, typer.Option("--only", metavar="AXIS=VALUE", help="Only cells that stand there; repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def run(
+    file: File,
+    scale: Scale = None,
+    out: Out = None,
+    limit: Limit = None,
+    filters: Filters = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only this share of the runs.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed runs again.")] = False,
+    dry_run: DryRun = False,
+    workers: Workers = None,
+    device: Device = "cpu",
+    ray: Address = None,
+    gpus: Gpus = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Run what is missing. The same command continues, whatever stopped it.
+
+    [bold]Examples[/bold]
+
+      leakmap study run studies/first-look.toml --dry-run
+
+      leakmap study run studies/first-look.toml --only client.mode=eval --limit 40
+
+      leakmap study run map.toml --shard 3/16 --out shard-3     (then: leakmap study merge all shard-*)
+
+      leakmap study run map.toml --ray auto --gpus 0.25
+    """
+    study, folder = read_study(file, scale), _folder(file, out)
+    runner = _runner(workers, device, ray, gpus)
+    with progress_bar() as progress:
+        if dry_run:
+            whole = standing(study, folder)
+            found = replace(whole, planned=tuple(only(whole.planned, filters or ())))
+            left = seconds_left(found, progress)
+        else:
+            found = run_study(
+                study,
+                folder,
+                runner,
+                filters=filters or (),
+                shard=shard,
+                limit=limit,
+                retry_failed=retry_failed,
+                progress=progress,
+            )
+            left = None
+    _tell(study, found, folder, as_json, left, default_workers(device) if workers is None else max(1, workers))
+    if not (as_json or dry_run or found.missing):
+        Console().print(f"Next: {_command('report', file, scale, out)}", soft_wrap=True)
+
+
+@app.command()
+def status(file: File, scale: Scale = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Say what is finished, failed and missing, and what the rest will take."""
+    study, folder = read_study(file, scale), _folder(file, out)
+    found = standing(study, folder)
+    with progress_bar() as progress:
+        left = seconds_left(found, progress)
+    _tell(study, found, folder, as_json, left, default_workers())
+
+
+@app.command()
+def report(
+    file: File,
+    scale: Scale = None,
+    out: Out = None,
+    workers: Workers = None,
+    device: Device = "cpu",
+    filters: Filters = None,
+) -> None:
+    """Write the report over all cells so far: one HTML file, and its figures as PNG and SVG."""
+    study, folder = read_study(file, scale), _folder(file, out)
+    with progress_bar() as progress:
+        found = only(standing(study, folder).planned, filters or ())
+        cells, why = conclusions(found, folder, _local(workers, device), progress)
+    for place, reason in why.items():
+        _warn(f"{place} cannot be concluded: {reason}")
+    path = write_study(
+        folder / "report.html",
+        study.title,
+        cells,
+        study=study.resolved(),
+        command=_command("run", file, scale, out),
+        figures=folder / "figures",
+    )
+    typer.echo(f"Report: {path}")
+
+
+@app.command()
+def export(
+    file: File,
+    scale: Scale = None,
+    out: Out = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for the tables; by default the study's.")] = None,
+    kind: Annotated[Literal["csv", "parquet"], typer.Option("--format", help="csv, or parquet (pyarrow).")] = "csv",
+    workers: Workers = None,
+) -> None:
+    """Write two tables: scores (a row for each picture of each run) and cells (a row for each audit)."""
+    study, folder = read_study(file, scale), _folder(file, out)
+    with progress_bar() as progress:
+        found = standing(study, folder)
+        cells, _ = conclusions(found.planned, folder, _local(workers, "cpu"), progress)
+    target = to or folder
+    target.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("scores", score_rows(found.planned, Store(folder))), ("cells", cell_rows(cells))):
+        path = target / f"{name}.{kind}"
+        write_table(path, list(rows), kind)
+        typer.echo(str(path))
+
+
+@app.command("merge")
+def merge_(
+    folder: Annotated[Path, typer.Argument(help="Where to; made if it does not exist.")],
+    sources: Annotated[list[Path], typer.Argument(help="Folders of shards.")],
+) -> None:
+    """Bring the runs of several folders into one."""
+    for source, count in merge(folder, sources).items():
+        typer.echo(f"{count:6d} runs from {source}")
+
+
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="paper: arXiv 2508.19819.")],
+    scale: Annotated[
+        Literal["cpu", "gpu"], typer.Option(help="cpu: hours on two cores; gpu: the full protocol.")
+    ] = "cpu",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Pictures in place of the built-in ones, as in an audit; a second one with objects."),
+    ] = None,
+    claims: Annotated[
+        list[str] | None, typer.Option("--claim", help="Only this claim, such as C1; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; the same one resumes.")] = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    workers: Workers = None,
+    device: Device = "cpu",
+    ray: Address = None,
+    gpus: Gpus = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Run every claim of a paper and say which hold, with intervals: page.md, claims.json, a report for each.
+
+    [bold]Examples[/bold]
+
+      leakmap reproduce paper --scale cpu
+
+      leakmap reproduce paper --claim C1 --claim C3 --data cifar10:DIR
+    """
+    folder = out or Path("runs") / f"{paper}-{scale}"
+    parts = parts_of(paper, scale, data or (), claims or ())
+    runner = _runner(workers, device, ray, gpus)
+    with progress_bar() as progress:
+        if dry_run:
+            found = where(parts, folder)
+            left = seconds_left(found, progress)
+            count = default_workers(device) if workers is None else max(1, workers)
+            _tell(together(parts), found, folder, as_json, left, count)
+            return
+        here = _local(workers, device if ray is None else "cpu")
+        judged = reproduce_claims(parts, folder, runner, here, limit=limit, progress=progress)
+        command = command_of(paper, scale, data or ())
+        for part in parts:
+            place = folder / part.path.stem
+            write_study(
+                place / "report.html",
+                part.study.title,
+                cells_of(part, folder, here, progress),
+                study=part.study.resolved(),
+                command=command,
+                figures=place,
+            )
+    write_judged(folder / "claims.json", judged)
+    text = page(judged, command=command, ran_on=ran_on(folder))
+    Store(folder).write_text("page.md", text)
+    if as_json:
+        typer.echo((folder / "claims.json").read_text(encoding="utf-8"))
+        return
+    console = Console(highlight=False)
+    for one in judged:
+        console.print(
+            f"[bold]{one.claim.id:4}[/] [{COLOURS[one.outcome]}]{one.outcome:16}[/] {escape(one.claim.statement)}"
+        )
+        console.print(Padding(f"[dim]{escape(one.why)}[/]", (0, 0, 0, 5)))
+    console.print(f"\nPage: {folder / 'page.md'}", soft_wrap=True)
+
+
+COLOURS = {"holds": "green", "does not hold": "red", "not informative": "yellow", "not run": "bright_black"}
+
+
+def _folder(file: Path, out: Path | None) -> Path:
+    return out or Path("runs") / file.stem
+
+
+def _command(verb: str, file: Path, scale: str | None, out: Path | None) -> str:
+    options = [*(["--scale", scale] if scale else []), *(["--out", str(out)] if out else [])]
+    return shlex.join(["leakmap", "study", verb, str(file), *options])
+
+
+def _runner(workers: int | None, device: str, ray: str | None, gpus: float) -> Runner:
+    if gpus and ray is None:
+        raise BadSetting("--gpus is what each run asks of a Ray cluster; give --ray too, or --device cuda.")
+    check_device(device)
+    return Ray(ray, gpus) if ray is not None else _local(workers, device)
+
+
+def _local(workers: int | None, device: str) -> Runner:
+    return Local(default_workers(device) if workers is None else workers, device)
+
+
+def _warn(text: str) -> None:
+    Console(stderr=True, highlight=False, markup=False).print(text, soft_wrap=True)
+
+
+def _tell(study: Study, found: Standing, folder: Path, as_json: bool, left: float | None, workers: int) -> None:
+    failures = [{"key": key, "kind": kind, "message": text} for key, (kind, text) in found.failed.items()]
+    counts = {
+        "cells": len(found.planned),
+        "runs": len(found.keys),
+        "finished": len(found.seconds),
+        "failed": len(failures),
+        "missing": len(found.missing),
+    }
+    if as_json:
+        facts: dict[str, Any] = {"title": study.title, "folder": str(folder), **counts, "failures": failures}
+        if left is not None:
+            facts["seconds_left"] = left
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    console.print(f"[bold]{escape(study.title)}[/]")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for axis, values in study.axes.items():
+        table.add_row(escape(axis), escape(", ".join(map(shown, values))))
+    console.print(Padding(table, (0, 0, 0, 2)))
+    console.print("  " + ", ".join(f"{value} {name}" for name, value in counts.items()))
+    if left is not None and found.missing:
+        share = f", {duration(left / workers)} with {workers} workers" if workers > 1 else ""
+        console.print(f"  about {duration(left)} of computing left{share}")
+    said: dict[tuple[str, str], int] = {}
+    for failure in found.failed.values():
+        said[failure] = said.get(failure, 0) + 1
+    for (kind, text), count in sorted(said.items(), key=lambda item: -item[1])[:5]:
+        console.print(Padding(f"[yellow]{count} failed[/] {escape(kind)}: {escape(text)}", (0, 0, 0, 2)))
+    if found.failed:
+        console.print("  [dim]--retry-failed runs them again[/]")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,156 @@
+"""Results and progress as a person reads them in a terminal of 80 columns."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from leakmap.plan.tuned import Tuned
+from leakmap.report.page import metric_name
+
+COLOURS = {
+    "inconclusive": "bright_black",
+    "none_found": "blue",
+    "statistical": "yellow",
+    "partial": "dark_orange",
+    "visual": "red",
+    "exact": "bold red",
+}
+
+
+def describe(result: Mapping[str, Any], console: Console) -> None:
+    """Prints verdict, line-up, likeness beside its floors, and flags."""
+    verdict = result["verdict"]
+    colour = COLOURS[verdict["level"]]
+    console.print(f"[reverse {colour}] {verdict['level']} [/] {escape(verdict['statement'])}", highlight=False)
+    for reason in verdict["reasons"]:
+        console.print(Padding(escape(reason), (0, 0, 0, 2)), highlight=False)
+    if result["line_up"]["attack"]:
+        console.print(_line_up(result))
+        console.print(_metrics(result))
+        if result["suite"]:
+            _suite(result["suite"], console)
+        able = ", ".join(result["closed_forms"]["qualify"]) or "none qualifies; the report says why"
+        console.print(Padding(f"[dim]closed forms[/] {able}", (0, 0, 0, 2)), highlight=False)
+        console.print(Padding(f"[dim]labels[/] {escape(result['labels']['statement'])}", (0, 0, 0, 2)), highlight=False)
+    console.print(Padding(f"[dim]settings[/] {escape(result['settings']['statement'])}", (0, 0, 0, 2)), highlight=False)
+    if defence := result.get("defence"):
+        console.print(Padding(f"[dim]defence[/] {escape(defence['statement'])}", (0, 0, 0, 2)), highlight=False)
+    for name, text in result["flags"].items():
+        console.print(Padding(f"[yellow]{name}[/] {escape(text)}", (0, 0, 0, 2)), highlight=False)
+
+
+def _suite(suite: Mapping[str, Any], console: Console) -> None:
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in (f"suite {suite['version']}", "won", "median term", "first", "PSNR"):
+        found.add_column(heading)
+    for member in suite["members"]:
+        if member["ran"]:
+            first, psnr = f"{member['first']} of {member['pictures']}", f"{member['values']['psnr']:.1f}"
+            found.add_row(member["name"], str(member["won"]), f"{member['term']:.2g}", first, psnr)
+    console.print(found)
+    if left := [member["name"] for member in suite["members"] if not member["ran"]]:
+        console.print(Padding(f"[dim]did not apply[/] {', '.join(left)}", (0, 0, 0, 2)), highlight=False)
+
+
+def _line_up(result: Mapping[str, Any]) -> Table:
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", title=None)
+    for heading in ("line-up", "first", "share [95 %]", "chance", f"median of {candidates(result)}", "p"):
+        found.add_column(heading)
+    rows = {"this update": result["line_up"]["attack"], "swapped": result["line_up"]["swapped"]}
+    rows["control"] = result["line_up"]["control"]
+    if objects := result["objects"]:
+        rows |= {"its objects": objects["attack"], "swapped objects": objects["swapped"]}
+    for name, row in rows.items():
+        if row:
+            rate = row["rank_one"]
+            found.add_row(
+                name,
+                f"{row['hits']} of {row['n']}",
+                f"{rate['value']:.0%} [{rate['low']:.0%}, {rate['high']:.0%}]",
+                f"{row['chance']:.1%}",
+                f"{row['median_rank']:g}",
+                f"{row['p']:.2g}",
+            )
+    return found
+
+
+def candidates(result: Mapping[str, Any]) -> str:
+    """How many candidates a line-up has, as text."""
+    low, high = result["line_up"]["gallery"]
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _metrics(result: Mapping[str, Any]) -> Table:
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("likeness", "mean", "best floor", "gain over it [95 %]"):
+        found.add_column(heading)
+    for name, row in result["metrics"].items():
+        floor = f"{row['floors'][row['best_floor']]:.3g} ({row['best_floor']})"
+        low, high = row["gain"]["low"], row["gain"]["high"]
+        interval = "one client" if low is None else f"{low:+.3g}, {high:+.3g}"
+        found.add_row(
+            metric_name(name), f"{row['value']['value']:.3g}", floor, f"{row['gain']['value']:+.3g} [{interval}]"
+        )
+    return found
+
+
+def describe_tuned(tuned: Tuned, console: Console) -> None:
+    """Prints where the settings of each attack come from, and those that were searched."""
+    colour = "blue" if tuned.column == "rehearsal-tuned" else "dark_orange"
+    for name, attack in tuned.attacks.items():
+        console.print(f"[reverse {colour}] {name} [/]", highlight=False)
+        console.print(Padding(str(tuned.origin(name)), (0, 0, 0, 2)), highlight=False)
+        found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for heading in ("  setting", "default", "tuned"):
+            found.add_column(heading)
+        first = attack.tried[0].settings
+        for key, value in first.items():
+            if any(one.settings[key] != value for one in attack.tried):
+                found.add_row(f"  {key}", str(value), str(attack.settings[key]))
+        console.print(found)
+        stopped, failed = sum(one.stopped for one in attack.tried), sum(len(one.failures) for one in attack.tried)
+        console.print(
+            f"  stopped early: {stopped} of {len(attack.tried)}, failed rehearsals: {failed}", highlight=False
+        )
+
+
+@contextmanager
+def progress_bar() -> Iterator[Any]:
+    """A bar with the remaining time on a terminal; a line at every tenth elsewhere. Both on stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        said: set[tuple[str, int]] = set()
+
+        def line(what: str, fraction: float) -> None:
+            step = (re.sub(r"\d+", "", what), int(fraction * 10))
+            if step not in said:
+                said.add(step)
+                console.print(f"{fraction:4.0%} {what}", soft_wrap=True)
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=console, transient=True, expand=True, speed_estimate_period=120) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda what, fraction: bar.update(task, description=what, completed=fraction)

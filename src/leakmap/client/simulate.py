@@ -1,0 +1,74 @@
+"""The simulated client: what really happened in a round, truth included."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from leakmap.client_step import LocalRule, arrange, local_signal
+from leakmap.errors import ModelError
+from leakmap.models.network import Network
+from leakmap.observation.observation import Update
+from leakmap.seeds import derive
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A client's private examples.
+
+    Args:
+        pictures: ``(N, C, H, W)`` in [0, 1].
+        y: ``(N,)`` classes, or ``(N, M, 5)`` objects, see :mod:`leakmap.problem.objects`.
+        areas: ``(N, 4)``: top, left, bottom and right of each picture between its letterbox bars; None without bars.
+    """
+
+    pictures: Tensor
+    y: Tensor
+    areas: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Round:
+    """One client's round: what it got, held and shared.
+
+    Args:
+        network: What the server sent.
+        rule: What the client did.
+        batch: What it did it with. Private.
+        update: What it shared.
+        buffers: Its buffers afterwards, by name.
+    """
+
+    network: Network
+    rule: LocalRule
+    batch: Batch
+    update: Update
+    buffers: Mapping[str, Tensor]
+
+
+def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> Round:
+    """Runs one client.
+
+    Args:
+        network: Task, architecture and weights.
+        rule: The local rule.
+        batch: The client's examples.
+        seed: For dropout masks, the order of a rule that shuffles and the noise of its defence; nothing else is random.
+
+    Raises:
+        ModelError: the step fails, as BatchNorm does on a single value per channel in training mode, or DP-SGD on any.
+    """
+    module = arrange(network.module(), rule)
+    x = network.task.normalise(batch.pictures)
+    seeds = {"dropout_seed": derive(seed, "client"), "order_seed": derive(seed, "order")}
+    try:
+        signal = local_signal(
+            module, network.weights, x, batch.y, rule, network.loss(), **seeds, noise_seed=derive(seed, "noise")
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ModelError(
+            f"A client with {len(x)} pictures of shape {network.task.shape} cannot take its step with {network.model} "
+            f"in {rule.mode} mode: {reason}."
+        ) from error
+    return Round(network, rule, batch, Update(rule.share, signal.tensors), signal.buffers)

@@ -1,0 +1,374 @@
+"""The client step, written once.
+
+:class:`Training` is local training, one gradient at a time. The simulated client runs it through :func:`local_signal`,
+and an attack differentiates the same steps. So the distance between an update and its simulation at the truth is 0 for
+every model and every rule without randomness.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from leakmap.defences import NONE, defence_of
+from leakmap.errors import BadSetting, ModelError
+from leakmap.problem.task import Loss, loss_of
+from leakmap.seeds import generator
+
+Share = Literal["gradient", "delta"]
+Mode = Literal["train", "eval"]
+
+
+@dataclass(frozen=True)
+class LocalRule:
+    """What a client does with its pictures before it shares something.
+
+    Args:
+        share: ``gradient``: of the loss over all its pictures; ``delta``: weights after local training minus before.
+        mode: ``train`` uses batch statistics and dropout, ``eval`` running statistics and none.
+        epochs: Passes over the pictures (``delta`` only).
+        batch_size: Pictures of one local step, in their order, the last one possibly partial; None: all of them.
+        lr: Learning rate (``delta`` only).
+        momentum: Of SGD, in [0, 1).
+        weight_decay: L2 for SGD and Adam, decoupled for AdamW.
+        optimizer: ``sgd``, ``adam`` or ``adamw``, with torch's defaults and fresh state.
+        dropout: Rate that replaces the rate of every dropout layer of the model; None leaves them.
+        accumulate: Micro-batches that the pictures of a step are split into (gradient accumulation): gradients are
+            averaged over the pictures, BatchNorm sees every micro-batch alone.
+        shuffle: Whether each epoch goes through the pictures in an order of its own (``delta`` only).
+        defence: Specification of what it does to its update, see :mod:`leakmap.defences`.
+    """
+
+    share: Share = "gradient"
+    mode: Mode = "train"
+    epochs: int = 1
+    batch_size: int | None = None
+    lr: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    dropout: float | None = None
+    accumulate: int = 1
+    shuffle: bool = False
+    defence: str = NONE
+
+    def __post_init__(self) -> None:
+        checks = [
+            (self.share in ("gradient", "delta"), "share", "'gradient' or 'delta'"),
+            (self.mode in ("train", "eval"), "mode", "'train' or 'eval'"),
+            (self.optimizer in ("sgd", "adam", "adamw"), "optimizer", "'sgd', 'adam' or 'adamw'"),
+            (self.epochs >= 1, "epochs", "at least 1"),
+            (self.batch_size is None or self.batch_size >= 1, "batch_size", "at least 1, or None for all"),
+            (self.lr > 0, "lr", "positive"),
+            (0 <= self.momentum < 1, "momentum", "in [0, 1)"),
+            (self.weight_decay >= 0, "weight_decay", "at least 0"),
+            (self.dropout is None or 0 <= self.dropout < 1, "dropout", "in [0, 1), or None"),
+            (self.accumulate >= 1, "accumulate", "at least 1"),
+        ]
+        for good, name, expected in checks:
+            if not good:
+                raise BadSetting(f"A local rule's {name} must be {expected}; got {getattr(self, name)!r}.")
+        if self.share == "gradient" and (self.epochs != 1 or self.batch_size is not None):
+            raise BadSetting("A client that shares a gradient takes no local steps; use share='delta' for several.")
+        if self.share == "gradient" and self.shuffle:
+            raise BadSetting("A gradient over all pictures has no order; use share='delta' to shuffle.")
+        if self.share == "gradient" and (self.optimizer != "sgd" or self.momentum or self.weight_decay):
+            raise BadSetting("A shared gradient has not been through an optimiser; use share='delta' for one.")
+        if self.momentum and self.optimizer != "sgd":
+            raise BadSetting(f"momentum belongs to sgd; {self.optimizer} has moments of its own.")
+        defence_of(self.defence)
+
+    def steps(self, count: int) -> int:
+        """Local steps that a client with ``count`` pictures takes."""
+        return self.epochs * -(-count // (self.batch_size or count))
+
+    def forwards(self, count: int) -> int:
+        """Forward passes in training that a client with ``count`` pictures makes: BatchNorm counts each of them."""
+        size = self.batch_size or count
+        parts = (min(size, count - first) for first in range(0, count, size))
+        return self.epochs * sum(len(list(_slices(part, self._micro(part)))) for part in parts)
+
+    def _micro(self, part: int) -> int:
+        return -(-part // self.accumulate)
+
+
+_STOCHASTIC_DEPTH = {"StochasticDepth": "p", "DropPath": "drop_prob"}
+"""Layer -> attribute with its rate, in torchvision and timm."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a client step yields: the shared tensors and every buffer afterwards, by name."""
+
+    tensors: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
+def arrange(module: nn.Module, rule: LocalRule, *, dropout: bool = True) -> nn.Module:
+    """Puts a module into the mode that the rule asks for, in place; returns it.
+
+    Dropout is every layer of torch's, the dropout of attention, and stochastic depth (torchvision's and timm's). A rate
+    replaces that of dropout layers and attention; a rate of 0 turns stochastic depth off too.
+
+    Args:
+        module: A fresh one, see :meth:`leakmap.models.network.Network.module`.
+        rule: Gives mode and dropout rate.
+        dropout: False turns dropout off: the expected network, for a simulation that cannot know the masks.
+    """
+    module.train(rule.mode == "train")
+    rate = rule.dropout if dropout else 0.0
+    if rate is None:
+        return module
+    for layer in module.modules():
+        if isinstance(layer, _DropoutNd):
+            layer.p = rate
+        elif isinstance(layer, nn.MultiheadAttention):
+            layer.dropout = rate
+        elif rate == 0 and (name := _STOCHASTIC_DEPTH.get(type(layer).__name__)):
+            layer.__dict__[name] = 0.0
+    return module
+
+
+def check_examples_apart(module: nn.Module, rule: LocalRule) -> None:
+    """Refuses DP-SGD where the gradient of one example alone is not its part of the batch's.
+
+    Args:
+        module: Arranged by :func:`arrange`.
+        rule: Gives the defence.
+
+    Raises:
+        ModelError: a layer mixes examples, or draws other random numbers for one than for all.
+    """
+    if defence_of(rule.defence).examples is None:
+        return
+    for name, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm) and layer.training:
+            raise ModelError(
+                f"DP-SGD clips the gradient of every example alone, but {name!r} is a BatchNorm layer in training "
+                "mode, which mixes them; use GroupNorm or LayerNorm, or --mode eval."
+            )
+        if layer.training and _rate(layer):
+            raise ModelError(
+                f"DP-SGD is simulated example by example, but {name!r} drops at random in training mode; turn that "
+                "off with --dropout 0, or use --mode eval."
+            )
+
+
+def _rate(layer: nn.Module) -> float:
+    if isinstance(layer, _DropoutNd):
+        return layer.p
+    if isinstance(layer, nn.MultiheadAttention):
+        return layer.dropout
+    name = _STOCHASTIC_DEPTH.get(type(layer).__name__)
+    return float(layer.__dict__[name] or 0.0) if name else 0.0
+
+
+class Training:
+    """Local training of one client, one gradient at a time; nothing of the module changes.
+
+    Args:
+        module: Arranged by :func:`arrange`; its own weights are not used.
+        weights: Every parameter and buffer by name, as the server sent them.
+        rule: The local rule.
+        loss: ``loss(outputs, y) -> scalar``; None: the module computes its own from ``(x, y)``.
+
+    Raises:
+        ModelError: see :func:`check_examples_apart`.
+
+    Attributes:
+        defence: Of the rule.
+        names: The trained parameters, in the order of all lists of tensors here.
+        start: Their weights at the beginning, leaves that require gradients.
+        buffers: Every buffer by name; training-mode passes move them in place.
+    """
+
+    def __init__(self, module: nn.Module, weights: Mapping[str, Tensor], rule: LocalRule, loss: Loss | None):
+        check_examples_apart(module, rule)
+        self.defence = defence_of(rule.defence)
+        self.names = [name for name, p in module.named_parameters() if p.requires_grad]
+        self.start = [weights[name].detach().requires_grad_() for name in self.names]
+        self.buffers = {name: weights[name].detach().clone() for name, _ in module.named_buffers() if name in weights}
+        self._fixed = {name: weights[name] for name, p in module.named_parameters() if not p.requires_grad}
+        self._module, self._rule, self._loss = module, rule, loss
+        self._ties = len(list(module.named_parameters(remove_duplicate=False))) > len(list(module.named_parameters()))
+        self._optimizer = _OPTIMIZERS[rule.optimizer]
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Norm of the weights at the beginning, 0-dim."""
+        return torch.stack([weight.detach().norm() for weight in self.start]).norm()
+
+    def batch(self, step: int, x: Tensor, y: Tensor, order_seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """The mini-batch of a local step.
+
+        Args:
+            step: Its number, from 0 to ``rule.steps(N) - 1``.
+            x: ``(N, C, H, W)``, normalised; or ``(epochs, N, C, H, W)``, an attacker's own pictures for every epoch.
+            y: What the loss takes, first dimension ``N``.
+            order_seed: Seeds the orders of a rule that shuffles; None keeps the order of ``x``.
+        """
+        size = self._rule.batch_size or len(y)
+        epoch, place = divmod(step, -(-len(y) // size))
+        held = x[epoch] if x.ndim == 5 else x
+        part = slice(place * size, min((place + 1) * size, len(y)))
+        if not self._rule.shuffle or order_seed is None:
+            return held[part], y[part]
+        order = torch.randperm(len(y), generator=generator(order_seed, "epoch", epoch)).to(x.device)[part]
+        return held[order], y[order]
+
+    def objective(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor, factors: Tensor | None = None) -> Tensor:
+        """The mean loss of one mini-batch, micro-batch after micro-batch; carries a graph.
+
+        Args:
+            parameters: Weights.
+            x: Pictures of the mini-batch.
+            y: What the loss takes.
+            factors: Of :meth:`factors`: by what the loss of every example is multiplied.
+        """
+        state = {**dict(zip(self.names, parameters, strict=True)), **self._fixed, **self.buffers}
+        parts = list(_slices(len(x), self._rule._micro(len(x))))
+        values = [self._mean(state, x[part], y[part], None if factors is None else factors[part]) for part in parts]
+        if len(parts) == 1:
+            return values[0]
+        return torch.stack([v * ((p.stop - p.start) / len(x)) for p, v in zip(parts, values, strict=True)]).sum()
+
+    def _mean(self, state: dict[str, Tensor], x: Tensor, y: Tensor, factors: Tensor | None) -> Tensor:
+        if factors is None:
+            return self._value(state, x, y)
+        losses = [self._value(state, x[i : i + 1], y[i : i + 1]) for i in range(len(y))]
+        return (torch.stack(losses) * factors).mean()
+
+    def _value(self, state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        def model(*args: Tensor) -> Any:
+            return functional_call(self._module, state, args, tie_weights=self._ties)
+
+        return loss_of(model, self._loss, x, y)
+
+    def factors(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor | None:
+        """``(B,)``: by what DP-SGD multiplies the gradient of every example, without a graph; None for other clients.
+
+        Takes one forward and one backward pass for each example.
+        """
+        if self.defence.examples is None:
+            return None
+        x, y = x.detach(), y.detach()
+        state = {**dict(zip(self.names, parameters, strict=True)), **self._fixed}
+        found: list[Tensor] = []
+        for i in range(len(x)):
+            own = {**state, **{name: buffer.clone() for name, buffer in self.buffers.items()}}
+            value = self._value(own, x[i : i + 1], y[i : i + 1])
+            gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
+            found.append(self.defence.examples.factor(gradients))
+        return torch.stack(found)
+
+    def advance(
+        self, step: int, parameters: Sequence[Tensor], gradients: Sequence[Tensor], memory: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and optimiser state after a local step; of plain tensor operations, so it can be differentiated.
+
+        Args:
+            step: Its number, from 0.
+            parameters: Weights before it.
+            gradients: Of :meth:`objective` there.
+            memory: State of the optimiser; empty before the first step.
+        """
+        return self._optimizer(self._rule, step, parameters, gradients, memory)
+
+
+def local_signal(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    rule: LocalRule,
+    loss: Loss | None,
+    *,
+    dropout_seed: int | None = None,
+    order_seed: int | None = None,
+    noise_seed: int | None = None,
+) -> Signal:
+    """What a client that starts from ``weights`` and holds ``(x, y)`` shares.
+
+    Args:
+        module: Arranged by :func:`arrange`; its own weights are not used and nothing of it changes.
+        weights: Every parameter and buffer by name.
+        x: ``(N, C, H, W)``, normalised; or ``(epochs, N, C, H, W)``, an attacker's own pictures for every epoch.
+        y: What the loss takes, first dimension ``N``.
+        rule: The local rule.
+        loss: ``loss(outputs, y) -> scalar``; None: the module computes its own from ``(x, y)``.
+        dropout_seed: Seeds the dropout masks; None draws from torch's global stream.
+        order_seed: Seeds the orders of a rule that shuffles; None keeps the order of ``x``.
+        noise_seed: Seeds what is random in the rule's defence; None leaves it out.
+
+    Raises:
+        ModelError: see :func:`check_examples_apart`.
+    """
+    training = Training(module, weights, rule, loss)
+    defence = training.defence
+    source = None if noise_seed is None else generator(noise_seed, "defence")
+    parameters, memory, shared = training.start, [], []
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else [], enabled=dropout_seed is not None):
+        if dropout_seed is not None:
+            torch.manual_seed(dropout_seed)
+        for step in range(rule.steps(len(y))):
+            batch = training.batch(step, x, y, order_seed)
+            value = training.objective(parameters, *batch, training.factors(parameters, *batch))
+            shared = list(torch.autograd.grad(value, parameters, materialize_grads=True))
+            if defence.examples is not None:
+                shared = defence.examples.disturbed(shared, source, len(batch[1]))
+            if rule.share == "delta":
+                with torch.no_grad():
+                    parameters, memory = training.advance(step, parameters, shared, memory)
+                parameters = [p.requires_grad_() for p in parameters]
+    if rule.share == "delta":
+        shared = [after.detach() - before.detach() for after, before in zip(parameters, training.start, strict=True)]
+    shared = defence.share(shared, source)
+    return Signal(dict(zip(training.names, shared, strict=True)), training.buffers)
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    """``0..count`` in parts of ``size``, the last one possibly smaller."""
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))
+
+
+Tensors = Sequence[Tensor]
+Advance = Callable[[LocalRule, int, Tensors, Tensors, Tensors], tuple[list[Tensor], list[Tensor]]]
+"""``(rule, step, parameters, gradients, memory) -> (parameters, memory)``."""
+
+
+def _sgd(
+    rule: LocalRule, step: int, parameters: Tensors, gradients: Tensors, memory: Tensors
+) -> tuple[list[Tensor], list[Tensor]]:
+    if rule.weight_decay:
+        gradients = [g + rule.weight_decay * p for g, p in zip(gradients, parameters, strict=True)]
+    if not rule.momentum:
+        return [torch.sub(p, g, alpha=rule.lr) for p, g in zip(parameters, gradients, strict=True)], []
+    velocity = [rule.momentum * v + g for v, g in zip(memory, gradients, strict=True)] if memory else list(gradients)
+    return [torch.sub(p, v, alpha=rule.lr) for p, v in zip(parameters, velocity, strict=True)], velocity
+
+
+def _adam(
+    rule: LocalRule, step: int, parameters: Tensors, gradients: Tensors, memory: Tensors
+) -> tuple[list[Tensor], list[Tensor]]:
+    beta1, beta2, epsilon = 0.9, 0.999, 1e-8
+    if rule.weight_decay and rule.optimizer == "adamw":
+        parameters = [p * (1 - rule.lr * rule.weight_decay) for p in parameters]
+    elif rule.weight_decay:
+        gradients = [g + rule.weight_decay * p for g, p in zip(gradients, parameters, strict=True)]
+    before = memory or [torch.zeros_like(g) for g in (*gradients, *gradients)]
+    first = [beta1 * m + (1 - beta1) * g for m, g in zip(before[: len(gradients)], gradients, strict=True)]
+    second = [beta2 * v + (1 - beta2) * g * g for v, g in zip(before[len(gradients) :], gradients, strict=True)]
+    size, scale = rule.lr / (1 - beta1 ** (step + 1)), (1 - beta2 ** (step + 1)) ** 0.5
+    roots = [torch.where(v > 0, v.where(v > 0, 1.0).sqrt(), 0.0) for v in second]
+    moved = zip(parameters, first, roots, strict=True)
+    return [p - size * m / (root / scale + epsilon) for p, m, root in moved], [*first, *second]
+
+
+_OPTIMIZERS: dict[str, Advance] = {"sgd": _sgd, "adam": _adam, "adamw": _adam}

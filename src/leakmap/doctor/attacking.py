@@ -1,0 +1,108 @@
+"""An attack from a file alone, in a process that never sees the data."""
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from leakmap.attacker.attacks import attack
+from leakmap.attacker.reconstruction import Progress, Reconstruction
+from leakmap.files import read_json, write_json
+from leakmap.observation.observation import Observation
+from leakmap.registry.spec import Spec
+from leakmap.report.pictures import drawn
+
+GAP = 2
+"""Pixels between the pictures of a sheet."""
+SHOWN_SIDE = 256
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What an attack from a file left behind.
+
+    Args:
+        folder: With ``attack.json``, ``reconstruction.safetensors`` and ``pictures.png``.
+        record: The content of ``attack.json``.
+        resumed: Whether it was there already.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    resumed: bool = False
+
+
+def attack_file(
+    observation: Observation, how: Spec, folder: Path, *, seed: int = 0, progress: Progress = lambda fraction: None
+) -> Attacked:
+    """Attacks an Observation and writes what the attacker says; the same attack in the same folder is not repeated.
+
+    Args:
+        observation: Read from a file.
+        how: The attack.
+        folder: Where to write.
+        seed: All randomness of the attack comes from it.
+        progress: Called with the finished fraction.
+
+    Raises:
+        NotGranted: the attack needs a fact that the file does not have.
+        NotApplicable: its precondition does not hold.
+    """
+    key = key_of(observation, how, seed)
+    known = read_json(folder / "attack.json")
+    if isinstance(known, dict) and known.get("key") == key and (folder / "reconstruction.safetensors").is_file():
+        return Attacked(folder, known, resumed=True)
+    started = time.perf_counter()
+    found = attack(observation, how, seed, progress)
+    record = {
+        "key": key,
+        "attack": str(how),
+        "seed": seed,
+        "pictures": len(found.pictures),
+        "labels": found.y.tolist(),
+        "objective": found.objective,
+        "curve": list(found.curve),
+        "notes": found.notes or {},
+        "granted": [fact for fact, given in observation.granted().items() if given],
+        "seconds": time.perf_counter() - started,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_tensors(folder / "reconstruction.safetensors", found)
+    _write_sheet(folder / "pictures.png", found.pictures)
+    write_json(folder / "attack.json", record)
+    return Attacked(folder, record)
+
+
+def key_of(observation: Observation, how: Spec, seed: int) -> str:
+    """SHA-256 of what decides the result."""
+    text = json.dumps([observation.digest(), str(how), seed])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write_tensors(path: Path, found: Reconstruction) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    save_file({"pictures": found.pictures.cpu().contiguous(), "labels": found.y.cpu().contiguous()}, temporary)
+    temporary.replace(path)
+
+
+def _write_sheet(path: Path, pictures: Tensor) -> None:
+    """All pictures in one image, small ones enlarged without smoothing."""
+    enlarged = max(1, SHOWN_SIDE // 2 // max(pictures.shape[-2:]))
+    tiles = [
+        drawn(picture.repeat_interleave(enlarged, 1).repeat_interleave(enlarged, 2), SHOWN_SIDE) for picture in pictures
+    ]
+    width, height = tiles[0].size
+    columns = min(len(tiles), 8)
+    rows = -(-len(tiles) // columns)
+    whole = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
+    for i, tile in enumerate(tiles):
+        whole.paste(tile, (i % columns * (width + GAP), i // columns * (height + GAP)))
+    temporary = path.with_name(f".{path.name}.part")
+    whole.save(temporary, "PNG")
+    temporary.replace(path)

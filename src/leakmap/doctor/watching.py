@@ -1,0 +1,200 @@
+"""A folder of captures, audited as they come: cheapest checks first, then attacks, drawn against the round."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from leakmap.auditing.captured import prepare_captured, read_observation, typed_in
+from leakmap.auditing.perform import perform
+from leakmap.doctor.checks import check
+from leakmap.errors import ObservationError, UsageError
+from leakmap.files import file_digest, read_json, write_json
+from leakmap.plan.plan import Plan, Progress
+from leakmap.report.watch import write_watch
+from leakmap.runs.store import Store
+from leakmap.scoring.effects import gain_over_best_floor, rank_score
+
+SCHEMA = 2
+PAUSE = 5.0
+"""Seconds between two looks into the folder."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A captured update in the folder.
+
+    Args:
+        file: ``round-0001/client-0.safetensors``; a file outside such a folder is of round 0.
+        round: Its round.
+        client: Its client.
+    """
+
+    file: Path
+    round: int
+    client: str
+
+    @property
+    def name(self) -> str:
+        """As shown and stored."""
+        return f"round-{self.round:04d}/{self.client}"
+
+
+def captures(folder: Path) -> list[Capture]:
+    """What lies in a folder, by round and client; half-written files are not seen."""
+    found = []
+    for file in folder.glob("**/*.safetensors"):
+        if not file.name.startswith("."):
+            match = re.fullmatch(r"round-(\d{1,9})", file.parent.name)
+            found.append(Capture(file, int(match[1]) if match else 0, file.stem))
+    return sorted(found, key=lambda one: (one.round, one.client))
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is watched, and how.
+
+    Args:
+        folder: Where captures come.
+        out: Where results go; the same one continues.
+        plan: Attack, granted labels, seed; see :func:`leakmap.auditing.captured.prepare_captured`.
+        truth: Folder with the clients' pictures, ``client-0.npz`` or a folder ``client-0``, also below ``round-0001``;
+            without them nothing can be scored, only checked.
+        others: Pictures of the same kind that no client held.
+        workers: Processes.
+        device: Where to compute.
+    """
+
+    folder: Path
+    out: Path
+    plan: Plan
+    truth: Path | None = None
+    others: str | None = None
+    workers: int = 0
+    device: str = "cpu"
+
+    def truth_of(self, capture: Capture) -> str | None:
+        """Specification of the pictures that a client held in a round; None where they are not known."""
+        if self.truth is None:
+            return None
+        for folder in (self.truth / f"round-{capture.round:04d}", self.truth):
+            if (folder / f"{capture.client}.npz").is_file():
+                return f"npz:{folder / f'{capture.client}.npz'}"
+            if (folder / capture.client).is_dir():
+                return f"folder:{folder / capture.client}"
+        return None
+
+
+def look(watch: Watch, progress: Progress = lambda what, fraction: None) -> list[dict[str, Any]]:
+    """Checks and audits what is new in the folder, once; writes ``watch.json``, ``leakage.png`` and ``watch.html``.
+
+    Every result is written as soon as it is there: interrupted anywhere, the next look continues.
+
+    Args:
+        watch: What is watched.
+        progress: Called with what is being done and the finished fraction.
+
+    Returns:
+        A row for every capture, see docs/watch.md.
+    """
+    watch.out.mkdir(parents=True, exist_ok=True)
+    stored = read_json(watch.out / "watch.json")
+    known = stored.get("captures", {}) if isinstance(stored, dict) and stored.get("schema") == SCHEMA else {}
+    there = captures(watch.folder)
+    rows: dict[str, dict[str, Any]] = {}
+    for capture in there:
+        digests = {step: _digest(watch, capture, step) for step in STEPS}
+        own = known.get(capture.name)
+        rows[capture.name] = own if own and own["digests"] == digests else _new(capture, digests, own)
+    for what, step in STEPS.items():
+        waiting = [one for one in there if what not in rows[one.name]["done"]]
+        for i, capture in enumerate(waiting):
+            row = rows[capture.name]
+            rows[capture.name] = (
+                row
+                | step(watch, capture, _part_of(progress, capture.name, i, len(waiting)))
+                | {"done": [*row["done"], what]}
+            )
+            _write(watch, list(rows.values()))
+    _write(watch, list(rows.values()))
+    return list(rows.values())
+
+
+def _part_of(progress: Progress, name: str, done: int, of: int) -> Progress:
+    return lambda what, fraction: progress(f"{name}: {what}", (done + fraction) / of)
+
+
+def _digest(watch: Watch, capture: Capture, step: str) -> str:
+    """SHA-256 of all that a step's result follows from: what changes is done again."""
+    stat = capture.file.stat()
+    own: list[Any] = [_content(capture.file, stat.st_size, stat.st_mtime_ns), *typed_in(watch.plan)]
+    if step == "auditing":
+        own += [asdict(watch.plan), watch.truth_of(capture), watch.others]
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _content(file: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file, computed again only where it changed since the last look."""
+    return file_digest(file)
+
+
+def _new(capture: Capture, digests: dict[str, str], before: dict[str, Any] | None) -> dict[str, Any]:
+    """A row with what still holds of the one before: an audit that changes does not repeat the checks."""
+    checked = before is not None and before["digests"]["checking"] == digests["checking"]
+    return {
+        "name": capture.name,
+        "round": capture.round,
+        "client": capture.client,
+        "file": str(capture.file),
+        "digests": digests,
+        "done": before["done"][:1] if before is not None and checked else [],
+        "findings": before["findings"] if before is not None and checked else [],
+        "level": None,
+        "rank_score": None,
+        "gain": None,
+        "note": "",
+    }
+
+
+def _checked(watch: Watch, capture: Capture, progress: Progress) -> dict[str, Any]:
+    try:
+        return {
+            "findings": [asdict(finding) for finding in check(read_observation(capture.file, *typed_in(watch.plan)))]
+        }
+    except (UsageError, ObservationError) as error:
+        return {"findings": [{"name": "readable", "level": "wrong", "sentence": str(error)}]}
+
+
+def _audited(watch: Watch, capture: Capture, progress: Progress) -> dict[str, Any]:
+    """The audit of one capture; of what cannot be scored the reason."""
+    truth = watch.truth_of(capture)
+    if truth is None or watch.others is None:
+        return {"note": "not scored: its pictures, or others to compare with, were not given"}
+    folder = watch.out / capture.name / _digest(watch, capture, "auditing")[:8]
+    try:
+        plan, prepared = prepare_captured(watch.plan, [capture.file], [truth], watch.others)
+        found = perform(plan, prepared, Store(folder), workers=watch.workers, device=watch.device, progress=progress)
+    except (UsageError, ObservationError) as error:
+        return {"note": f"not scored: {error}"}
+    scores, gains = rank_score(found.result), gain_over_best_floor(found.result)
+    return {
+        "level": found.level,
+        "rank_score": next(iter(scores.values()), None),
+        "gain": next(iter(gains.values()), None),
+        "note": "; ".join(found.result["verdict"]["reasons"]) if found.level == "inconclusive" else "",
+        "report": str((folder / "report.html").relative_to(watch.out)),
+    }
+
+
+STEPS = {"checking": _checked, "auditing": _audited}
+"""Cheapest first."""
+
+
+def _write(watch: Watch, rows: Sequence[dict[str, Any]]) -> None:
+    write_json(watch.out / "watch.json", {"schema": SCHEMA, "captures": {row["name"]: row for row in rows}})
+    write_watch(watch.out, rows, str(watch.plan.attack))

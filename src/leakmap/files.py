@@ -1,0 +1,87 @@
+"""Files: written whole or not at all, read with care."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+
+from leakmap.errors import LeakmapError, StoreError, UsageError
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = path.expanduser()
+    if not path.is_file():
+        raise UsageError(f"There is no file {str(path)!r}, which is named as part of what should run.")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+JSON_LIMIT = 2**24
+
+
+DAMAGED = (
+    *(SafetensorError, OSError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError),
+    *(RecursionError, MemoryError, LeakmapError),
+)
+"""What a file ends in that is not what leakmap wrote."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON under a temporary name and renames it; numbers that are not finite become null."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON; None where the file is absent, too large or damaged."""
+    try:
+        return None if path.stat().st_size > JSON_LIMIT else json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+T = TypeVar("T")
+
+
+def read_typed(path: Path, kind: type[T], what: str) -> T:
+    """Reads JSON that anybody may have written, checked against a type; nothing in it is run.
+
+    Args:
+        path: The file.
+        kind: A dataclass or model with strict types.
+        what: What the file should hold, for the message.
+
+    Raises:
+        StoreError: there is no such file, or it does not hold that.
+    """
+    try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise StoreError(f"{path} is larger than {JSON_LIMIT} bytes; expected {what}.")
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}); expected {what}.") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = f"{'.'.join(map(str, first['loc']))[:80]!r}: " if first["loc"] else ""
+        raise StoreError(f"{path} does not hold {what} ({place}{first['msg']}); make it again.") from None
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with None in place of numbers that are not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value

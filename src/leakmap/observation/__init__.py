@@ -1,0 +1,1 @@
+"""What the attacker holds, as data and as a file."""

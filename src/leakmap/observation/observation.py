@@ -1,0 +1,388 @@
+"""What the attacker holds, as data and as a file.
+
+The file is safetensors: tensors by name, and in its header a JSON manifest with the schema version, the order, kind,
+shape and type of every tensor, and every granted fact. Reading never executes anything: no pickle, no architecture is
+built, sizes and names are checked before use, and whatever is wrong ends in one sentence that names file and field.
+"""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from leakmap.client_step import LocalRule, Share
+from leakmap.errors import BadSetting, NotGranted, ObservationError, UnknownName
+from leakmap.models.network import Code, Network
+from leakmap.observation.manifest import COUNT_LIMIT, DTYPES, SCHEMA, Manifest
+from leakmap.problem.objects import EMPTY, GRID
+from leakmap.problem.task import Task
+from leakmap.registry.spec import Spec
+
+FILE_LIMIT = 32 * 2**30
+PIXEL_LIMIT = 2**31
+_ADVICE = {
+    "count": "grant the number of examples: ThreatModel(count=True)",
+    "rule": "grant the local rule: ThreatModel(rule=True)",
+    "labels": "grant the labels (ThreatModel(labels='known'), --labels known), or name a label rule in the attack",
+    "label_counts": "grant the label counts (ThreatModel(labels='counts'), --labels counts)",
+    "buffers": "grant the client's returned buffers (ThreatModel(buffers=True), --buffers)",
+    "public": "grant public pictures (ThreatModel(public=N), --public N)",
+    "hint": "grant a share of the true pixels, for a study of starts (ThreatModel(hint=0.3), --hint 0.3)",
+}
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client shares, by parameter name. A gradient and a weight delta are never called the same thing.
+
+    Args:
+        kind: ``gradient`` or ``delta``.
+        tensors: One tensor for each trained parameter, in the order of the model.
+    """
+
+    kind: Share
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Public:
+    """Pictures that anyone could have.
+
+    Args:
+        pictures: ``(P, C, H, W)`` in [0, 1].
+        labels: Targets, as those of the client.
+    """
+
+    pictures: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All that an attacker holds. A fact that the threat model does not grant is None.
+
+    Args:
+        network: Task, architecture and the weights that the server sent.
+        update: What the client shared.
+        count: Number of the client's examples.
+        labels: ``(count,)`` class of each example, or ``(count, M, 5)`` objects, see :mod:`leakmap.problem.objects`.
+        label_counts: ``(classes,)`` examples, or objects, of each class.
+        buffers: The client's buffers after its step, by name.
+        rule: The client's local rule.
+        public: Public pictures from the same source.
+        hint: ``(count, C, H, W)`` in [0, 1]: true pixels, NaN where they are not given.
+
+    Raises:
+        ObservationError: names, shapes or types do not fit together, or values are not finite.
+    """
+
+    network: Network
+    update: Update
+    count: int | None = None
+    labels: Tensor | None = None
+    label_counts: Tensor | None = None
+    buffers: Mapping[str, Tensor] | None = None
+    rule: LocalRule | None = None
+    public: Public | None = None
+    hint: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, "This Observation")
+
+    def need(self, *facts: str) -> None:
+        """Checks that facts are granted.
+
+        Raises:
+            NotGranted: one is not; the message says how to grant it.
+        """
+        for fact in facts:
+            if getattr(self, fact) is None:
+                raise NotGranted(f"This attack needs the fact {fact!r}, which is not granted; {_ADVICE[fact]}.")
+
+    def granted(self) -> dict[str, bool]:
+        """Which of the facts that can be withheld are granted."""
+        return {fact: getattr(self, fact) is not None for fact in _ADVICE}
+
+    def digest(self) -> str:
+        """SHA-256 of the file form."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The file form; a user's own code is left out."""
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in _tensors(self)}
+        manifest = {
+            "schema": SCHEMA,
+            "task": {**asdict(self.network.task), "loss": asdict(self.network.task.loss)},
+            "model": asdict(self.network.model),
+            "update": self.update.kind,
+            "count": self.count,
+            "rule": None if self.rule is None else asdict(self.rule),
+            "granted": [fact for fact, given in self.granted().items() if given],
+            "tensors": [{"name": name, "shape": list(t.shape), "dtype": str(t.dtype)} for name, t in tensors.items()],
+        }
+        return save(tensors, metadata={"leakmap": json.dumps(manifest)})
+
+    def through_bytes(self) -> "Observation":
+        """The same, written to the file form and read back, on its device: no graph, storage or hook is shared."""
+        return Observation.from_bytes(self.to_bytes(), code=self.network.code).to(self.network.device)
+
+    def to_file(self, path: Path | str) -> None:
+        """Writes the file form under a temporary name and renames it, so that no half file is ever seen."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_bytes(self.to_bytes())
+        temporary.replace(path)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, code: Code | None = None, where: str = "These bytes") -> "Observation":
+        """Reads the file form.
+
+        Args:
+            data: The file's bytes.
+            code: The user's own architecture or loss, which no file holds.
+            where: What to call the source in messages.
+
+        Raises:
+            ObservationError: the bytes are not a sound Observation; the sentence names the field.
+        """
+        return _read(data, code or Code(), where)
+
+    @classmethod
+    def from_file(cls, path: Path | str, *, code: Code | None = None) -> "Observation":
+        """Reads a file; see :meth:`from_bytes`.
+
+        Raises:
+            ObservationError: the file is absent, too large, or not a sound Observation.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ObservationError(f"There is no Observation file {path}.")
+        if (size := path.stat().st_size) > FILE_LIMIT:
+            raise ObservationError(f"{path} has {size} bytes; at most {FILE_LIMIT} are read.")
+        return cls.from_bytes(path.read_bytes(), code=code, where=str(path))
+
+    def to(self, device: torch.device | str) -> "Observation":
+        """The same Observation on a device."""
+
+        def move(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+            return None if tensors is None else {name: t.to(device) for name, t in tensors.items()}
+
+        return replace(
+            self,
+            network=self.network.to(device),
+            update=Update(self.update.kind, move(self.update.tensors) or {}),
+            labels=None if self.labels is None else self.labels.to(device),
+            label_counts=None if self.label_counts is None else self.label_counts.to(device),
+            buffers=move(self.buffers),
+            public=self.public and Public(self.public.pictures.to(device), self.public.labels.to(device)),
+            hint=None if self.hint is None else self.hint.to(device),
+        )
+
+
+def _tensors(o: Observation) -> Iterator[tuple[str, Tensor]]:
+    groups: list[tuple[str, Mapping[str, Tensor] | None]] = [
+        ("weights", o.network.weights),
+        ("update", o.update.tensors),
+        ("buffers", o.buffers),
+        ("public", o.public and {"pictures": o.public.pictures, "labels": o.public.labels}),
+    ]
+    for group, tensors in groups:
+        for name, tensor in (tensors or {}).items():
+            yield f"{group}/{name}", tensor
+    for name, tensor in (("labels", o.labels), ("label_counts", o.label_counts), ("hint", o.hint)):
+        if tensor is not None:
+            yield name, tensor
+
+
+def _check(o: Observation, where: str) -> None:
+    def fail(message: str) -> NoReturn:
+        raise ObservationError(f"{where}: {message}.")
+
+    def shaped(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+        if tuple(tensor.shape) != expected:
+            fail(f"{name!r} has shape {tuple(tensor.shape)}, expected {expected}")
+
+    def targets_fit(name: str, targets: Tensor, count: int) -> None:
+        shaped(name, targets, o.network.task.target_shape(count))
+        (_objects if o.network.task.objects else _classes)(name, targets, o.network.task.classes, fail)
+
+    if not o.update.tensors:
+        fail("'update' holds no tensor")
+    for group, tensors in (("update", o.update.tensors), ("buffers", o.buffers or {})):
+        for name, tensor in tensors.items():
+            if name not in o.network.weights:
+                fail(f"'{group}/{name}' is not a name among the weights")
+            shaped(f"{group}/{name}", tensor, tuple(o.network.weights[name].shape))
+    for name, tensor in o.update.tensors.items():
+        if tensor.dtype != o.network.weights[name].dtype or not tensor.is_floating_point():
+            expected = o.network.weights[name].dtype
+            fail(
+                f"'update/{name}' has type {tensor.dtype}, the weights have {expected}; send and load one floating type"
+            )
+    if not any(t.is_floating_point() for t in o.network.weights.values()):
+        fail("'weights' hold no floating-point tensor")
+    for name, tensor in _tensors(o):
+        if tensor.is_floating_point() and not _sound(name, tensor, o):
+            fail(f"{name!r} holds values that are not finite")
+    if o.count is not None and not 1 <= o.count <= COUNT_LIMIT:
+        fail(f"'count' is {o.count}, expected 1 to {COUNT_LIMIT}")
+    if o.count is not None and o.count * math.prod(o.network.task.shape) > PIXEL_LIMIT:
+        fail(f"'count' is {o.count}, which at {o.network.task.shape} is more than {PIXEL_LIMIT} values")
+    if o.rule is not None and o.rule.share != o.update.kind:
+        fail(f"'rule' shares a {o.rule.share}, the update is a {o.update.kind}")
+    classes, shape = o.network.task.classes, o.network.task.shape
+    if o.labels is not None:
+        if o.count is None:
+            fail("'labels' are granted, so 'count' must be too")
+        targets_fit("labels", o.labels, o.count)
+    if o.label_counts is not None:
+        shaped("label_counts", o.label_counts, (classes,))
+        if o.label_counts.dtype != torch.int64 or bool((o.label_counts < 0).any()):
+            fail("'label_counts' must be whole numbers of at least 0")
+        if not o.network.task.objects and o.count != int(o.label_counts.sum()):
+            fail(f"'label_counts' sum to {int(o.label_counts.sum())}, 'count' is {o.count}")
+    if o.public is not None:
+        held = o.public.pictures.numel() // math.prod(shape)
+        shaped("public/pictures", o.public.pictures, (held, *shape))
+        targets_fit("public/labels", o.public.labels, held)
+        if held and not 0 <= float(o.public.pictures.min()) <= float(o.public.pictures.max()) <= 1:
+            fail("'public/pictures' must lie in [0, 1]")
+    if o.hint is not None:
+        if o.count is None:
+            fail("'hint' is granted, so 'count' must be too")
+        shaped("hint", o.hint, (o.count, *shape))
+        known = o.hint[~torch.isnan(o.hint)]
+        if not o.hint.is_floating_point() or (len(known) and not 0 <= float(known.min()) <= float(known.max()) <= 1):
+            fail("'hint' must be floats in [0, 1], or NaN where a pixel is not given")
+
+
+def _sound(name: str, tensor: Tensor, o: Observation) -> bool:
+    """Finite; buffers, such as attention masks, may hold infinities, and a hint NaN."""
+    group, _, own = name.partition("/")
+    if group == "hint":
+        return not bool(torch.isinf(tensor).any())
+    if group == "buffers" or (group == "weights" and own not in o.update.tensors):
+        return not bool(torch.isnan(tensor).any())
+    return bool(torch.isfinite(tensor).all())
+
+
+def _classes(name: str, labels: Tensor, classes: int, fail: Any) -> None:
+    if labels.dtype != torch.int64:
+        fail(f"{name!r} has type {labels.dtype}, expected torch.int64")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        fail(f"{name!r} holds a class outside 0..{classes - 1}")
+
+
+def _objects(name: str, targets: Tensor, classes: int, fail: Any) -> None:
+    if targets.dtype != torch.int64:
+        fail(f"{name!r} has type {targets.dtype}, expected torch.int64")
+    found = targets[..., 0]
+    if targets.numel() and not int(found.min()) >= EMPTY:
+        fail(f"{name!r} holds a class below {EMPTY}")
+    held = targets[found != EMPTY]
+    _classes(name, held[:, 0], classes, fail)
+    if len(held) and not (
+        int(held[:, 1:].min()) >= 0 and int(held[:, 1:].max()) <= GRID and int(held[:, 3:].min()) > 0
+    ):
+        fail(f"{name!r} holds a box outside the picture, or without width or height")
+
+
+def _header(data: bytes, where: str) -> dict[str, Any]:
+    if data[8:9] != b"{" and (data[:2] == b"PK" or data[:1] == b"\x80"):
+        raise ObservationError(f"{where}: this is a pickle or zip archive, which is never read; expected safetensors.")
+    if len(data) < 8 or (size := int.from_bytes(data[:8], "little")) > len(data) - 8:
+        raise ObservationError(f"{where}: the header is cut off or absent; expected a safetensors file.")
+    try:
+        header = json.loads(data[8 : 8 + size])
+        return json.loads(header["__metadata__"]["leakmap"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ObservationError(f"{where}: the header holds no leakmap manifest; expected a file of leakmap.") from None
+
+
+def _read(data: bytes, code: Code, where: str) -> Observation:
+    raw = _header(data, where)
+    if isinstance(raw, dict) and isinstance(raw.get("schema"), int) and raw["schema"] != SCHEMA:
+        raise ObservationError(f"{where}: 'schema' is version {raw['schema']}; this leakmap reads version {SCHEMA}.")
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])[:80] or "manifest"
+        raise ObservationError(f"{where}: {field!r} in the manifest is wrong: {first['msg']}.") from None
+    for entry in manifest.tensors:
+        if entry.dtype not in DTYPES:
+            raise ObservationError(f"{where}: {entry.name!r} has type {entry.dtype!r}, which is not read.")
+        size = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
+        if size > len(data):
+            raise ObservationError(f"{where}: {entry.name!r} claims {size} bytes, the file has {len(data)}.")
+    try:
+        tensors = {name: tensor.clone() for name, tensor in load(data).items()}  # aligned, as rounding depends on it
+    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        raise ObservationError(f"{where}: the tensors cannot be read ({str(error)[:200]!r}).") from None
+    order = [entry.name for entry in manifest.tensors]
+    if len(set(order)) != len(order) or set(order) != set(tensors):
+        odd = sorted(set(order) ^ set(tensors)) or [name for name, count in Counter(order).items() if count > 1]
+        raise ObservationError(f"{where}: manifest and tensors disagree about {odd[0]!r}.")
+    for entry in manifest.tensors:
+        got = tensors[entry.name]
+        if list(got.shape) != entry.shape or str(got.dtype) != entry.dtype:
+            raise ObservationError(
+                f"{where}: {entry.name!r} is {got.dtype} {tuple(got.shape)}, "
+                f"the manifest says {entry.dtype} {tuple(entry.shape)}."
+            )
+    return _assemble(manifest, {name: tensors[name] for name in order}, code, where)
+
+
+def _assemble(manifest: Manifest, tensors: dict[str, Tensor], code: Code, where: str) -> Observation:
+    groups: dict[str, dict[str, Tensor]] = {"weights": {}, "update": {}, "buffers": {}, "public": {}}
+    single: dict[str, Tensor] = {}
+    for full, tensor in tensors.items():
+        group, slash, name = full.partition("/")
+        if slash and group in groups:
+            groups[group][name] = tensor
+        elif full in ("labels", "label_counts", "hint"):
+            single[full] = tensor
+        else:
+            raise ObservationError(f"{where}: {full!r} is not a tensor that an Observation has.")
+    if groups["public"] and set(groups["public"]) != {"pictures", "labels"}:
+        raise ObservationError(f"{where}: 'public' must hold 'pictures' and 'labels', got {sorted(groups['public'])}.")
+    granted = set(manifest.granted)
+    try:
+        t = manifest.task
+        task = Task(
+            (t.shape[0], t.shape[1], t.shape[2]),
+            t.classes,
+            tuple(t.mean),
+            tuple(t.std),
+            Spec(t.loss.name, dict(t.loss.params)),
+            t.objects,
+        )
+        rule = None if manifest.rule is None else LocalRule(**manifest.rule.model_dump())
+        observation = Observation(
+            Network(task, Spec(manifest.model.name, dict(manifest.model.params)), groups["weights"], code),
+            Update(manifest.update, groups["update"]),
+            manifest.count,
+            single.get("labels"),
+            single.get("label_counts"),
+            groups["buffers"] if "buffers" in granted else None,
+            rule,
+            Public(**groups["public"]) if groups["public"] else None,
+            single.get("hint"),
+        )
+    except (BadSetting, UnknownName, ObservationError) as error:
+        raise ObservationError(f"{where}: {str(error).removeprefix('This Observation: ')}") from None
+    actual = {fact for fact, given in observation.granted().items() if given}
+    if actual != granted:
+        odd = sorted(actual ^ granted)[0]
+        raise ObservationError(f"{where}: 'granted' and the contents disagree about {odd!r}.")
+    return observation

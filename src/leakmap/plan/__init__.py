@@ -1,0 +1,1 @@
+"""The plan of an audit: what is declared once, and what derives from it."""

@@ -1,0 +1,1 @@
+"""What a network is asked: the task, and the objects of pictures."""

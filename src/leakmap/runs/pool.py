@@ -1,0 +1,123 @@
+"""Runs jobs: in this process, or in a pool of processes with one writer, the caller."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+from leakmap.errors import WorkerDied
+from leakmap.runs.jobs import Job, Report, _stages
+
+T = TypeVar("T")
+
+
+def run_here(jobs: Iterable[Job[T]], done: Callable[[T], None], report: Report, *, device: str) -> None:
+    """Runs jobs one after the other in this process."""
+    try:
+        for job in jobs:
+            done(job(device, lambda fraction, key=job.key: report(key, fraction)))
+    finally:
+        _stages.clear()
+
+
+def run_in_pool(
+    jobs: Sequence[Job[T]], done: Callable[[T], None], report: Report, *, workers: int, device: str
+) -> None:
+    """Runs jobs in fresh processes.
+
+    On an interruption the running jobs stop at their next sign of life, and the interruption goes on.
+
+    Args:
+        jobs: What to run.
+        done: Called here with each result, as it comes.
+        report: Called here with the progress of running jobs.
+        workers: Processes; each computes in one thread, so that results do not depend on their number.
+        device: Where to compute.
+
+    Raises:
+        WorkerDied: a process ended in the middle of a job; names the jobs that it may have been.
+    """
+    context = multiprocessing.get_context("spawn")
+    queue, stop = context.Queue(), context.Event()
+    with ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=context, initializer=_start, initargs=(device, queue, stop)
+    ) as pool:
+        with _interrupts_held():
+            started: dict[Future[bytes], str] = {pool.submit(_run, job): job.key for job in jobs}
+        pending, running = set(started), frozenset[str]()
+        try:
+            while pending:
+                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                died = any(isinstance(future.exception(), BrokenProcessPool) for future in finished)
+                running = running if died else frozenset(started[future] for future in pending if future.running())
+                while not queue.empty():
+                    report(*queue.get())
+                for future in finished:
+                    started.pop(future)
+                    done(pickle.loads(future.result()))  # noqa: S301  of our own process
+        except BaseException as error:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise WorkerDied(running) from None
+            raise
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back here; processes started meanwhile inherit this and never see it, not even while they import."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start(device: str, queue: Any, stop: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    _worker.update(device=device, queue=queue, stop=stop)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes in one thread, so that results do not depend on how many jobs run beside each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run(job: Job[Any]) -> bytes:
+    """The result by value: tensors that were shared would each hold a file open in the caller."""
+
+    def told(fraction: float) -> None:
+        if _worker["stop"].is_set():
+            raise KeyboardInterrupt
+        _worker["queue"].put((job.key, fraction))
+
+    return pickle.dumps(job(_worker["device"], told))

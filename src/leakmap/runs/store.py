@@ -1,0 +1,141 @@
+"""Where outcomes lie: a folder, one file per trial key, never half-written."""
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from leakmap.client_step import LocalRule
+from leakmap.errors import StoreError
+from leakmap.files import DAMAGED, finite, read_json, write_json
+from leakmap.registry.spec import Spec
+from leakmap.runs.trial import Outcome, Reached, Trial
+from leakmap.scoring.score import Score
+from leakmap.threat import ThreatModel
+
+OUTCOME_LIMIT = 2**32
+STALE = 3600.0
+"""Seconds after which nobody finishes a half-written file."""
+
+
+class Store:
+    """A folder of outcomes. Resuming is running the keys that are missing.
+
+    Args:
+        folder: Made by :meth:`make`.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def make(self) -> None:
+        """Makes the folder if it does not exist.
+
+        Raises:
+            StoreError: it cannot be made.
+        """
+        try:
+            (self.folder / "trials").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.folder} cannot be used for results: {error}.") from None
+
+    def claim(self, own: dict[str, Any], what: str) -> None:
+        """Makes the folder and marks it as belonging to this work.
+
+        Args:
+            own: All that decides what is run.
+            what: What it is, such as "audit", for the message.
+
+        Raises:
+            StoreError: it belongs to another one; the message names what differs.
+        """
+        self.make()
+        own = finite(own)
+        path = self.folder / "plan.json"
+        if not path.exists():
+            write_json(path, own)
+        elif (other := read_json(path)) != own:
+            differing = [key for key in own if not isinstance(other, dict) or other.get(key) != own[key]]
+            raise StoreError(
+                f"{self.folder} holds another {what} (different: {', '.join(differing) or 'format'}); "
+                "give another --out, or remove that folder."
+            )
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file under a temporary name and renames it."""
+        temporary = self.folder / f".{name}.{os.getpid()}.part"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.folder / name)
+
+    def path(self, key: str) -> Path:
+        """Where the outcome of a trial lies."""
+        return self.folder / "trials" / f"{key}.safetensors"
+
+    def put(self, outcome: Outcome) -> None:
+        """Writes an outcome under a temporary name and renames it."""
+        record = asdict(outcome)
+        tensors = {}
+        if outcome.score is not None:
+            tensors["pictures"] = outcome.score.pictures.contiguous().clone()
+            del record["score"]["pictures"]
+        path = self.path(outcome.trial.key)
+        temporary = path.with_name(f".{path.name}.part")
+        save_file(tensors, temporary, metadata={"outcome": json.dumps(record)})
+        temporary.replace(path)
+
+    def get(self, trial: Trial) -> Outcome | None:
+        """The stored outcome of a trial; None where there is none that can be read."""
+        found = self.read(trial.key)
+        return found if found is not None and found.trial == trial else None
+
+    def keys(self) -> set[str]:
+        """Of everything that is stored, readable or not."""
+        return {path.stem for path in (self.folder / "trials").glob("*.safetensors")}
+
+    def sweep(self) -> None:
+        """Removes what a killed process left half written; what is younger may belong to another one at work."""
+        for path in (*self.folder.glob("*/.*.part"), *self.folder.glob(".*.part")):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > STALE:
+                    path.unlink()
+
+    def read(self, key: str) -> Outcome | None:
+        """The stored outcome of this key; None where there is none that can be read."""
+        path = self.path(key)
+        if not path.is_file() or path.stat().st_size > OUTCOME_LIMIT:
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                record: dict[str, Any] = json.loads(file.metadata()["outcome"])
+                pictures: Any = file.get_tensor("pictures") if record["score"] is not None else None
+            stored = record.pop("trial")
+            stored |= {
+                "rule": LocalRule(**stored["rule"]),
+                "threat": ThreatModel(**stored["threat"]),
+                "attack": Spec(**stored["attack"]),
+                "metrics": tuple(stored["metrics"]),
+            }
+            scored = record.pop("score")
+            if scored is not None:
+                scored["values"] = {name: tuple(values) for name, values in scored["values"].items()}
+                listed = ("ranks", "galleries", "object_ranks", "object_galleries")
+                scored |= {name: tuple(scored[name]) for name in listed}
+                scored = Score(pictures=pictures, **scored)
+            record["reached"] = tuple(_reached(each) for each in record["reached"])
+            record["curve"] = tuple(record["curve"])
+            record["failure"] = tuple(record["failure"]) if record["failure"] else None
+            found = Outcome(Trial(**stored), score=scored, **record)
+            return found if found.trial.key == key else None
+        except DAMAGED:
+            return None
+
+
+def _reached(record: dict[str, Any]) -> Reached:
+    values = {name: tuple(values) for name, values in record["values"].items()}
+    return Reached(**record | {"ranks": tuple(record["ranks"]), "values": values})

@@ -1,0 +1,108 @@
+"""One run: a client, its update, an attack, a score. The only room where both sides meet.
+
+A :class:`Trial` is all names and numbers. What these point to, the network and the pictures, is a :class:`Stage`,
+named in the trial by its digest: so a trial's key depends on contents, not on paths.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from leakmap.client_step import LocalRule
+from leakmap.registry.spec import Spec
+from leakmap.scoring.lineup import GALLERY
+from leakmap.scoring.metrics import ALWAYS
+from leakmap.scoring.score import Score
+from leakmap.threat import ThreatModel
+
+SCHEMA = 4
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run, as names and numbers.
+
+    Args:
+        stage: Digest of the stage.
+        rule: The client's local rule.
+        threat: What the server is granted.
+        attack: The attack.
+        group: Whether the client is a victim, one of the planted control, or one that an attacker rehearses on.
+        client: Index of the client in its group.
+        swap: 0 for the client's own pictures; k for a victim's k-th set of swapped ones, scored against its own.
+        seed: Every random stream derives from it.
+        gallery: Candidates wanted in a line-up.
+        metrics: What to compute.
+        code: SHA-256 of the user's files that the attack names.
+    """
+
+    stage: str
+    rule: LocalRule
+    threat: ThreatModel
+    attack: Spec
+    group: Literal["victims", "controls", "rehearsals"] = "victims"
+    client: int = 0
+    swap: int = 0
+    seed: int = 0
+    gallery: int = GALLERY
+    metrics: tuple[str, ...] = ALWAYS
+    code: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of everything that decides the result, with the schema version."""
+        text = json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What one attack of a suite came to on a client.
+
+    Args:
+        name: Of the attack.
+        term: The suite's yardstick, by which its result is chosen; NaN if it has none.
+        seconds: Wall time.
+        note: Why it has none.
+        failed: Whether it should have had one.
+        ranks: In the line-up, of each picture.
+        values: Metric -> value of each picture.
+    """
+
+    name: str
+    term: float
+    seconds: float
+    note: str = ""
+    failed: bool = False
+    ranks: tuple[float, ...] = ()
+    values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial: a score or a failure, never both.
+
+    Args:
+        trial: As it was asked for.
+        score: How the reconstruction fared.
+        objective: Its matching term; of a suite its yardstick.
+        curve: The matching term along the run.
+        notes: What the attack recorded.
+        failure: ``(kind, message)`` if it failed.
+        reached: Of a suite, what each of its attacks came to.
+        seconds: Wall time.
+        versions: Of leakmap, Python and torch, and the device.
+    """
+
+    trial: Trial
+    score: Score | None = None
+    objective: float = float("nan")
+    curve: tuple[float, ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
+    failure: tuple[str, str] | None = None
+    reached: tuple[Reached, ...] = ()
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
