@@ -62,7 +62,7 @@ def main() -> None:
 
 def _ratio(attack, observation, network, client, batch) -> float:
     module, loss = arrange(network.module(), client), network.loss()
-    x = network.task.normalise(batch.pictures)
+    x = network.task.normalize(batch.pictures)
     ratios = []
     for _ in range(ROUNDS):
         started = time.perf_counter()

@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 
 from leakmap import Batch, LocalRule, Plan, ThreatModel, attack, observe, prepare, score, simulate
-from leakmap.attacker.matching.problem import Scene
-from leakmap.attacker.matching.residual import update_unexplained
+from leakmap.attacker.matching.context import SearchContext
+from leakmap.attacker.matching.residual import update_residual
 from leakmap.auditing.prepare import Prepared
 
 DEFENCES = (
@@ -47,8 +47,8 @@ def row(prepared: Prepared, defence: str, assumed: str, steps: int) -> tuple[flo
         )
         values += found.values["psnr"]
         first += sum(rank == 1 for rank in found.ranks)
-        scene = Scene(seen, seen.rule or rule, batch.y, 0)
-        at_truth.append(update_unexplained(scene, network.task.normalise(batch.pictures)))
+        context = SearchContext(seen, seen.rule or rule, batch.y, 0)
+        at_truth.append(update_residual(context, network.task.normalize(batch.pictures)))
     return statistics.fmean(values), first, statistics.median(at_truth)
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.descent --data npz:cifar10_subset.npz --weights cifar10_resnet20.th --out runs/descent
 
 A race. Stage 1 plays every setting on the first 2 clients of every network and keeps the best third; stage 2 plays
-these on all 8 clients, the first 2 included. On each network settings are ranked by the mean likeness (normalised
+these on all 8 clients, the first 2 included. On each network settings are ranked by the mean likeness (normalized
 cross-correlation) of their reconstructions to the originals; the lowest mean rank over networks is chosen, ties going
 to the lower worst rank. Labels are granted. Settings share clients, starts and iterations. The former default and the
 published setting are kept in stage 2 whatever their rank. A run that leaves the finite numbers puts its setting last on
@@ -140,7 +140,7 @@ def ranked(runs: list[Run]) -> Ranking | None:
     if not clients:
         return None
     draft = Ranking(settings, nets, clients, {}, records)
-    by_net = [rankdata([-statistics.fmean(draft.values(net, s, "likeness")) for s in settings]) for net in nets]
+    by_net = [rankdata([-statistics.fmean(draft.values(net, s, "ncc")) for s in settings]) for net in nets]
     ranks = {setting: [float(of[i]) for of in by_net] for i, setting in enumerate(settings)}
     ordered = sorted(settings, key=lambda s: (statistics.fmean(ranks[s]), max(ranks[s])))
     return replace(draft, settings=ordered, ranks=ranks)
@@ -181,7 +181,7 @@ def _arguments() -> str:
 
 
 def _cell(found: Ranking, net: str, setting: Setting) -> str:
-    likeness, psnr = (statistics.fmean(found.values(net, setting, name)) for name in ("likeness", "psnr"))
+    likeness, psnr = (statistics.fmean(found.values(net, setting, name)) for name in ("ncc", "psnr"))
     return f"{likeness:.3f}, {psnr:.1f}" if math.isfinite(likeness) else "failed"
 
 
@@ -190,11 +190,11 @@ def _chosen(found: Ranking) -> list[str]:
     chosen = found.settings[0]
     rows = []
     for net in found.nets:
-        best = max(found.settings, key=lambda s: statistics.fmean(found.values(net, s, "likeness")))
+        best = max(found.settings, key=lambda s: statistics.fmean(found.values(net, s, "ncc")))
         cells = [
             _difference(found.values(net, chosen, name), found.values(net, other, name), form)
             for other in (FORMER, best)
-            for name, form in (("likeness", "+.3f"), ("psnr", "+.1f"))
+            for name, form in (("ncc", "+.3f"), ("psnr", "+.1f"))
         ]
         rows.append([net, *cells[:2], best, *cells[2:]])
     return [

@@ -36,10 +36,10 @@ from leakmap.models.network import user_code
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
 from leakmap.runs.run import versions_of
-from leakmap.runs.testbed import Stage
-from leakmap.scoring.lineup import likeness
+from leakmap.runs.setup import Setup
+from leakmap.scoring.lineup import ncc
 from leakmap.scoring.match import matched
-from leakmap.scoring.score import likenesses
+from leakmap.scoring.score import metric_values
 from leakmap.seeds import derive
 from leakmap.threat import ThreatModel, observe
 
@@ -168,10 +168,10 @@ class Cast:
 
     Args:
         net: What it is.
-        path: File of its stage.
+        path: File of its setup.
         model: Of its architecture, which a worker builds if it is a user's own.
         digest: Of weights and public facts.
-        clients: Of each client, its pictures in the groups of the stage.
+        clients: Of each client, its pictures in the groups of the setup.
         digests: Likewise, the SHA-256 of the pictures.
         saturated: Clients that were passed over.
     """
@@ -184,13 +184,13 @@ class Cast:
     digests: tuple[tuple[str, ...], ...]
     saturated: int
 
-    def stage(self) -> Stage:
+    def setup(self) -> Setup:
         """Read from its file."""
         return _loaded(self.path, self.model)
 
 
-def _loaded(path: Path, model: Spec) -> Stage:
-    return Stage.load(path, user_code(model, Spec("cross_entropy")))
+def _loaded(path: Path, model: Spec) -> Setup:
+    return Setup.load(path, user_code(model, Spec("cross_entropy")))
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def cast_of(net: Net, pictures: Pictures, used: set[str], options: argparse.Name
         rule=LocalRule(mode=net.mode),
         threat=THREAT,
         weights=options.weights if net.weights else None,
-        normalise="imagenet" if net.weights else "data",
+        normalization="imagenet" if net.weights else "data",
         train_epochs=net.epochs,
         victims=CANDIDATES // net.batch,
         batch_size=net.batch,
@@ -228,40 +228,40 @@ def cast_of(net: Net, pictures: Pictures, used: set[str], options: argparse.Name
     for part in (pictures, pictures.spare):
         digest.update(b"" if part is None else part.images.numpy().tobytes())
     digest.update(Path(plan.weights).read_bytes() if plan.weights else b"")
-    path = options.out / "stages" / f"{digest.hexdigest()}.safetensors"
+    path = options.out / "setups" / f"{digest.hexdigest()}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        stage = prepare(plan, pictures).main
+        setup = prepare(plan, pictures).main
         if net.calibrated and pictures.spare is not None:
-            others = stage.network.task.normalise(pictures.spare.images[:CANDIDATES] / 255)
-            stage = replace(stage, network=calibrated(stage.network, others))
-        stage.save(path)
+            others = setup.network.task.normalize(pictures.spare.images[:CANDIDATES] / 255)
+            setup = replace(setup, network=calibrated(setup.network, others))
+        setup.save(path)
     model = Spec.parse(plan.model)
-    stage = _loaded(path, model)
-    rows = _unsaturated(stage, plan.rule)
+    setup = _loaded(path, model)
+    rows = _unsaturated(setup, plan.rule)
     if len(rows) < CLIENTS:
         raise SystemExit(f"{net.title}: only {len(rows)} of {plan.victims} clients have a loss above {SATURATED:g}.")
     rows, saturated = rows[:CLIENTS], rows[CLIENTS - 1] + 1 - CLIENTS
-    members = stage.groups.victims[rows]
-    digests = tuple(tuple(stage.groups.digests(row)) for row in members)
+    members = setup.groups.victims[rows]
+    digests = tuple(tuple(setup.groups.digests(row)) for row in members)
     if any(not used.isdisjoint(row) for row in digests):
         raise SystemExit(f"{net.title}: a picture of another table is among those studied.")
-    return Cast(net, path, model, stage.network_digest, tuple(map(tuple, members.tolist())), digests, saturated)
+    return Cast(net, path, model, setup.network_digest, tuple(map(tuple, members.tolist())), digests, saturated)
 
 
 @torch.no_grad()
-def _unsaturated(stage: Stage, rule: LocalRule) -> list[int]:
-    module, groups = arrange(stage.network.module(), rule), stage.groups
+def _unsaturated(setup: Setup, rule: LocalRule) -> list[int]:
+    module, groups = arrange(setup.network.module(), rule), setup.groups
     found = []
     for i, row in enumerate(groups.victims):
-        outputs = module(stage.network.task.normalise(groups.pictures(row)))
+        outputs = module(setup.network.task.normalize(groups.pictures(row)))
         if F.cross_entropy(outputs, groups.labels[row]) >= SATURATED:
             found.append(i)
     return found
 
 
 _worker: dict[str, Any] = {}
-_stages: dict[Path, Stage] = {}
+_setups: dict[Path, Setup] = {}
 
 
 def start(stop: Any) -> None:
@@ -287,12 +287,12 @@ def _alive(fraction: float) -> None:
 def play(run: Run) -> None:
     """Plays a run in a worker, and writes its record."""
     cast = run.cast
-    if cast.path not in _stages:
-        _stages[cast.path] = cast.stage()
-    stage = _stages[cast.path]
+    if cast.path not in _setups:
+        _setups[cast.path] = cast.setup()
+    setup = _setups[cast.path]
     index = torch.tensor(cast.clients[run.client])
-    truth = Batch(stage.groups.pictures(index), stage.groups.labels[index])
-    round = simulate(stage.network, LocalRule(mode=cast.net.mode), truth, derive(SEED, "client", run.client))
+    truth = Batch(setup.groups.pictures(index), setup.groups.labels[index])
+    round = simulate(setup.network, LocalRule(mode=cast.net.mode), truth, derive(SEED, "client", run.client))
     observation = observe(round, THREAT)
     record: dict[str, Any] = {"facts": run.facts(), "net": cast.net.title, "setting": str(run.setting)}
     record["versions"] = versions_of(torch.device("cpu"))
@@ -300,12 +300,12 @@ def play(run: Run) -> None:
     try:
         found = attack(observation, run.how, derive(SEED, "attack", run.client), _alive)
     except NonFinite as error:
-        record |= {"failure": str(error), "likeness": None, "psnr": None, "term": None, "curve": []}
+        record |= {"failure": str(error), "ncc": None, "psnr": None, "term": None, "curve": []}
     else:
         pictures = matched(found.pictures, truth.pictures)
-        psnr = statistics.fmean(likenesses(pictures, truth.pictures, ("psnr",))["psnr"])
-        alike = likeness(pictures, truth.pictures)
-        record |= {"failure": None, "likeness": alike, "psnr": psnr, "term": found.objective}
+        psnr = statistics.fmean(metric_values(pictures, truth.pictures, ("psnr",))["psnr"])
+        alike = ncc(pictures, truth.pictures)
+        record |= {"failure": None, "ncc": alike, "psnr": psnr, "term": found.objective}
         record |= {"curve": found.curve, "notes": found.notes}
     write_json(run.path, record | {"seconds": time.process_time() - started})
 

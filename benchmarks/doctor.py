@@ -174,11 +174,11 @@ MISTAKES = (
     Mistake("weights called a delta", ("kind",), _weights),
     Mistake("lr 5 times too small", ("lr",), truth=_ruled(lr=0.1)),
     Mistake("loss summed", ("summed loss",), truth=_ruled(lr=0.02 * 4), steps=True),
-    Mistake("client does not normalise", ("normalisation",), truth=_tasked(mean=(0.0,) * 3, std=(1.0,) * 3)),
-    Mistake("inputs 0 to 255", ("normalisation",), truth=_tasked(mean=(0.0,) * 3, std=(1 / 255,) * 3)),
-    Mistake("variance in place of std", ("normalisation",), truth=_tasked(std=(0.052441, 0.050176, 0.050625))),
+    Mistake("client does not normalize", ("normalization",), truth=_tasked(mean=(0.0,) * 3, std=(1.0,) * 3)),
+    Mistake("inputs 0 to 255", ("normalization",), truth=_tasked(mean=(0.0,) * 3, std=(1 / 255,) * 3)),
+    Mistake("variance in place of std", ("normalization",), truth=_tasked(std=(0.052441, 0.050176, 0.050625))),
     Mistake(
-        "constants of its own data", ("normalisation",), truth=_tasked(mean=(0.43, 0.4, 0.37), std=(0.28, 0.27, 0.29))
+        "constants of its own data", ("normalization",), truth=_tasked(mean=(0.43, 0.4, 0.37), std=(0.28, 0.27, 0.29))
     ),
     Mistake("BGR", ("pictures",), held=lambda b: Batch(b.pictures.flip(1), b.y)),
     Mistake(

@@ -42,21 +42,21 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    stages = [
+    setups = [
         (kind, prepare(Plan(model, options.data, threat=ThreatModel(public=PUBLIC), train_epochs=epochs)).main)
         for kind, epochs in EPOCHS.items()
         for model in track(NETWORKS, f"preparing {kind}", console=Console(stderr=True), transient=True)
     ]
     rules = ["auto", *label_rules.names()]
     found: dict[tuple[str, str, int, str], list[tuple[float, float]]] = {}
-    for kind, stage in track(stages, "clients", console=Console(stderr=True), transient=True):
-        groups = stage.groups
+    for kind, setup in track(setups, "clients", console=Console(stderr=True), transient=True):
+        groups = setup.groups
         pool = groups.distractors
         for client, (count, rule) in CLIENTS.items():
             for repeat in range(REPEATS):
                 drawn = pool[torch.randint(len(pool), (count,), generator=generator(repeat, client))]
                 batch = Batch(groups.pictures(drawn), groups.labels[drawn])
-                round = simulate(stage.network, rule, batch, repeat)
+                round = simulate(setup.network, rule, batch, repeat)
                 for public in (0, PUBLIC):
                     shown = Public(groups.pictures(groups.public), groups.labels[groups.public])
                     observation = observe(round, ThreatModel(public=public), shown)

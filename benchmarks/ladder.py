@@ -78,13 +78,13 @@ def main() -> None:
 
 def _classes(plan: Plan, folder: Path) -> str:
     """How much of the objects' classes and numbers the head's gradient gives away: mean and range over clients."""
-    stage = prepare(plan, pictures_of(plan), trained=folder / "networks").main
+    setup = prepare(plan, pictures_of(plan), trained=folder / "networks").main
     threat = replace(plan.threat, labels="unknown")
     rule, right = label_rules.build("objects"), []
     for client in range(plan.victims):
-        trial = Trial(stage.digest, plan.rule, threat, plan.attack, client=client, seed=plan.seed)
-        held = held_by(trial, stage)
-        right.append(overlap(rule(seen_by_server(trial, stage), plan.seed).y, held.y))
+        trial = Trial(setup.digest, plan.rule, threat, plan.attack, client=client, seed=plan.seed)
+        held = held_by(trial, setup)
+        right.append(overlap(rule(seen_by_server(trial, setup), plan.seed).y, held.y))
     return f"{sum(right) / len(right):.2f} ({min(right):.2f} to {max(right):.2f})"
 
 

@@ -28,7 +28,7 @@ from leakmap.registry.spec import Spec
 from leakmap.runs.run import held_by
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome, Trial
-from leakmap.scoring.lineup import likeness
+from leakmap.scoring.lineup import ncc
 from leakmap.scoring.statistics import paired_p, rank_sum_p
 from leakmap.threat import ThreatModel
 
@@ -54,7 +54,7 @@ class Cell:
         accuracy: Of the network on public pictures.
         chosen: Attack -> rehearsed weight of its statistics.
         outcomes: Column -> one outcome for each client.
-        likeness: Column -> mean normalised cross-correlation of each client's pictures.
+        likeness: Column -> mean normalized cross-correlation of each client's pictures.
     """
 
     weights: str
@@ -67,7 +67,7 @@ class Cell:
 
 def plans(options: argparse.Namespace) -> dict[tuple[str, int], Plan]:
     """Every cell, cheapest first."""
-    trained = {"model": options.resnet20, "weights": options.weights, "normalise": "imagenet"}
+    trained = {"model": options.resnet20, "weights": options.weights, "normalization": "imagenet"}
     kinds = {"random": {"model": OWN}, "briefly trained": {"model": OWN, "train_epochs": 3}, "ResNet-20": trained}
     found = {}
     for batch in (4, 8):
@@ -120,7 +120,7 @@ def run(cell: tuple[str, int], plan: Plan, chosen: Mapping[str, float], options,
     trials["swapped"] = [replace(base, client=v, swap=1) for v in victims]
     outcomes = _finish(trials, prepared, Store(folder), options, lambda f: bar.update(task, completed=f))
     alike = {
-        name: [likeness(o.score.pictures, held_by(o.trial, prepared.main).pictures) for o in of]
+        name: [ncc(o.score.pictures, held_by(o.trial, prepared.main).pictures) for o in of]
         for name, of in outcomes.items()
     }
     bar.update(task, completed=1.0)
@@ -138,7 +138,7 @@ def _finish(trials, prepared: Prepared, store: Store, options, report) -> dict[s
         outcomes[outcome.trial.key] = outcome
         report(len(outcomes) / len(everything))
 
-    run_all(missing, {"stage": prepared.main}, store, done, lambda key, fraction: None, options.workers, "cpu")
+    run_all(missing, {"setup": prepared.main}, store, done, lambda key, fraction: None, options.workers, "cpu")
     for outcome in outcomes.values():
         if outcome.failure:
             raise SystemExit(f"A run failed with {': '.join(outcome.failure)}")
@@ -147,7 +147,7 @@ def _finish(trials, prepared: Prepared, store: Store, options, report) -> dict[s
 
 def page(cells: list[Cell], options: argparse.Namespace) -> str:
     """Markdown."""
-    head = ["weights", "B", "attack", "weight", "likeness", "PSNR", "first", "p(ranks)", "term"]
+    head = ["weights", "B", "attack", "weight", "ncc", "PSNR", "first", "p(ranks)", "term"]
     rows: list[list[object]] = []
     for cell in cells:
         for name, of in cell.outcomes.items():
@@ -173,7 +173,7 @@ def page(cells: list[Cell], options: argparse.Namespace) -> str:
     accuracies = ", ".join(f"{cell.weights} {cell.accuracy:.0%}" for cell in cells if cell.batch == cells[0].batch)
     lines = [
         *table(head, rows),
-        *table(["weights", "B", "comparison", "likeness", "p", "Holm", "PSNR"], compared),
+        *table(["weights", "B", "comparison", "ncc", "p", "Holm", "PSNR"], compared),
         f"{options.victims} clients, {options.steps} iterations. Accuracy on public pictures: {accuracies}.",
         f"{versions()}.",
     ]

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from leakmap import Batch, LocalRule, Task, ThreatModel, build_network, observe, simulate
+from leakmap.attacker.matching.context import Guess, SearchContext
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
-from leakmap.attacker.matching.problem import Guess, Scene
 from leakmap.observation.observation import Public
 from leakmap.problem.objects import pack
 from leakmap.seeds import generator
@@ -47,9 +47,9 @@ def batch_of(count: int, task: Task, seed: int = 0) -> Batch:
     return Batch(pictures(count, task, seed), y)
 
 
-def matching_term(scene: Scene, x: torch.Tensor) -> float:
-    """Cosine distance between the observed update and the one of normalised pictures ``x`` in the expected network."""
-    return float(Engine(scene, DISTANCES["cosine"]).value(Guess(x, scene.y)))
+def matching_term(context: SearchContext, x: torch.Tensor) -> float:
+    """Cosine distance between the observed update and the one of normalized pictures ``x`` in the expected network."""
+    return float(Engine(context, DISTANCES["cosine"]).value(Guess(x, context.y)))
 
 
 def observed(model: str, task: Task, *, rule=None, threat=None, count=2, seed=0):

@@ -62,7 +62,7 @@ def written(pieces: list[Piece], options: argparse.Namespace) -> tuple[str, bool
         "# Engines",
         "",
         "Two ways to differentiate the gradient of a loss once more: `exact`, a double backward, and `frozen`, "
-        "differences of first gradients with every kink held. `auto`, the default, takes `frozen` as long as it agrees "
+        "differences of first gradients with every switch held. `auto`, the default, takes `frozen` while it agrees "
         "with `exact`.",
         "",
         f"One thread. {', '.join(f'{name} {version}' for name, version in told)}.",

@@ -15,10 +15,10 @@ from benchmarks.engines.pieces import Found, Piece, Tell, agreement, said
 from benchmarks.engines.works import distance
 from benchmarks.markdown import table
 from leakmap import LocalRule, ThreatModel, observe, simulate
+from leakmap.attacker.matching.context import Guess, SearchContext
 from leakmap.attacker.matching.derivatives import Derivative, Exact, Frozen
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
-from leakmap.attacker.matching.problem import Guess, Scene
 from leakmap.attacker.matching.selfcheck import AGREEMENT, SelfCheck
 from leakmap.client_step import arrange
 from leakmap.models.adapt import freeze_running_statistics
@@ -101,7 +101,7 @@ class Reference:
 
 
 def _probe(observation: Observation, rule: LocalRule, y: Tensor, x: Tensor, reference: Tensor) -> dict[str, Any]:
-    engine = Engine(Scene(observation, rule, y, 0), DISTANCES["cosine"], kind="auto")
+    engine = Engine(SearchContext(observation, rule, y, 0), DISTANCES["cosine"], kind="auto")
     engine.check = probe = Probe()
     engine.value_and_grad(Guess(x, y))
     found: dict[str, Any] = {name: agreement(gradient, reference) for name, gradient in probe.found.items()}
@@ -117,7 +117,7 @@ def measure(case: Case, options: argparse.Namespace, tell: Tell) -> dict[str, An
         round = simulate(network, case.rule, batch)
         observation = observe(round, ThreatModel("known", buffers=False))
         target = list(observation.update.tensors.values())
-        truth, y = network.task.normalise(batch.pictures), batch.y
+        truth, y = network.task.normalize(batch.pictures), batch.y
         reference = Reference(network, case.rule, y)
         loss, update = reference.update(truth)
         noise = torch.randn(truth.shape, generator=generator(draw, "guess"))
@@ -169,7 +169,7 @@ def page(found: Found, options: argparse.Namespace) -> list[str]:
         "The gradient of the cosine distance with respect to the pictures, in float32, beside a double backward "
         "written by hand in float64, of the same objective (the update that the client sent, in float32). Cosine, and "
         f"relative error in brackets: the worst of {options.draws} clients, pictures of CIFAR-10 scaled to the size. "
-        "Columns: double backward; one-sided differences with frozen kinks by their relative step; central ones; and "
+        "Columns: double backward; one-sided differences, switches frozen, by relative step; central ones; and "
         f"what `auto` chose at its first check. Bold: below {AGREEMENT}. *perturbed*: random weights and noise of a "
         "tenth of the deviation of each tensor, with the statistics of pictures in BatchNorm; *random*: as drawn, with "
         "the running statistics of a fresh network. Dropout and stochastic depth are off. *update*: cosine between the "

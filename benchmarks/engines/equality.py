@@ -17,9 +17,9 @@ from leakmap.attacker.matching.engine import Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.registry.spec import Spec
 from leakmap.runs.run import distractors_for, held_by, seen_by_server
-from leakmap.runs.testbed import Stage
+from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Trial
-from leakmap.scoring.lineup import likeness
+from leakmap.scoring.lineup import ncc
 from leakmap.seeds import derive
 
 ATTACK = "inverting_gradients"
@@ -33,30 +33,34 @@ COMPARED = (("frozen", "exact"), ("exact, other start", "exact"))
 CAST = ("ConvNet", "pre-act, train, B=4", "pre-act, briefly trained, train, B=4", "ResNet-20, trained")
 """Titles in benchmarks.descent_runs."""
 CHOSEN = {net.title: net for net in NETS if net.title in CAST}
-MEASURES = {"psnr": ("PSNR, dB", "+.2f"), "likeness": ("likeness", "+.3f"), "rank": ("rank", "+.1f")}
+MEASURES = {"psnr": ("PSNR, dB", "+.2f"), "ncc": ("ncc", "+.3f"), "rank": ("rank", "+.1f")}
 
 
 @cache
-def _stage(title: str, **settings: Any) -> tuple[Cast, Stage]:
+def _stage(title: str, **settings: Any) -> tuple[Cast, Setup]:
     options = argparse.Namespace(**settings)
     pictures, used = studied(options.data)
     cast = cast_of(CHOSEN[title], pictures, used, options)
-    return cast, cast.stage()
+    return cast, cast.setup()
 
 
-def _trial(cast: Cast, stage: Stage, client: int, steps: int) -> Trial:
-    rows = [tuple(row) for row in stage.groups.victims.tolist()]
+def _trial(cast: Cast, setup: Setup, client: int, steps: int) -> Trial:
+    rows = [tuple(row) for row in setup.groups.victims.tolist()]
     rule, spec = LocalRule(mode=cast.net.mode), Spec(ATTACK, {"steps": steps})
-    return Trial(stage.digest, rule, THREAT, spec, client=rows.index(cast.clients[client]), seed=SEED)
+    return Trial(setup.digest, rule, THREAT, spec, client=rows.index(cast.clients[client]), seed=SEED)
 
 
 def play(title: str, client: int, options: argparse.Namespace, tell: Tell) -> dict[str, Any]:
     """Every arm against one client."""
     tell("preparing")
     settings = {name: getattr(options, name) for name in ("data", "weights", "resnet20", "out")}
-    cast, stage = _stage(title, **settings)
-    trial = _trial(cast, stage, client, options.steps)
-    truth, others, observation = held_by(trial, stage), distractors_for(trial, stage), seen_by_server(trial, stage)
+    cast, setup = _stage(title, **settings)
+    trial = _trial(cast, setup, client, options.steps)
+    truth, others, observation = (
+        held_by(trial, setup),
+        distractors_for(trial, setup),
+        seen_by_server(trial, setup),
+    )
     how = attacks.build(trial.attack)
     if not isinstance(how, GradientMatching):
         raise TypeError(f"{ATTACK} is no gradient matching")
@@ -73,7 +77,7 @@ def play(title: str, client: int, options: argparse.Namespace, tell: Tell) -> di
         scored = score(result, truth, others)
         found[name] = {
             "psnr": statistics.fmean(scored.values["psnr"]),
-            "likeness": likeness(scored.pictures, truth.pictures),
+            "ncc": ncc(scored.pictures, truth.pictures),
             "rank": statistics.fmean(scored.ranks),
             "first": sum(rank == 1 for rank in scored.ranks) / len(scored.ranks),
             "term": result.objective,
@@ -132,7 +136,7 @@ def page(found: Found, options: argparse.Namespace) -> list[str]:
         "clients whose loss is above 1e-4, training pictures that no other table attacks). Line-ups have "
         f"{' or '.join(map(str, galleries))} candidates. *Other start* shows how much chance alone moves a client.",
         "",
-        *table(["network", "engine", "PSNR", "likeness", "rank", "ranked first", "term", "ms per iteration"], rows),
+        *table(["network", "engine", "PSNR", "ncc", "rank", "ranked first", "term", "ms per iteration"], rows),
         "Paired differences, means over clients with 95 % intervals; bold: the interval leaves out 0. A rank is a mean "
         "over the pictures of a client; lower is better.",
         "",

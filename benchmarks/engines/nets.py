@@ -16,7 +16,7 @@ from benchmarks.calibration import CALIBRATION, calibrated
 from benchmarks.descent_runs import POST, PRE
 from benchmarks.engines import detection
 from leakmap import LocalRule, Task, build_network
-from leakmap.auditing.prepare import NORMALISATIONS
+from leakmap.auditing.prepare import NORMALIZATIONS
 from leakmap.client.simulate import Batch
 from leakmap.client_step import Mode
 from leakmap.models.network import Network
@@ -146,7 +146,7 @@ def build(subject: Subject, options: argparse.Namespace) -> Network:
         module, loss = detection.build(subject.model.removeprefix("yolo:"), SEED)
         network = build_network(task, module, loss=loss)
     else:
-        task = Task(shape, 10, *NORMALISATIONS["imagenet"])
+        task = Task(shape, 10, *NORMALIZATIONS["imagenet"])
         model, weights = subject.model, None
         if subject.weights == "trained":
             of = {RESNET20: (options.resnet20, options.weights), RESNET56: (options.resnet56, options.weights56)}
@@ -154,7 +154,7 @@ def build(subject: Subject, options: argparse.Namespace) -> Network:
         network = build_network(task, model, seed=SEED, weights=weights)
     if subject.weights == "perturbed":
         pictures, _ = studied(options.data)
-        x = task.normalise(_sized(pictures.images[:CALIBRATION], subject.size))
+        x = task.normalize(_sized(pictures.images[:CALIBRATION], subject.size))
         network = calibrated(_moved(network), x)
     return network
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from leakmap import LocalRule, Task, ThreatModel, build_network, observe, simulate
+from leakmap.attacker.matching.context import Guess, SearchContext
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine, Kind
-from leakmap.attacker.matching.problem import Guess, Scene
-from leakmap.auditing.prepare import NORMALISATIONS
+from leakmap.auditing.prepare import NORMALIZATIONS
 from leakmap.client.simulate import Batch
 from leakmap.client_step import Mode, arrange
 from leakmap.models.adapt import freeze_running_statistics
@@ -63,7 +63,7 @@ class Client:
         work: What it is.
         observation: All that its attackers hold.
         y: Its labels.
-        guesses: Normalised pictures at which the matching term is evaluated.
+        guesses: Normalized pictures at which the matching term is evaluated.
     """
 
     work: Work
@@ -84,11 +84,11 @@ class Client:
 
 def client(work: Work, guesses: int = 1) -> Client:
     """A client with pictures of noise; the first guess is the truth and half a standard deviation of noise."""
-    task = Task((3, 32, 32), 10, *NORMALISATIONS["cifar10"])
+    task = Task((3, 32, 32), 10, *NORMALIZATIONS["cifar10"])
     pictures = torch.rand(work.batch, *task.shape, generator=generator(0, "pictures"))
     y = torch.arange(work.batch) % task.classes
     round = simulate(build_network(task, work.model), work.rule, Batch(pictures, y))
-    x = task.normalise(pictures)
+    x = task.normalize(pictures)
     noises = [torch.randn(x.shape, generator=generator(0, "guess", number)) for number in range(guesses)]
     observation = observe(round, ThreatModel("known", buffers=False))
     return Client(work, observation, y, (x + SIGMA * noises[0], *noises[1:]))
@@ -100,7 +100,7 @@ Evaluate = Callable[[], list[Tensor]]
 
 def engine(client: Client, kind: Kind) -> Evaluate:
     """An engine of leakmap, guess after guess."""
-    chosen = Engine(Scene(client.observation, client.work.rule, client.y, 0), DISTANCES["cosine"], kind=kind)
+    chosen = Engine(SearchContext(client.observation, client.work.rule, client.y, 0), DISTANCES["cosine"], kind=kind)
     return lambda: [chosen.value_and_grad(Guess(x, client.y)).gradient[0] for x in client.guesses]
 
 

@@ -22,8 +22,8 @@ from leakmap.client.data import load_pictures
 from leakmap.client.groups import Groups
 from leakmap.files import read_json
 from leakmap.plan.tuned import read_tuned
+from leakmap.runs.setup import Setup
 from leakmap.runs.store import Store
-from leakmap.runs.testbed import Stage
 from leakmap.runs.trial import Outcome, Reached, Trial
 from leakmap.scoring.score import Score
 from leakmap.study import results
@@ -59,7 +59,7 @@ def readers() -> tuple[Reader, ...]:
     batch = leakmap.Batch(pictures[:2], torch.tensor([0, 1]))
     round = leakmap.simulate(network, leakmap.LocalRule(share="delta"), batch)
     public = leakmap.Public(pictures[2:], torch.tensor([0, 1, 0, 1]))
-    observation = leakmap.observe(round, leakmap.ThreatModel("known", public=2, hint=0.2), public)
+    observation = leakmap.observe(round, leakmap.ThreatModel("known", public=2, known_pixels=0.2), public)
     before = dict(network.weights)
     after = {name: before[name] + round.update.tensors[name] for name in before}
     names, arrays = list(before), [tensor.numpy() for tensor in after.values()]
@@ -114,8 +114,8 @@ def _of_runs(network: leakmap.Network, pictures: torch.Tensor) -> Iterator[Reade
     groups = Groups((pictures * 255).to(torch.uint8), torch.tensor([0, 1, 0, 1, 0, 1]), ("cat", "dog"), **index)
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        Stage(network, groups, "a" * 64).save(folder / "stage.safetensors")
-        stage = (folder / "stage.safetensors").read_bytes()
+        Setup(network, groups, "a" * 64).save(folder / "setup.safetensors")
+        setup = (folder / "setup.safetensors").read_bytes()
         store = Store(folder)
         store.claim({"model": "mlp", "seed": 0}, "audit")
         trial = Trial("a" * 64, leakmap.LocalRule(), leakmap.ThreatModel(), leakmap.Spec("linear"))
@@ -139,7 +139,7 @@ def _of_runs(network: leakmap.Network, pictures: torch.Tensor) -> Iterator[Reade
         return read_claim(study.claim, study.axes), study.resolved()
 
     planned: Any = SimpleNamespace(key="k", cell=SimpleNamespace(axes={"model": "mlp"}))
-    yield Reader("stage", {"s.safetensors": stage}, lambda f: Stage.load(f / "s.safetensors").digest)
+    yield Reader("setup", {"s.safetensors": setup}, lambda f: Setup.load(f / "s.safetensors").digest)
     yield Reader("outcome", {f"trials/{trial.key}.safetensors": outcome}, lambda f: Store(f).read(trial.key))
     yield Reader("plan of a folder", {"plan.json": plan}, lambda f: read_json(f / "plan.json"))
     yield Reader("cell", {"cells/k.safetensors": concluded}, lambda f: results._read(f, planned, "s"))

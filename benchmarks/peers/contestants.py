@@ -16,11 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.peers.watches import Enough, Watch
 from benchmarks.peers.works import Case
 from leakmap import attacks
+from leakmap.attacker.matching.context import Guess, SearchContext
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine, Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.priors import Prior, SmoothVariation
-from leakmap.attacker.matching.problem import Guess, Scene
 from leakmap.client_step import LocalRule, arrange
 from leakmap.errors import NotApplicable
 from leakmap.models.adapt import freeze_running_statistics
@@ -123,8 +123,8 @@ def training_step(case: Case, *, backward: bool = True) -> Evaluate:
 def engine(case: Case, kind: Kind) -> Evaluate:
     """An engine of leakmap."""
     rule = case.observation.rule or LocalRule()
-    scene = Scene(case.observation, rule, case.y, SEED)
-    chosen = Engine(scene, DISTANCES["cosine"], kind=kind)
+    context = SearchContext(case.observation, rule, case.y, SEED)
+    chosen = Engine(context, DISTANCES["cosine"], kind=kind)
     guess = Guess(case.guess, case.y)
 
     def evaluate() -> Answer:
@@ -151,7 +151,7 @@ class Watched:
     watch: Watch
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W)`` normalised -> scalar."""
+        """``(N, C, H, W)`` normalized -> scalar."""
         self.watch(x)
         return self.prior(x)
 

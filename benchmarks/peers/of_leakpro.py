@@ -45,7 +45,7 @@ def class_based(case: Case, steps: int, tv: float) -> Watched:
     if case.mode == "train":
         raise NotApplicable("LeakPro's class-based attack simulates every client in inference mode.")
     task = case.observation.network.task
-    loader = DataLoader(TensorDataset(task.normalise(case.pictures).cpu(), case.y.cpu()), batch_size=32)
+    loader = DataLoader(TensorDataset(task.normalize(case.pictures).cpu(), case.y.cpu()), batch_size=32)
     mean, std = (torch.tensor(values)[:, None, None] for values in (task.mean, task.std))
     peer = Watched(
         case.observation.network.module().eval(), loader, mean, std, configs=InvertingConfig(tv, at_iterations=steps)

@@ -13,7 +13,7 @@ class Enough(KeyboardInterrupt):
 
 
 class Watch(Protocol):
-    """Told the normalised pictures once in each iteration; may raise :class:`Enough`."""
+    """Told the normalized pictures once in each iteration; may raise :class:`Enough`."""
 
     def __call__(self, x: Tensor, /) -> None: ...
 

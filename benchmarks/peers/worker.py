@@ -128,7 +128,7 @@ class Server:
         task, metric, referee = self.case.observation.network.task, metrics.build("psnr"), HandWritten(self.case)
 
         def scored(x: Tensor) -> float:
-            return float(metric(task.denormalise(x), self.case.pictures).mean())
+            return float(metric(task.denormalize(x), self.case.pictures).mean())
 
         def measured(x: Tensor) -> float:
             return float(referee.term(x).detach())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.calibration import CALIBRATION, calibrated
 from leakmap import LocalRule, Task, ThreatModel, build_network, observe, simulate
-from leakmap.auditing.prepare import NORMALISATIONS
+from leakmap.auditing.prepare import NORMALIZATIONS
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.simulate import Batch
 from leakmap.client_step import Mode
@@ -82,7 +82,7 @@ class Case:
 
     Args:
         observation: All that its attackers hold: labels and rule are granted.
-        guess: ``(N, C, H, W)`` normalised: the truth and noise, where evaluations are timed.
+        guess: ``(N, C, H, W)`` normalized: the truth and noise, where evaluations are timed.
         pictures: ``(N, C, H, W)`` in [0, 1]: the truth, for scores alone.
     """
 
@@ -130,7 +130,7 @@ def prepare(work: Work, data: str, client: int = 0) -> Case:
         DataError: there are too few pictures.
     """
     height = width = work.size
-    task = Task((3, height, width), work.classes, *NORMALISATIONS["cifar10" if work.size == 32 else "imagenet"])
+    task = Task((3, height, width), work.classes, *NORMALIZATIONS["cifar10" if work.size == 32 else "imagenet"])
     loaded = load_pictures(data, work.size)
     order = torch.randperm(len(loaded), generator=generator(0, "speed", work.size))
     order = order[_allowed(loaded)[order]]
@@ -140,11 +140,11 @@ def prepare(work: Work, data: str, client: int = 0) -> Case:
         raise DataError(f"{data} has {len(order)} pictures; client {client} of {work.name} needs more.")
     network = build_network(task, work.model)
     if work.mode == "eval":
-        network = calibrated(network, task.normalise(loaded.images[order[:CALIBRATION]] / 255))
+        network = calibrated(network, task.normalize(loaded.images[order[:CALIBRATION]] / 255))
     pictures = loaded.images[chosen] / 255
     labels = (torch.arange(work.batch) + client) % work.classes
     round = simulate(network, LocalRule(mode=work.mode), Batch(pictures, labels))
-    x = task.normalise(pictures)
+    x = task.normalize(pictures)
     noise = torch.randn(x.shape, generator=generator(0, "guess", client))
     return Case(observe(round, ThreatModel("known", buffers=False)), x + SIGMA * noise, pictures)
 

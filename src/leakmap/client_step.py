@@ -209,7 +209,7 @@ class Training:
 
         Args:
             step: Its number, from 0 to ``rule.steps(N) - 1``.
-            x: ``(N, C, H, W)``, normalised; or ``(epochs, N, C, H, W)``, an attacker's own pictures for every epoch.
+            x: ``(N, C, H, W)``, normalized; or ``(epochs, N, C, H, W)``, an attacker's own pictures for every epoch.
             y: What the loss takes, first dimension ``N``.
             order_seed: Seeds the orders of a rule that shuffles; None keeps the order of ``x``.
         """
@@ -298,7 +298,7 @@ def local_signal(
     Args:
         module: Arranged by :func:`arrange`; its own weights are not used and nothing of it changes.
         weights: Every parameter and buffer by name.
-        x: ``(N, C, H, W)``, normalised; or ``(epochs, N, C, H, W)``, an attacker's own pictures for every epoch.
+        x: ``(N, C, H, W)``, normalized; or ``(epochs, N, C, H, W)``, an attacker's own pictures for every epoch.
         y: What the loss takes, first dimension ``N``.
         rule: The local rule.
         loss: ``loss(outputs, y) -> scalar``; None: the module computes its own from ``(x, y)``.

@@ -25,7 +25,8 @@ class ThreatModel:
         rule: Whether it knows the local rule (mode, steps, learning rate).
         buffers: Whether the client returns its BatchNorm buffers.
         public: How many public pictures from the same source it holds.
-        hint: Share of the true pixels that it is given, in [0, 1): only to study what a search makes of a good start.
+        known_pixels: Share of the true pixels that it is given, in [0, 1): only to study what a search makes of a
+            good start.
     """
 
     labels: Literal["unknown", "counts", "known"] = "unknown"
@@ -33,7 +34,7 @@ class ThreatModel:
     rule: bool = True
     buffers: bool = True
     public: int = 0
-    hint: float = 0.0
+    known_pixels: float = 0.0
 
     def __post_init__(self) -> None:
         if self.labels not in ("unknown", "counts", "known"):
@@ -42,9 +43,11 @@ class ThreatModel:
             raise BadSetting("Whoever knows the labels knows how many examples there are: grant count too.")
         if self.public < 0:
             raise BadSetting(f"A threat model's public must be at least 0 pictures; got {self.public}.")
-        if not 0 <= self.hint < 1:
-            raise BadSetting(f"A threat model's hint is a share of the true pixels in [0, 1); got {self.hint}.")
-        if self.hint and not self.count:
+        if not 0 <= self.known_pixels < 1:
+            raise BadSetting(
+                f"A threat model's known_pixels is a share of the true pixels in [0, 1); got {self.known_pixels}."
+            )
+        if self.known_pixels and not self.count:
             raise BadSetting("Whoever is given true pixels knows how many examples there are: grant count too.")
 
     @property
@@ -55,7 +58,7 @@ class ThreatModel:
             "buffers": self.buffers,
             "public": self.public,
             "labels": self.labels != "unknown",
-            "hint": self.hint > 0,
+            "known_pixels": self.known_pixels > 0,
         }
         return letter_of(fact for fact, given in granted.items() if given)
 
@@ -65,11 +68,11 @@ def letter_of(facts: Iterable[str]) -> str:
 
     B knows picture statistics such as smoothness and range, which every attack here uses; C adds the local rule; D
     public pictures; E statistics of the client's own data, which returned buffers are. ``+`` marks labels or counts,
-    which their ladder leaves open, and ``with hint`` true pixels, which none of its attackers holds.
+    which their ladder leaves open, and ``with known_pixels`` true pixels, which none of its attackers holds.
     """
     facts = set(facts)
     letter = "E" if "buffers" in facts else "D" if "public" in facts else "C" if "rule" in facts else "B"
-    return f"{letter}{'+' if 'labels' in facts else ''}{' with hint' if 'hint' in facts else ''}"
+    return f"{letter}{'+' if 'labels' in facts else ''}{' with known_pixels' if 'known_pixels' in facts else ''}"
 
 
 def observe(
@@ -86,9 +89,9 @@ def observe(
         round: What really happened.
         threat: What is granted.
         public: Public pictures to draw ``threat.public`` from, the first ones.
-        scored: ``(N, C, H, W)`` in [0, 1]: the pictures that a hint shows pixels of, if not the round's own: a swapped
-            update comes with a hint of those that it is scored against.
-        seed: Decides which pixels a hint shows; nothing else is random.
+        scored: ``(N, C, H, W)`` in [0, 1]: the pictures whose pixels are shown, if not the round's own: a
+            swapped update comes with known pixels of those that it is scored against.
+        seed: Decides which pixels are known; nothing else is random.
 
     Raises:
         BadSetting: fewer public pictures are there than granted.
@@ -110,13 +113,16 @@ def observe(
         public=Public(public.pictures[: threat.public], public.labels[: threat.public])
         if public is not None and threat.public
         else None,
-        hint=_hint(round.batch.pictures if scored is None else scored, threat.hint, seed) if threat.hint else None,
+        known_pixels=_known_pixels(round.batch.pictures if scored is None else scored, threat.known_pixels, seed)
+        if threat.known_pixels
+        else None,
     )
     return granted.through_bytes()
 
 
-def _hint(pictures: Tensor, share: float, seed: int) -> Tensor:
+def _known_pixels(pictures: Tensor, share: float, seed: int) -> Tensor:
     """The pictures with NaN but for a random share of the pixels, all channels of each; a larger share adds pixels."""
     count, _, height, width = pictures.shape
+    # "hint" names the random stream: under another name, the same seed would show other pixels.
     drawn = torch.rand(count, 1, height, width, generator=generator(seed, "hint")).to(pictures.device)
     return pictures.where(drawn < share, torch.nan)

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from leakmap import LocalRule, Observation, attack, build_network, defences, simulate
+from leakmap.attacker.matching.context import Guess, SearchContext
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
-from leakmap.attacker.matching.problem import Guess, Scene
 from leakmap.client_step import arrange, local_signal
 from leakmap.defences import NONE, defence_of
 from leakmap.threat import ThreatModel, observe
@@ -40,10 +40,10 @@ GROUPNORM = "resnet,blocks=1,width=8,norm=group"
 
 
 def defended(specification, task, rule=RULES["gradient"], model=GROUPNORM, seed=0):
-    """A defended client's round, and the scene of an attacker who knows the defence."""
+    """A defended client's round, and the context of an attacker who knows the defence."""
     round = simulate(build_network(task, model), replace(rule, defence=specification), batch_of(4, task), seed)
     observation = observe(round, ThreatModel("known"))
-    return round, Scene(observation, observation.rule, round.batch.y, 0)
+    return round, SearchContext(observation, observation.rule, round.batch.y, 0)
 
 
 def flat(tensors):
@@ -61,18 +61,18 @@ def test_every_defence_is_tried_here():
 @pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
 @pytest.mark.parametrize("specification", QUIET)
 def test_distance_at_the_truth_is_zero_without_noise(specification, rule, task):
-    round, scene = defended(specification, task, rule)
-    assert matching_term(scene, task.normalise(round.batch.pictures)) < 1e-6
-    assert matching_term(scene, task.normalise(pictures(4, task, 9))) > 1e-3
+    round, context = defended(specification, task, rule)
+    assert matching_term(context, task.normalize(round.batch.pictures)) < 1e-6
+    assert matching_term(context, task.normalize(pictures(4, task, 9))) > 1e-3
 
 
 @pytest.mark.parametrize("rule", [RULES["gradient"], RULES["four steps"]], ids=["gradient", "four steps"])
 @pytest.mark.parametrize("specification", list(NOISY))
 def test_distance_at_the_truth_is_that_of_the_noise(specification, rule, task):
-    round, scene = defended(specification, task, rule)
+    round, context = defended(specification, task, rule)
     quiet = replace(round, update=replace(round.update, tensors=without_noise(round, specification)))
     noise = 1 - float(F.cosine_similarity(sent(round), sent(quiet), dim=0))
-    found = matching_term(scene, task.normalise(round.batch.pictures))
+    found = matching_term(context, task.normalize(round.batch.pictures))
     assert 0 < found < NOISY[specification]
     if "stochastic" not in specification and rule.share == "gradient":
         assert found == pytest.approx(noise, rel=1e-3)
@@ -85,11 +85,11 @@ def without_noise(round, specification):
 
 def test_a_client_without_a_defence_sends_the_same_bits_as_before(task):
     for rule in RULES.values():
-        round, scene = defended(NONE, task, rule)
-        network, x = round.network, task.normalise(round.batch.pictures)
+        round, context = defended(NONE, task, rule)
+        network, x = round.network, task.normalize(round.batch.pictures)
         plain = local_signal(arrange(network.module(), rule), network.weights, x, round.batch.y, rule, network.loss())
         assert all(torch.equal(round.update.tensors[name], tensor) for name, tensor in plain.tensors.items())
-        assert scene.rule == rule
+        assert context.rule == rule
 
 
 @pytest.mark.parametrize("specification", [*QUIET, *NOISY])
@@ -103,12 +103,12 @@ def test_shapes_stay_and_noise_follows_the_seed(specification, task):
 
 @pytest.mark.parametrize("specification", [*QUIET, *NOISY])
 def test_an_attack_on_the_file_form_knows_the_defence_and_repeats_itself(specification, task, tmp_path):
-    _, scene = defended(specification, task)
-    scene.observation.to_file(tmp_path / "client.safetensors")
+    _, context = defended(specification, task)
+    context.observation.to_file(tmp_path / "client.safetensors")
     read = Observation.from_file(tmp_path / "client.safetensors")
     assert read.rule is not None
     assert read.rule.defence == specification
-    found = [attack(o, "inverting_gradients,steps=3", seed=1) for o in (scene.observation, read)]
+    found = [attack(o, "inverting_gradients,steps=3", seed=1) for o in (context.observation, read)]
     assert torch.equal(found[0].pictures, found[1].pictures)
     assert found[0].notes.get("defence", NONE) == specification
 
@@ -116,10 +116,11 @@ def test_an_attack_on_the_file_form_knows_the_defence_and_repeats_itself(specifi
 @pytest.mark.parametrize("rule", [RULES["gradient"], RULES["four steps"]], ids=["gradient", "four steps"])
 @pytest.mark.parametrize("specification", [*QUIET, *NOISY])
 def test_both_derivatives_of_a_defended_match_agree(specification, rule, task):
-    _, scene = defended(specification, task, rule)
-    guess = Guess(torch.randn(4, *task.shape, generator=torch.Generator().manual_seed(1)), scene.y)
+    _, context = defended(specification, task, rule)
+    guess = Guess(torch.randn(4, *task.shape, generator=torch.Generator().manual_seed(1)), context.y)
     exact, frozen = (
-        Engine(scene, DISTANCES["cosine"], kind=kind).value_and_grad(guess).gradient[0] for kind in ("exact", "frozen")
+        Engine(context, DISTANCES["cosine"], kind=kind).value_and_grad(guess).gradient[0]
+        for kind in ("exact", "frozen")
     )
     assert float(exact.norm()) > 0
     assert float(F.cosine_similarity(exact.flatten(), frozen.flatten(), dim=0)) > 0.999

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from leakmap import LocalRule, Network, Task, attack, build_network, models, simulate
-from leakmap.attacker.matching.problem import Scene
+from leakmap.attacker.matching.context import SearchContext
 from leakmap.errors import UsageError
 from leakmap.threat import ThreatModel, observe
 from tests.conftest import batch_of, matching_term
@@ -45,8 +45,8 @@ DETECTION = Task((3, 32, 64), 4, (0.5, 0.45, 0.4), (0.25, 0.25, 0.3), objects=2)
 
 def distance_at_truth(network: Network, rule: LocalRule, simulated: LocalRule | None = None, count: int = 4) -> float:
     round = simulate(network, rule, batch_of(count, network.task))
-    scene = Scene(observe(round, ThreatModel()), simulated or rule, round.batch.y, 0)
-    return matching_term(scene, network.task.normalise(round.batch.pictures))
+    context = SearchContext(observe(round, ThreatModel()), simulated or rule, round.batch.y, 0)
+    return matching_term(context, network.task.normalize(round.batch.pictures))
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

@@ -36,7 +36,7 @@ class BatchStatistics:
     mixture: Tensor
 
     def biased(self, n: int) -> Tensor:
-        """``(C,)`` variance with the denominator n, which the layer normalises with, from a single pass.
+        """``(C,)`` variance with the denominator n, which the layer normalizes with, from a single pass.
 
         Args:
             n: Elements of a channel at the layer's input: batch size times height times width.

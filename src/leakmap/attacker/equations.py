@@ -26,7 +26,7 @@ def ordered(y: Tensor, network: Network, name: str, inputs: Tensor, dz: Tensor) 
         y: ``(count,)`` classes in any order; objects stay in theirs.
         network: Gives the gradient that a picture would have with a class.
         name: Of the bias whose gradient that is.
-        inputs: ``(count, C, H, W)``, normalised.
+        inputs: ``(count, C, H, W)``, normalized.
         dz: ``(outputs, count)`` gradient of each picture; 0 where it is not known.
     """
     loss = network.loss()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from leakmap.observation.observation import Observation
 
-Progress = Callable[[float], None]
+Tick = Callable[[float], None]
 """Called now and then with the finished fraction, in [0, 1]."""
 
 
@@ -20,7 +20,7 @@ class Attempt:
         name: Of the attack.
         pictures: ``(N, C, H, W)`` in [0, 1]; None if it did not run or did not finish.
         y: ``(N,)`` classes that it worked with.
-        term: The suite's yardstick: how far it is from what the client sent.
+        term: The suite's update residual: how far it is from what the client sent.
         seconds: Wall time.
         note: Why there are no pictures.
         failed: Whether it should have come to a result.
@@ -42,7 +42,7 @@ class Reconstruction:
     Args:
         pictures: ``(N, C, H, W)`` in [0, 1].
         y: ``(N,)`` classes that the attack worked with.
-        objective: The matching term of what is returned, by which restarts are chosen; of a suite its yardstick, by
+        objective: The matching term of what is returned, by which restarts are chosen; of a suite its residual, by
             which attacks are; NaN where a closed form has none.
         curve: The matching term along the chosen restart, evenly spaced.
         notes: Facts for the record: label rule, chosen restart, what was assumed.
@@ -70,6 +70,6 @@ class Attack(Protocol):
         """An architecture known to leak to this kind of attack: the planted positive control of an audit."""
         ...
 
-    def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
+    def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction:
         """Attacks; all randomness comes from ``seed``."""
         ...

@@ -1,1 +1,1 @@
-"""An audit: from a plan to stages, runs, verdict and result."""
+"""An audit: from a plan to setups, runs, verdict and result."""

@@ -37,7 +37,7 @@ def audit(
     victims: int = 12,
     batch_size: int = 1,
     classes: int | None = None,
-    normalise: str = "data",
+    normalization: str = "data",
     control: Literal["none", "swapped"] = "none",
     metrics: Sequence[str] = (),
     seed: int = 0,
@@ -59,7 +59,7 @@ def audit(
         victims: Number of clients.
         batch_size: Pictures of each client.
         classes: Outputs of the model; by default the highest label plus one.
-        normalise: See :class:`Plan`.
+        normalization: See :class:`Plan`.
         control: ``swapped`` for a null audit.
         metrics: Besides PSNR and SSIM.
         seed: Everything random derives from it.
@@ -78,7 +78,7 @@ def audit(
         attack=Spec.parse(attack),
         victims=victims,
         batch_size=batch_size,
-        normalise=normalise,
+        normalization=normalization,
         control=control,
         classes=classes,
         metrics=tuple(metrics),
@@ -102,7 +102,7 @@ def _from_memory(images: Any, labels: Any) -> Pictures:
         )
     if images.dtype != torch.uint8:
         if not images.is_floating_point() or not 0 <= float(images.min()) <= float(images.max()) <= 1:
-            raise DataError("images must be uint8, or floats in [0, 1]; give them before normalisation.")
+            raise DataError("images must be uint8, or floats in [0, 1]; give them before normalization.")
         images = (images * 255).round().to(torch.uint8)
     if int(labels.min()) < 0:
         raise DataError(f"labels must be classes from 0 on; got {int(labels.min())}.")

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from leakmap.auditing.case import SPREAD, Case, Runs
 from leakmap.auditing.prepare import Prepared, planted
 from leakmap.auditing.recipe import names_of
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import divide
 from leakmap.client.simulate import Batch
 from leakmap.client_step import LocalRule
-from leakmap.doctor.case import SPREAD, Case, Runs
 from leakmap.errors import BadSetting, DataError, ModelError
 from leakmap.models.network import Code, Network, build_network
 from leakmap.observation.observation import Observation
@@ -26,11 +26,11 @@ from leakmap.problem.objects import EMPTY
 from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
 from leakmap.registry.user_code import is_user_code
-from leakmap.runs.testbed import Stage
+from leakmap.runs.setup import Setup
 
 _OF_CLIENT = (
     *("data", "rule", "weights", "train_epochs", "calibrate", "image_size"),
-    *("victims", "batch_size", "classes", "normalise", "tuned"),
+    *("victims", "batch_size", "classes", "normalization", "tuned"),
 )
 REPLAYS = 1e-3
 """Relative distance up to which a client that is simulated at its own pictures is the client that sent the update."""
@@ -88,7 +88,7 @@ def prepare_captured(
     truths: Sequence[str],
     others: str,
 ) -> tuple[Plan, Prepared]:
-    """The plan and the stages of an audit of real updates.
+    """The plan and the setups of an audit of real updates.
 
     Args:
         plan: Attack, granted labels and public pictures, metrics, control and seed; of the client only the user's own
@@ -133,7 +133,7 @@ def prepare_captured(
         victims=len(files),
         batch_size=count,
         classes=task.classes,
-        normalise=":".join("/".join(f"{value:g}" for value in values) for values in (task.mean, task.std)),
+        normalization=":".join("/".join(f"{value:g}" for value in values) for values in (task.mean, task.std)),
         loss=str(task.loss),
         captured=Captured(tuple(map(str, files)), tuple(truths), others),
     )
@@ -149,7 +149,7 @@ def prepare_captured(
     names = names_of(plan, task, groups)
     sent = [observation.digest() for observation in observations]
     name = hashlib.sha256(json.dumps([names.main, *sent]).encode()).hexdigest()
-    main = Stage(first.network, groups, name, tuple(observations))
+    main = Setup(first.network, groups, name, tuple(observations))
     return plan, Prepared(main, planted(plan, groups, task, names), math.nan, _flags(main))
 
 
@@ -256,12 +256,12 @@ def _areas(parts: Sequence[Pictures]) -> Tensor | None:
     return torch.cat([whole.expand(len(one), 4) if one.areas is None else one.areas for one in parts])
 
 
-def _flags(stage: Stage) -> dict[str, str]:
+def _flags(setup: Setup) -> dict[str, str]:
     """Why finding nothing would be no evidence: the captured facts do not give the captured update."""
-    groups = stage.groups
+    groups = setup.groups
     cases = [
         Case(one, Batch(groups.pictures(index), groups.targets(index)), Runs())
-        for one, index in zip(stage.captured, groups.victims, strict=True)
+        for one, index in zip(setup.captured, groups.victims, strict=True)
     ]
     far = {i: one.distance for i, one in enumerate(cases) if REPLAYS < one.distance > SPREAD * one.spread}
     if not far:

@@ -23,7 +23,7 @@ from leakmap.auditing.particulars import (
 )
 from leakmap.auditing.prepare import Prepared
 from leakmap.auditing.recipe import ROLES
-from leakmap.auditing.update_check import Gate
+from leakmap.auditing.update_check import UpdateCheck
 from leakmap.client.groups import Groups
 from leakmap.files import finite, write_json
 from leakmap.plan.command import command
@@ -32,7 +32,7 @@ from leakmap.problem.objects import unpack
 from leakmap.runs.run import held_by
 from leakmap.runs.trial import Outcome, Trial
 from leakmap.scoring.metrics import ALWAYS
-from leakmap.scoring.score import likenesses
+from leakmap.scoring.score import metric_values
 from leakmap.scoring.verdict import Client, Evidence, Level, Verdict, gain_over_floors, judge, line_up
 
 RESULT_SCHEMA = 1
@@ -80,7 +80,7 @@ class _Finished:
 def conclude(
     plan: Plan,
     prepared: Prepared,
-    gate: Gate,
+    check: UpdateCheck,
     planned: Mapping[str, list[Trial]],
     outcomes: Mapping[str, Outcome],
     seconds: float,
@@ -90,8 +90,8 @@ def conclude(
 
     Args:
         plan: The audit.
-        prepared: Its stages.
-        gate: What the update depends on.
+        prepared: Its setups.
+        check: What the update depends on.
         planned: Every run, by role.
         outcomes: Finished runs, by key.
         seconds: Wall time of this call.
@@ -113,9 +113,9 @@ def conclude(
         for trial in planned[role]
         if (o := outcomes.get(trial.key)) is not None and o.failure
     ]
-    blocking = gate.flags() | _missing(unfinished, failures) | dict(prepared.flags)
-    if plan.threat.hint:
-        blocking |= {"hinted": _hinted(plan.threat.hint)}
+    blocking = check.flags() | _missing(unfinished, failures) | dict(prepared.flags)
+    if plan.threat.known_pixels:
+        blocking |= {"known_pixels": _pixels_known(plan.threat.known_pixels)}
         verdict = Verdict("inconclusive", tuple(blocking.values()))
     else:
         verdict = judge(Evidence(clients, swapped, control, blocking))
@@ -140,7 +140,7 @@ def conclude(
         "suite": suite_of(attacked),
         "labels": labels_of(plan, attacked),
         "flags": blocking | flags_of(plan, prepared.main.groups, verdict, attacked) | tuning_flags(plan, prepared.main),
-        "gate": gate.as_dict(),
+        "update_check": check.as_dict(),
         "closed_forms": closed_forms(plan, prepared.main),
         "knowledge": ledger(plan, attacked),
         "clients": [found.row if isinstance(found, _Finished) else found for found in per_client],
@@ -172,7 +172,7 @@ def _client(
     own_score, swap_score, prior_score = (o.score for o in scored if o.score is not None)
     truth = held_by(planned["attack"][v], prepared.main)
     still = _stills(truth.pictures, prepared.main.groups)
-    of_still = {floor: likenesses(p, truth, (*ALWAYS, *plan.metrics)) for floor, p in still.items()}
+    of_still = {floor: metric_values(p, truth, (*ALWAYS, *plan.metrics)) for floor, p in still.items()}
     floors = {
         name: {
             "prior_only": prior_score.values[name],
@@ -236,7 +236,7 @@ def _objects(finished: Sequence[_Finished]) -> dict[str, Any] | None:
     return {"attack": _line_up(own), "swapped": _line_up(swapped)}
 
 
-def _hinted(share: float) -> str:
+def _pixels_known(share: float) -> str:
     return (
         f"The server was given true pixels ({share:.3g} of them), as in a study of starts: line-ups and the planted "
         "control are no evidence; only the gain over the prior-only and swapped floors, which were given the same, is."

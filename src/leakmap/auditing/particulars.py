@@ -15,7 +15,7 @@ from leakmap.defences import NONE, defence_of
 from leakmap.defences.accounting import INSTALL, epsilon
 from leakmap.errors import BadSetting
 from leakmap.plan.plan import Plan
-from leakmap.runs.testbed import Stage
+from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Outcome
 from leakmap.scoring.lineup import FEWEST_OF_A_CLASS
 from leakmap.scoring.verdict import Client, Verdict, line_up
@@ -38,7 +38,7 @@ def flags_of(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Ou
             flags["still_falling"] = f"The matching term fell by another {tail:.0%} in the last tenth: raise --steps."
         final = statistics.median(min(curve) for curve in curves)
         if final < 0.05 and verdict.level == "none_found":
-            flags["matched_without_likeness"] = (
+            flags["matched_without_similarity"] = (
                 f"The update is matched (median {final:.2g}) by pictures that are unlike the originals."
             )
     if plan.rule.defence != NONE and not plan.threat.rule:
@@ -70,7 +70,7 @@ def flags_of(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Ou
     return flags
 
 
-def tuning_flags(plan: Plan, stage: Stage) -> dict[str, str]:
+def tuning_flags(plan: Plan, setup: Setup) -> dict[str, str]:
     """Warnings about where the settings of a tuned attack come from."""
     if plan.tuned is None:
         return {}
@@ -79,7 +79,7 @@ def tuning_flags(plan: Plan, stage: Stage) -> dict[str, str]:
         flags["oracle_tuned"] = (
             "The settings were chosen by looking at the truth of victims: an upper bound that no attacker reaches."
         )
-    here, there = facts(plan, stage), plan.tuned.facts
+    here, there = facts(plan, setup), plan.tuned.facts
     if differing := [name for name in here if name not in there or there[name] != here[name]]:
         flags["rehearsed_elsewhere"] = f"The settings were rehearsed where {', '.join(differing)} differed."
     return flags
@@ -163,9 +163,9 @@ def labels_of(plan: Plan, attacked: Sequence[Outcome]) -> dict[str, Any]:
     return found | {"statement": statement}
 
 
-def closed_forms(plan: Plan, stage: Stage) -> dict[str, Any]:
+def closed_forms(plan: Plan, setup: Setup) -> dict[str, Any]:
     """Which closed forms can read a layer, and one sentence for each with the reason."""
-    findings = diagnose(stage.network, plan.batch_size, plan.rule)
+    findings = diagnose(setup.network, plan.batch_size, plan.rule)
     able = dict.fromkeys(f.attack for f in findings if f.qualifies)
     return {"qualify": list(able), "reasons": summary(findings)}
 
@@ -180,7 +180,9 @@ def ledger(plan: Plan, attacked: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "attacker": threat.letter,
         "attacker_used": letter_of(used),
-        "granted": {fact: getattr(threat, fact) for fact in ("labels", "count", "rule", "buffers", "public", "hint")},
+        "granted": {
+            fact: getattr(threat, fact) for fact in ("labels", "count", "rule", "buffers", "public", "known_pixels")
+        },
         "used": used,
     }
 
@@ -196,8 +198,8 @@ def statement(plan: Plan, verdict: Verdict, clients: Sequence[Client], attacked:
         "exact": "Pictures are recovered almost pixel by pixel from the update",
     }[verdict.level]
     null = "Null audit: every update came from other pictures. " if plan.control == "swapped" else ""
-    if plan.threat.hint:
-        null = f"{null}The server was given {plan.threat.hint:.3g} of the true pixels. "
+    if plan.threat.known_pixels:
+        null = f"{null}The server was given {plan.threat.known_pixels:.3g} of the true pixels. "
     if not clients:
         return f"{null}{what}."
     rate = line_up(clients).rank_one

@@ -7,15 +7,15 @@ from dataclasses import asdict
 from leakmap.auditing.conclude import Audit, conclude
 from leakmap.auditing.prepare import Prepared
 from leakmap.auditing.recipe import ROLES, trials
-from leakmap.auditing.update_check import Gate, inspect_update
+from leakmap.auditing.update_check import UpdateCheck, check_update
 from leakmap.client.simulate import Batch
 from leakmap.models.network import IN_MEMORY
 from leakmap.plan.plan import Plan, Progress
-from leakmap.runs.jobs import Held, Play, Report, StageFile
+from leakmap.runs.jobs import InMemory, Report, SetupFile, TrialJob
 from leakmap.runs.pool import run_here, run_in_pool
 from leakmap.runs.run import held_by, network_of
+from leakmap.runs.setup import Setup
 from leakmap.runs.store import Store
-from leakmap.runs.testbed import Stage
 from leakmap.runs.trial import Outcome, Trial
 
 COST = {"attack": 1.0, "swapped": 1.0, "prior_only": 0.03, "control": 0.5}
@@ -35,7 +35,7 @@ def perform(
 
     Args:
         plan: The audit.
-        prepared: Its stages.
+        prepared: Its setups.
         store: Where finished runs are kept; None keeps nothing.
         workers: Processes; 0 computes in this one. Failed runs of an earlier call are tried again.
         device: Where to compute.
@@ -48,7 +48,7 @@ def perform(
     progress = progress or (lambda what, fraction: None)
     started = time.time()
     progress("probing the update", 0.0)
-    gate = probe(plan, prepared, device)
+    check = probe(plan, prepared, device)
     if store is not None:
         store.claim({**asdict(plan), "contents": prepared.main.digest}, "audit")
     planned = trials(plan, *prepared.digests)
@@ -75,11 +75,11 @@ def perform(
         told(outcome.trial.key, 1.0)
 
     def conclusion() -> Audit:
-        return conclude(plan, prepared, gate, planned, outcomes, time.time() - started, resumed)
+        return conclude(plan, prepared, check, planned, outcomes, time.time() - started, resumed)
 
     try:
-        stages = {"victims": prepared.main, "control": prepared.control}
-        run_all(missing, stages, store, done, told, workers, device)
+        setups = {"victims": prepared.main, "control": prepared.control}
+        run_all(missing, setups, store, done, told, workers, device)
     except KeyboardInterrupt:
         if store is not None:
             conclusion().save(store.folder)
@@ -92,7 +92,7 @@ def perform(
 
 def run_all(
     missing: list[Trial],
-    stages: Mapping[str, Stage],
+    setups: Mapping[str, Setup],
     store: Store | None,
     done: Callable[[Outcome], None],
     told: Report,
@@ -103,7 +103,7 @@ def run_all(
 
     Args:
         missing: What to run.
-        stages: By the name that their files get in the folder.
+        setups: By the name that their files get in the folder.
         store: Whose folder holds the files.
         done: Called with each outcome, as it comes.
         told: Called with the progress of running trials.
@@ -112,31 +112,31 @@ def run_all(
     """
     if not missing:
         return
-    in_memory = any(stage.network.model.name == IN_MEMORY for stage in stages.values())
+    in_memory = any(setup.network.model.name == IN_MEMORY for setup in setups.values())
     if not workers or store is None or in_memory:
-        held = {stage.digest: Held(stage) for stage in stages.values()}
-        run_here([Play(trial, held[trial.stage]) for trial in missing], done, told, device=device)
+        held = {setup.digest: InMemory(setup) for setup in setups.values()}
+        run_here([TrialJob(trial, held[trial.setup]) for trial in missing], done, told, device=device)
         return
     files = {}
-    for name, stage in stages.items():
+    for name, setup in setups.items():
         path = store.folder / f"{name}.safetensors"
-        stage.save(path)
-        files[stage.digest] = StageFile(path, stage.network.model, stage.network.task.loss)
-    run_in_pool([Play(trial, files[trial.stage]) for trial in missing], done, told, workers=workers, device=device)
+        setup.save(path)
+        files[setup.digest] = SetupFile(path, setup.network.model, setup.network.task.loss)
+    run_in_pool([TrialJob(trial, files[trial.setup]) for trial in missing], done, told, workers=workers, device=device)
 
 
 PROBED = 3
-"""Clients that the gate looks at."""
+"""Clients that the check looks at."""
 
 
-def probe(plan: Plan, prepared: Prepared, device: str = "cpu") -> Gate:
+def probe(plan: Plan, prepared: Prepared, device: str = "cpu") -> UpdateCheck:
     """What the updates of the first clients depend on."""
-    stage = prepared.main.to(device)
+    setup = prepared.main.to(device)
     probed = range(min(PROBED, plan.victims))
-    plays = [Trial(stage.digest, plan.rule, plan.threat, plan.attack, client=v) for v in probed]
-    batches = [held_by(trial, stage) for trial in plays]
+    trials = [Trial(setup.digest, plan.rule, plan.threat, plan.attack, client=v) for v in probed]
+    batches = [held_by(trial, setup) for trial in trials]
     others = [
-        Batch(stage.groups.pictures(stage.groups.swaps[0, v]).to(device), batch.y)
+        Batch(setup.groups.pictures(setup.groups.swaps[0, v]).to(device), batch.y)
         for v, batch in zip(probed, batches, strict=True)
     ]
-    return inspect_update([network_of(trial, stage) for trial in plays], plan.rule, batches, others, plan.seed)
+    return check_update([network_of(trial, setup) for trial in trials], plan.rule, batches, others, plan.seed)

@@ -1,4 +1,4 @@
-"""What an audit is played on: its pictures in groups, its networks, and the names of both."""
+"""What an audit is run on: its pictures in groups, its networks, and the names of both."""
 
 import math
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from leakmap.client.training import accuracy, calibrated, train
 from leakmap.errors import BadSetting, DataError, ModelError
 from leakmap.models.network import IN_MEMORY, Network, build_network
 from leakmap.models.weights import read_weights, write_weights
-from leakmap.plan.plan import Fact, Plan, Progress, check, check_device
+from leakmap.plan.plan import Plan, Progress, Scalar, check, check_device
 from leakmap.problem.task import Loss, Task
 from leakmap.registry.spec import Spec
-from leakmap.runs.testbed import Stage
+from leakmap.runs.setup import Setup
 
-NORMALISATIONS = {
+NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
@@ -29,7 +29,7 @@ NORMALISATIONS = {
 
 @dataclass(frozen=True)
 class Prepared:
-    """The stages of an audit.
+    """The setups of an audit.
 
     Args:
         main: The audited network and all pictures.
@@ -38,14 +38,14 @@ class Prepared:
         flags: Why a result may be no evidence, by name.
     """
 
-    main: Stage
-    control: Stage
+    main: Setup
+    control: Setup
     accuracy: float
     flags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digests(self) -> tuple[str, str]:
-        """Of both stages."""
+        """Of both setups."""
         return self.main.digest, self.control.digest
 
 
@@ -92,18 +92,18 @@ def prepare(
             write_weights(kept, network.weights)
     own_loss = network.code.loss is not None or task.objects > 0
     right = math.nan if own_loss else accuracy(network, groups.images[public], groups.labels[public])
-    return Prepared(Stage(network, groups, names.main), planted(plan, groups, task, names, loss), right)
+    return Prepared(Setup(network, groups, names.main), planted(plan, groups, task, names, loss), right)
 
 
-def planted(plan: Plan, groups: Groups, task: Task, names: Names, loss: Loss | None = None) -> Stage:
-    """The stage of the planted control: a network that is known to leak to the plan's attack, and the same pictures.
+def planted(plan: Plan, groups: Groups, task: Task, names: Names, loss: Loss | None = None) -> Setup:
+    """The setup of the planted control: a network that is known to leak to the plan's attack, and the same pictures.
 
     It classifies, also where the audited network detects objects.
     """
     leaky = attacks.build(plan.attack).leaky_model
     if task.objects:
         task = replace(task, classes=max(2, task.classes), objects=0)
-    return Stage(build_network(task, leaky, seed=plan.seed, loss=loss), groups, names.control)
+    return Setup(build_network(task, leaky, seed=plan.seed, loss=loss), groups, names.control)
 
 
 def gather(
@@ -135,7 +135,7 @@ def gather(
     )
     groups = _without_rehearsed(plan, groups)
     channels, height, width = groups.images.shape[1:]
-    mean, std = _normalisation(plan.normalise, groups)
+    mean, std = _normalization(plan.normalization, groups)
     classes = plan.classes or len(groups.classes)
     if classes < len(groups.classes):
         raise BadSetting(f"classes is {classes}, but the pictures have {len(groups.classes)} classes.")
@@ -171,11 +171,11 @@ def _trained(plan: Plan, network: Network, groups: Groups, device: str, progress
     return found.to("cpu")
 
 
-def facts(plan: Plan, stage: Stage) -> dict[str, Fact]:
+def facts(plan: Plan, setup: Setup) -> dict[str, Scalar]:
     """What settings are tuned to, by name: the network, the client and what the server is granted."""
     return {
         "model": plan.model,
-        "weights": stage.network_digest,
+        "weights": setup.network_digest,
         "data": plan.data,
         "batch_size": plan.batch_size,
         **{f"rule.{name}": value for name, value in asdict(plan.rule).items()},
@@ -202,21 +202,21 @@ def _without_rehearsed(plan: Plan, groups: Groups) -> Groups:
     return replace(groups, distractors=groups.distractors[torch.tensor(kept, dtype=torch.bool)])
 
 
-def _normalisation(text: str, groups: Groups) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalization(text: str, groups: Groups) -> tuple[tuple[float, ...], tuple[float, ...]]:
     channels = groups.images.shape[1]
     if text == "data":
         public = groups.pictures(groups.public).transpose(0, 1).flatten(1)
         mean, std = public.mean(1), public.std(1).clamp(min=0.05)
         return tuple(round(v, 3) for v in mean.tolist()), tuple(round(v, 3) for v in std.tolist())
-    if text in NORMALISATIONS:
-        mean, std = NORMALISATIONS[text]
+    if text in NORMALIZATIONS:
+        mean, std = NORMALIZATIONS[text]
     else:
         try:
             left, right = text.split(":")
             mean, std = tuple(map(float, left.split("/"))), tuple(map(float, right.split("/")))
         except ValueError:
-            known = ", ".join(["data", *NORMALISATIONS])
-            raise BadSetting(f"normalise is one of {known}, or MEAN/…:STD/…; got {text!r}.") from None
+            known = ", ".join(["data", *NORMALIZATIONS])
+            raise BadSetting(f"normalization is one of {known}, or MEAN/…:STD/…; got {text!r}.") from None
     if len(mean) != channels:
-        raise BadSetting(f"normalise={text} has {len(mean)} channels, the pictures have {channels}.")
+        raise BadSetting(f"normalization={text} has {len(mean)} channels, the pictures have {channels}.")
     return mean, std

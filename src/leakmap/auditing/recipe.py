@@ -1,4 +1,4 @@
-"""What an audit runs, by name: every testbed and every trial, before any network exists."""
+"""What an audit runs, by name: every setup and every trial, before any network exists."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ ROLES = ("attack", "swapped", "prior_only", "control")
 
 
 def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
-    """Every run of an audit, by role, from the digests of its stages.
+    """Every run of an audit, by role, from the digests of its setups.
 
     ``attack`` is what is judged; ``swapped`` and ``prior_only`` are its floors; ``control`` is the planted client that
     is known to leak: an architecture that leaks to this attack, in inference mode, one picture.
@@ -41,7 +41,7 @@ def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
     if prior.name != "prior_only":
         prior = Spec("prior_only", {"of": plan.attack.name, **plan.attack.params})
     victims = range(plan.victims)
-    planted = replace(base, stage=control, rule=LocalRule(mode="eval"), group="controls", metrics=ALWAYS)
+    planted = replace(base, setup=control, rule=LocalRule(mode="eval"), group="controls", metrics=ALWAYS)
     return {
         "attack": [replace(base, client=v, swap=own) for v in victims],
         "swapped": [replace(base, client=v, swap=own + 1) for v in victims],
@@ -52,15 +52,15 @@ def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
 
 @dataclass(frozen=True)
 class Names:
-    """What an audit is played on, by name, before any network exists: enough to name all of its runs.
+    """What an audit is run on, by name, before any network exists: enough to name all of its runs.
 
     A name is the SHA-256 of a recipe: of pictures, specifications, seed and files, not of weights, which differ in the
     last bit between machines. Empty where code or pictures only live in memory.
 
     Args:
         network: The audited network.
-        main: The stage with the audited network.
-        control: The stage with the planted control's.
+        main: The setup with the audited network.
+        control: The setup with the planted control's.
     """
 
     network: str = ""
@@ -69,7 +69,7 @@ class Names:
 
 
 def names_of(plan: Plan, task: Task, groups: Groups) -> Names:
-    """The names of what an audit is played on.
+    """The names of what an audit is run on.
 
     Args:
         plan: The audit.

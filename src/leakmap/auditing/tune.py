@@ -23,15 +23,15 @@ from leakmap.auditing.perform import run_all
 from leakmap.auditing.prepare import Prepared, facts
 from leakmap.errors import BadSetting
 from leakmap.files import write_json
-from leakmap.plan.plan import Column, Fact, Plan, Progress, check_needs
+from leakmap.plan.plan import Column, Plan, Progress, Scalar, check_needs
 from leakmap.plan.tuned import Objective, Try, Tuned, TunedAttack
 from leakmap.registry.spec import Spec, Tunable
 from leakmap.registry.user_code import user_code_digest
 from leakmap.runs.run import held_by, seen_by_server, versions_of
+from leakmap.runs.setup import Setup
 from leakmap.runs.store import Store
-from leakmap.runs.testbed import Stage
 from leakmap.runs.trial import Outcome, Trial
-from leakmap.scoring.lineup import likeness
+from leakmap.scoring.lineup import ncc
 from leakmap.seeds import derive
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 BUDGET, REHEARSALS = 20, 4
-WORST = {"likeness": -1.0, "ssim": -1.0, "psnr": 0.0}
+WORST = {"ncc": -1.0, "ssim": -1.0, "psnr": 0.0}
 """Objective -> what a failed rehearsal scores."""
 RANDOM = 5
 """Settings drawn at random before the sampler learns, and finished ones before any is stopped early."""
@@ -54,7 +54,7 @@ def tune(
     *,
     specs: Sequence[Spec] = (),
     budget: int = BUDGET,
-    objective: Objective = "likeness",
+    objective: Objective = "ncc",
     oracle: bool = False,
     workers: int = 0,
     device: str = "cpu",
@@ -67,12 +67,12 @@ def tune(
 
     Args:
         plan: The audit to come.
-        prepared: Its stages, with rehearsals: ``prepare(plan, rehearsals=4)``.
+        prepared: Its setups, with rehearsals: ``prepare(plan, rehearsals=4)``.
         store: Where finished rehearsals are kept; None keeps nothing.
         specs: Attacks to tune in turn, each with the settings that stay fixed; by default the plan's, or the members of
             the suite that apply.
         budget: Settings to try of each attack. Raised later, the same tuning goes on.
-        objective: ``likeness`` (normalised cross-correlation), ``ssim`` or ``psnr``; its mean is maximised.
+        objective: ``ncc`` (normalized cross-correlation), ``ssim`` or ``psnr``; its mean is maximised.
         oracle: Tune on the victims themselves: an upper bound, and called ``oracle-tuned`` for good.
         workers: Processes; 0 computes in this one.
         device: Where to compute.
@@ -121,7 +121,7 @@ def _to_tune(clients: "_Clients") -> list[Spec]:
     attack = clients.plan.attack
     if attack.name != SUITE:
         return [attack]
-    observation = seen_by_server(clients.trials(attack)[0], clients.stage)
+    observation = seen_by_server(clients.trials(attack)[0], clients.setup)
     rule = assumed_rule(observation).rule
     members = [member for member in member_specs(attack) if not why_not(member.name, observation, rule)]
     return [member for member in members if attacks.tunables(member.name)]
@@ -144,7 +144,7 @@ class _Clients:
     """Whom to rehearse on, and how."""
 
     plan: Plan
-    stage: Stage
+    setup: Setup
     store: Store | None
     group: Literal["victims", "rehearsals"]
     objective: Objective
@@ -156,7 +156,7 @@ class _Clients:
         plan = self.plan
         seed = plan.seed if self.group == "victims" else derive(plan.seed, "rehearsals")
         first = Trial(
-            self.stage.digest,
+            self.setup.digest,
             plan.rule,
             plan.threat,
             attack,
@@ -165,15 +165,15 @@ class _Clients:
             gallery=plan.gallery,
             code=user_code_digest(attack),
         )
-        return [replace(first, client=client) for client in range(len(getattr(self.stage.groups, self.group)))]
+        return [replace(first, client=client) for client in range(len(getattr(self.setup.groups, self.group)))]
 
     def value(self, outcome: Outcome) -> float:
         if outcome.score is None:
             return WORST[self.objective]
-        if self.objective != "likeness":
+        if self.objective != "ncc":
             return statistics.fmean(outcome.score.values[self.objective])
-        truth = held_by(outcome.trial, self.stage).pictures
-        return likeness(outcome.score.pictures, truth)
+        truth = held_by(outcome.trial, self.setup).pictures
+        return ncc(outcome.score.pictures, truth)
 
 
 class _StoppedEarly(Exception):
@@ -214,7 +214,7 @@ def _rehearse(
             if clients.store is not None and (stored := clients.store.get(trial)) is not None:
                 count(stored)
         missing = [trial for trial in planned if trial.client not in outcomes]
-        run_all(missing, {clients.group: clients.stage}, clients.store, done, report, clients.workers, clients.device)
+        run_all(missing, {clients.group: clients.setup}, clients.store, done, report, clients.workers, clients.device)
     except _StoppedEarly:
         pass
     counted = [outcomes[client] for client in range(len(scores))]
@@ -275,10 +275,10 @@ def _space(spec: Spec) -> dict[str, Tunable]:
 def _defaults(spec: Spec) -> dict[str, Any]:
     """Every setting, at its default or as it was fixed."""
     known = {key: parameter.default for key, parameter in attacks.settings(spec.name).items()}
-    return {key: value for key, value in known.items() if isinstance(value, Fact)} | spec.params
+    return {key: value for key, value in known.items() if isinstance(value, Scalar)} | spec.params
 
 
-def _distribution(mark: Tunable, default: Fact) -> "BaseDistribution":
+def _distribution(mark: Tunable, default: Scalar) -> "BaseDistribution":
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if mark.choices:

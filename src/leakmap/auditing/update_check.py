@@ -1,4 +1,4 @@
-"""The degenerate-update gate: can this update say anything about the picture at all?
+"""The degenerate-update check: can this update say anything about the picture at all?
 
 With untrained weights "modern architectures resist inversion" is partly an artefact of initialisation: a
 zero-initialised head leaves every gradient below it at exactly 0. So before anything is attacked, the auditor looks at
@@ -22,21 +22,21 @@ from leakmap.models.network import Network
 from leakmap.problem.task import loss_of
 from leakmap.seeds import derive, generator
 
-TINY_SHARE = 1e-5
-HEAD_SHARE = 0.99
-ZERO_SHARE = 0.5
+TINY_FRACTION = 1e-5
+HEAD_FRACTION = 0.99
+ZERO_FRACTION = 0.5
 SAME = 0.999
 SATURATED_LOSS = 1e-5
 PRECISION = 0.99
 
 
 @dataclass(frozen=True)
-class Gate:
+class UpdateCheck:
     """What the update depends on; medians over the probed clients.
 
     Args:
         norm: Norm of the update.
-        head_share: Share of its squared norm in the last layer.
+        head_fraction: Share of its squared norm in the last layer.
         zero_below: Whether every tensor below the last layer is exactly zero.
         zero_tensors: Tensors that are exactly zero.
         tiny_tensors: Tensors below 1e-5 of the total norm.
@@ -48,7 +48,7 @@ class Gate:
     """
 
     norm: float
-    head_share: float
+    head_fraction: float
     zero_below: bool
     zero_tensors: float
     tiny_tensors: float
@@ -63,11 +63,13 @@ class Gate:
         found: dict[str, str] = {}
         if self.norm == 0:
             found["degenerate_update"] = "The update is exactly zero."
-        elif self.zero_tensors > ZERO_SHARE * self.tensors or (self.head_share > HEAD_SHARE and self.zero_below):
-            why = f"; the head carries {self.head_share:.1%}: its weights are zero, so nothing below it gets a gradient"
+        elif self.zero_tensors > ZERO_FRACTION * self.tensors or (
+            self.head_fraction > HEAD_FRACTION and self.zero_below
+        ):
+            why = f"; the head carries {self.head_fraction:.1%}: its weights are zero, so nothing below gets a gradient"
             found["degenerate_update"] = (
                 f"{self.zero_tensors:.0f} of {self.tensors} tensors of the update are exactly zero"
-                f"{why if self.head_share > HEAD_SHARE else ''}."
+                f"{why if self.head_fraction > HEAD_FRACTION else ''}."
             )
         elif self.cos_other > SAME and self.cos_noise > SAME:
             found["degenerate_update"] = (
@@ -86,13 +88,13 @@ class Gate:
         return asdict(self)
 
 
-def inspect_update(
+def check_update(
     networks: Sequence[Network],
     rule: LocalRule,
     batches: Sequence[Batch],
     others: Sequence[Batch],
     seed: int = 0,
-) -> Gate:
+) -> UpdateCheck:
     """Probes a client with its own batch, another one, noise, and in float64.
 
     Args:
@@ -118,10 +120,12 @@ def inspect_update(
         rows.append(
             {
                 "norm": norm,
-                "head_share": sum(n**2 for n, top in zip(norms, head, strict=True) if top) / norm**2 if norm else 0.0,
+                "head_fraction": sum(n**2 for n, top in zip(norms, head, strict=True) if top) / norm**2
+                if norm
+                else 0.0,
                 "zero_below": not any(n for n, top in zip(norms, head, strict=True) if not top),
                 "zero_tensors": sum(n == 0 for n in norms),
-                "tiny_tensors": sum(n < TINY_SHARE * norm for n in norms),
+                "tiny_tensors": sum(n < TINY_FRACTION * norm for n in norms),
                 "cos_other": _cosine(own, _update(network, calm, Batch(other.pictures, batch.y))),
                 "cos_noise": _cosine(own, _update(network, calm, Batch(noise, batch.y))),
                 "cos_precise": _precise(network, calm, batch, own),
@@ -131,7 +135,7 @@ def inspect_update(
     medians: dict[str, Any] = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
     medians["zero_below"] = all(row["zero_below"] for row in rows)
     tensors = sum(p.requires_grad for p in networks[0].module().parameters())
-    return Gate(tensors=tensors, **medians)
+    return UpdateCheck(tensors=tensors, **medians)
 
 
 def _update(network: Network, rule: LocalRule, batch: Batch) -> dict[str, Tensor]:
@@ -155,7 +159,7 @@ def _loss(network: Network, rule: LocalRule, batch: Batch, seed: int) -> float:
     module = network.module().train(rule.mode == "train")
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return float(loss_of(module, network.loss(), network.task.normalise(batch.pictures), batch.y))
+        return float(loss_of(module, network.loss(), network.task.normalize(batch.pictures), batch.y))
 
 
 def _cosine(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:

@@ -155,7 +155,7 @@ def as_toml(facts: Facts) -> str:
         f"model = {_quoted(facts.model)}  # NAME[,key=value...], or file.py:function",
         f"shape = {list(facts.shape)}  # channels, height and width of an input",
         f"classes = {facts.classes}  # outputs of the model",
-        f"mean = {list(facts.mean)}  # of pictures in [0, 1]; zeros where the client does not normalise",
+        f"mean = {list(facts.mean)}  # of pictures in [0, 1]; zeros where the client does not normalize",
         f"std = {list(facts.std)}  # ones where it does not",
         f"loss = {_quoted(facts.loss)}  # or cross_entropy,label_smoothing=0.1, or file.py:function",
         f"objects = {facts.objects}  # for detection: the most objects of a picture",

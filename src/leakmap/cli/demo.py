@@ -16,7 +16,7 @@ CLIENTS = {
 }
 INTRODUCTION = (
     "Two federated clients each send one gradient of one picture, in training mode. Their networks "
-    "differ in depth, width, shortcuts and where the normalisation stands. leakmap attacks both in the same way."
+    "differ in depth, width, shortcuts and where the normalization stands. leakmap attacks both in the same way."
 )
 
 

@@ -156,8 +156,8 @@ def tune(
         int | None, typer.Option(help=f"Simulated public clients; {REHEARSALS} by default.", rich_help_panel=TUNING)
     ] = None,
     objective: Annotated[
-        Literal["likeness", "ssim", "psnr"], typer.Option(help="Its mean is maximised.", rich_help_panel=TUNING)
-    ] = "likeness",
+        Literal["ncc", "ssim", "psnr"], typer.Option(help="Its mean is maximised.", rich_help_panel=TUNING)
+    ] = "ncc",
     oracle: Annotated[
         bool, typer.Option("--oracle", help="Tune on the victims themselves: an upper bound.", rich_help_panel=TUNING)
     ] = False,

@@ -48,7 +48,7 @@ def plan_of(
     classes: Annotated[
         int | None, typer.Option(help="Outputs of the model, if not those of the data.", rich_help_panel=DATA)
     ] = None,
-    normalise: Annotated[
+    normalization: Annotated[
         str, typer.Option(help="data, imagenet, cifar10 or MEAN/…:STD/….", rich_help_panel=DATA)
     ] = "data",
     mode: Annotated[
@@ -75,7 +75,9 @@ def plan_of(
     ] = "unknown",
     buffers: Annotated[bool, typer.Option(help="Returned BatchNorm buffers.", rich_help_panel=SERVER)] = True,
     public: Annotated[int, typer.Option(help="Public pictures it holds.", rich_help_panel=SERVER)] = 0,
-    hint: Annotated[float, typer.Option(help="Share of true pixels; study of starts.", rich_help_panel=SERVER)] = 0.0,
+    known_pixels: Annotated[
+        float, typer.Option(help="Share of true pixels; study of starts.", rich_help_panel=SERVER)
+    ] = 0.0,
     attack: Annotated[str, typer.Option(help="NAME[,key=value…].", rich_help_panel=ATTACK)] = DEFAULT,
     steps: Annotated[int | None, typer.Option(help="Iterations.", rich_help_panel=ATTACK)] = None,
     restarts: Annotated[int | None, typer.Option(help="Independent starts.", rich_help_panel=ATTACK)] = None,
@@ -101,7 +103,7 @@ def plan_of(
             shuffle=shuffle,
             defence=defence,
         ),
-        threat=ThreatModel(labels, buffers=buffers, public=public, hint=hint),
+        threat=ThreatModel(labels, buffers=buffers, public=public, known_pixels=known_pixels),
         attack=Spec(spec.name, spec.params | {key: value for key, value in chosen.items() if value is not None}),
         weights=weights,
         train_epochs=train_epochs,
@@ -110,7 +112,7 @@ def plan_of(
         victims=victims,
         batch_size=batch_size,
         classes=classes,
-        normalise=normalise,
+        normalization=normalization,
         loss=loss,
         seed=seed,
     )

@@ -32,7 +32,7 @@ COLOURS = {
 
 
 def describe(result: Mapping[str, Any], console: Console) -> None:
-    """Prints verdict, line-up, likeness beside its floors, and flags."""
+    """Prints verdict, line-up, metrics beside their floors, and flags."""
     verdict = result["verdict"]
     colour = COLOURS[verdict["level"]]
     console.print(f"[reverse {colour}] {verdict['level']} [/] {escape(verdict['statement'])}", highlight=False)
@@ -96,7 +96,7 @@ def candidates(result: Mapping[str, Any]) -> str:
 
 def _metrics(result: Mapping[str, Any]) -> Table:
     found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("likeness", "mean", "best floor", "gain over it [95 %]"):
+    for heading in ("ncc", "mean", "best floor", "gain over it [95 %]"):
         found.add_column(heading)
     for name, row in result["metrics"].items():
         floor = f"{row['floors'][row['best_floor']]:.3g} ({row['best_floor']})"

@@ -33,7 +33,7 @@ class Groups:
         victims: ``(V, B)``: one row a client.
         swaps: ``(2, V, B)``: other pictures with the labels of the victims, where such are left, for null audits.
         controls: ``(K, 1)``: clients of the planted positive control.
-        public: ``(P,)``: for floors, normalisation and public knowledge.
+        public: ``(P,)``: for floors, normalization and public knowledge.
         training: ``(T,)``: for briefly trained weights.
         rehearsals: ``(R, B)``: simulated clients on which settings are tuned, one row a client.
         distractors: ``(D,)``: for line-ups.

@@ -59,7 +59,7 @@ def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> 
         ModelError: the step fails, as BatchNorm does on a single value per channel in training mode, or DP-SGD on any.
     """
     module = arrange(network.module(), rule)
-    x = network.task.normalise(batch.pictures)
+    x = network.task.normalize(batch.pictures)
     seeds = {"dropout_seed": derive(seed, "client"), "order_seed": derive(seed, "order")}
     try:
         signal = local_signal(

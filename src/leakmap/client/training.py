@@ -44,7 +44,7 @@ def train(
                 index = order[first : first + BATCH]
                 if len(index) < 2:
                     continue
-                x = network.task.normalise(pictures[index].to(device).float() / 255)
+                x = network.task.normalize(pictures[index].to(device).float() / 255)
                 optimiser.zero_grad()
                 loss_of(module, loss, x, y[index].to(device)).backward()
                 optimiser.step()
@@ -66,7 +66,7 @@ def calibrated(network: Network, pictures: Tensor, y: Tensor) -> Network:
         if isinstance(layer, _BatchNorm):
             layer.reset_running_stats()
             layer.momentum = None
-    x = network.task.normalise(pictures.to(network.device).float() / 255)
+    x = network.task.normalize(pictures.to(network.device).float() / 255)
     for first in range(0, len(y), BATCH):
         loss_of(module, network.loss(), x[first : first + BATCH], y[first : first + BATCH].to(network.device))
     return replace(network, weights={name: t.detach().clone() for name, t in module.state_dict().items()})
@@ -79,6 +79,6 @@ def accuracy(network: Network, pictures: Tensor, y: Tensor) -> float:
     device = network.device
     right = 0
     for first in range(0, len(y), BATCH):
-        x = network.task.normalise(pictures[first : first + BATCH].to(device).float() / 255)
+        x = network.task.normalize(pictures[first : first + BATCH].to(device).float() / 255)
         right += int((module(x).argmax(1).cpu() == y[first : first + BATCH]).sum())
     return right / len(y)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from leakmap.attacker.attacks import attack
-from leakmap.attacker.reconstruction import Progress, Reconstruction
+from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.files import read_json, write_json
 from leakmap.observation.observation import Observation
 from leakmap.registry.spec import Spec
@@ -39,7 +39,7 @@ class Attacked:
 
 
 def attack_file(
-    observation: Observation, how: Spec, folder: Path, *, seed: int = 0, progress: Progress = lambda fraction: None
+    observation: Observation, how: Spec, folder: Path, *, seed: int = 0, progress: Tick = lambda fraction: None
 ) -> Attacked:
     """Attacks an Observation and writes what the attacker says; the same attack in the same folder is not repeated.
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from leakmap.auditing.case import EXACT, SPREAD, Case, Runs, norm
 from leakmap.client.simulate import Batch
 from leakmap.client_step import LocalRule
 from leakmap.defences import NONE
-from leakmap.doctor.case import EXACT, SPREAD, Case, Runs
 from leakmap.doctor.finding import Level
 from leakmap.doctor.hypotheses.client import drops
-from leakmap.doctor.search import NEAR, Hypothesis, Progress, Search, State
-from leakmap.doctor.values import norm, rounding
+from leakmap.doctor.search import NEAR, FactSearch, Hypothesis, Progress, State
+from leakmap.doctor.values import rounding
 from leakmap.errors import DataError
 from leakmap.observation.observation import Observation
 from leakmap.problem.objects import EMPTY
@@ -112,7 +112,7 @@ def replay(
     spread = start.spread
     form, share = rounding(start.observation)
     threshold = max(EXACT, 2 * share, SPREAD * spread)
-    search = Search(threshold, limit, progress)
+    search = FactSearch(threshold, limit, progress)
     if start.distance > threshold and threshold < HOPELESS:
         search.run(start)
     best = search.best(start)
@@ -167,7 +167,7 @@ def _start(observation: Observation, batch: Batch) -> Case:
 
 
 def _verdict(
-    start: Case, best: State, search: Search, spread: float, rounded: tuple[str, float], given: Observation
+    start: Case, best: State, search: FactSearch, spread: float, rounded: tuple[str, float], given: Observation
 ) -> str:
     threshold, distance = search.exact, start.distance
     if threshold >= HOPELESS:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from leakmap.doctor.case import Case, Look
+from leakmap.auditing.case import Case, Look
 from leakmap.doctor.hypotheses import GROUPS, LAST
 from leakmap.doctor.hypotheses.payload import learning_rate
 
@@ -57,7 +57,7 @@ class State:
         return State(case, (*(change for change in self.changes if change.name != name), Hypothesis(name, what)))
 
 
-class Search:
+class FactSearch:
     """A search over :data:`leakmap.doctor.hypotheses.GROUPS`.
 
     Args:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from leakmap.auditing.case import norm
 from leakmap.observation.observation import Observation
 
 SAMPLE = 2**16
@@ -58,11 +59,6 @@ def likely_defence(observation: Observation) -> str | None:
     if abs(total / leading - 1) < 1e-5:
         return f"clip_noise,clip={leading:g},noise=0"
     return None
-
-
-def norm(tensors: list[Tensor]) -> float:
-    """Of all tensors together, in float64."""
-    return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in tensors))
 
 
 def form_name(form: torch.dtype) -> str:

@@ -15,7 +15,7 @@ _PLACES = {
     "pre": "in front of weight layers (pre-activation, pre-norm)",
     "post": "behind weight layers or additions (post-activation, post-norm)",
     "inside": "between the weight layers of a branch only",
-    "none": "no normalisation",
+    "none": "no normalization",
 }
 
 
@@ -40,7 +40,7 @@ class Advice:
 
 def advise(traits: Traits) -> list[Advice]:
     """Every trait in the order of the forward pass, then those that concern the whole network."""
-    parts = (_stem, _closed_forms, _size, _skips, _placement, _normalisation, _noise, _activation, _attention, _start)
+    parts = (_stem, _closed_forms, _size, _skips, _placement, _normalization, _noise, _activation, _attention, _start)
     return [advice for part in parts for advice in part(traits)]
 
 
@@ -132,7 +132,7 @@ def _skips(traits: Traits) -> Iterator[Advice]:
         "Gradients reach the first layers undisturbed; expected to leak more."
         if held
         else "Gradients pass every layer; expected to leak less than with skip connections.",
-        "Networks without them are harder to train; change the placement of normalisation first." if held else "",
+        "Networks without them are harder to train; change the placement of normalization first." if held else "",
         f"C5 ({_PAPER})",
     )
 
@@ -147,20 +147,20 @@ def _placement(traits: Traits) -> Iterator[Advice]:
         "none": "Nothing rescales the signal; the claims on placement do not apply.",
     }
     batch = any(norm.kind == "BatchNorm" for norm in traits.norms)
-    change = "Normalise behind each convolution instead (post-activation)." if traits.placement == "pre" else ""
+    change = "Normalize behind each convolution instead (post-activation)." if traits.placement == "pre" else ""
     if traits.placement == "pre" and not batch:
         change = "The claims are about BatchNorm; with other kinds, audit both orders before you change it."
     found = _PLACES[traits.placement] + (f"; branches: {', '.join(mixed)}" if mixed else "")
     if not traits.skips and traits.norms:
         found += "; without skip connections only the ends of the network tell the two apart"
-    yield Advice("normalisation at", found, meanings[traits.placement], change, f"C2, C3 ({_PAPER})")
+    yield Advice("normalization at", found, meanings[traits.placement], change, f"C2, C3 ({_PAPER})")
 
 
-def _normalisation(traits: Traits) -> Iterator[Advice]:
+def _normalization(traits: Traits) -> Iterator[Advice]:
     for norm in traits.norms:
         if norm.running:
             yield Advice(
-                "normalisation",
+                "normalization",
                 _norm(norm),
                 "A client in inference mode is expected to leak far more. In training mode the returned running "
                 "statistics give away those of the batch (new = (1 - momentum) old + momentum batch).",
@@ -169,17 +169,17 @@ def _normalisation(traits: Traits) -> Iterator[Advice]:
             )
         elif norm.kind == "BatchNorm":
             yield Advice(
-                "normalisation",
+                "normalization",
                 _norm(norm),
-                "Every batch is normalised by its own statistics in either mode, and none of them leave the client.",
+                "Every batch is normalized by its own statistics in either mode, and none of them leave the client.",
                 "",
                 f"C1, C6 ({_PAPER})",
             )
         else:
             yield Advice(
-                "normalisation",
+                "normalization",
                 _norm(norm),
-                "Each picture is normalised for itself: training and inference mode do not differ in it, and no "
+                "Each picture is normalized for itself: training and inference mode do not differ in it, and no "
                 "buffers carry statistics of the client.",
                 "",
                 f"C1, C6 ({_PAPER})",

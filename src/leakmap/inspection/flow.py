@@ -72,7 +72,7 @@ class Node:
         inputs: Indices of the operations that it continues.
         sizes: Elements that each of ``inputs`` has.
         parameters: Names of the parameters that it reads, directly or through other tensors.
-        matrix: Those among them that multiply, for a weight layer or an affine normalisation.
+        matrix: Those among them that multiply, for a weight layer or an affine normalization.
         draws: Random numbers that it reads.
         shape: Of its first output, the batch of 2 first.
         facts: Its other arguments by name.

@@ -38,7 +38,7 @@ class Paths:
         flow: A recorded pass.
 
     Attributes:
-        nodes: The operations that the outputs depend on, in order. Normalisations that are written by hand are marked
+        nodes: The operations that the outputs depend on, in order. Normalizations that are written by hand are marked
             as such.
     """
 
@@ -124,7 +124,7 @@ class Paths:
         return found
 
     def before(self, node: Node) -> list[Node]:
-        """Normalisations and activations in front of an operation, the nearest first, and then what they follow.
+        """Normalizations and activations in front of an operation, the nearest first, and then what they follow.
 
         Shapes, pools, scales and gates are passed by; weight layers, attention and joins end the way.
         """
@@ -192,7 +192,7 @@ class Paths:
         return depth
 
     def _normalises(self, node: Node) -> bool:
-        """Whether features are divided by a root of what a mean over them gave: a normalisation written by hand."""
+        """Whether features are divided by a root of what a mean over them gave: a normalization written by hand."""
         if node.name not in ("mul", "div") or len(node.inputs) != 2 or len(set(node.sizes)) == 1:
             return False
         index = min(zip(node.sizes, node.inputs, strict=True))[1]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leakmap.auditing.update_check import Gate, inspect_update
+from leakmap.auditing.update_check import UpdateCheck, check_update
 from leakmap.client.data import square, to_channels
 from leakmap.client.data.samples import PHOTOGRAPHS, photograph
 from leakmap.client.simulate import Batch
@@ -19,14 +19,14 @@ from leakmap.problem.task import Task
 
 @dataclass(frozen=True)
 class Probe:
-    """The gate in both modes of a client.
+    """The check in both modes of a client.
 
     Args:
-        gates: By mode; one that cannot run, or that gives what inference mode gives, is absent.
+        checks: By mode; one that cannot run, or that gives what inference mode gives, is absent.
         note: Why training mode is absent; empty if it is not.
     """
 
-    gates: Mapping[Mode, Gate]
+    checks: Mapping[Mode, UpdateCheck]
     note: str
 
 
@@ -38,7 +38,7 @@ def photographs(channels: int, size: int) -> Tensor:
 
 
 def task_of(channels: int, size: int, classes: int) -> Task:
-    """The task of classifying such photographs, normalised by their own mean and deviation."""
+    """The task of classifying such photographs, normalized by their own mean and deviation."""
     values = photographs(channels, size).transpose(0, 1).flatten(1)
     mean, std = values.mean(1).tolist(), values.std(1).clamp(min=0.05).tolist()
     return Task((channels, size, size), classes, tuple(round(v, 3) for v in mean), tuple(round(v, 3) for v in std))
@@ -58,19 +58,19 @@ def probe_update(network: Network, seed: int = 0) -> Probe:
     pictures = photographs(channels, size)
     network = drawn(network)
 
-    def look(mode: Mode, count: int) -> Gate:
+    def look(mode: Mode, count: int) -> UpdateCheck:
         y = torch.arange(count) % network.task.classes
         batch, other = Batch(pictures[:count], y), Batch(pictures[2 : 2 + count], y)
-        return inspect_update([network], LocalRule(mode=mode), [batch], [other], seed)
+        return check_update([network], LocalRule(mode=mode), [batch], [other], seed)
 
-    gates: dict[Mode, Gate] = {"eval": look("eval", 1)}
+    checks: dict[Mode, UpdateCheck] = {"eval": look("eval", 1)}
     try:
         if _same_in_training(network, pictures[:1]):
-            return Probe(gates, "Without dropout this network computes the same in training mode.")
-        gates["train"] = look("train", 2)
+            return Probe(checks, "Without dropout this network computes the same in training mode.")
+        checks["train"] = look("train", 2)
     except ModelError as error:
-        return Probe(gates, f"In training mode: {error}")
-    return Probe(gates, "")
+        return Probe(checks, f"In training mode: {error}")
+    return Probe(checks, "")
 
 
 def _same_in_training(network: Network, pictures: Tensor) -> bool:
@@ -79,7 +79,7 @@ def _same_in_training(network: Network, pictures: Tensor) -> bool:
         module = arrange(network.module(), LocalRule(mode=mode), dropout=False)
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                outputs.append(module(network.task.normalise(pictures)))
+                outputs.append(module(network.task.normalize(pictures)))
         except (ValueError, RuntimeError):
             return False
     return all(isinstance(o, Tensor) for o in outputs) and torch.equal(*outputs)

@@ -44,34 +44,34 @@ def describe_traits(network: Network, traits: Traits, console: Console, notes: S
 def describe_probe(probe: Probe, console: Console) -> None:
     """Prints what the update depends on, in each mode, and what that flags."""
     console.print("\n[bold]What the update of a client depends on[/] [dim](one gradient, built-in photographs)[/]")
-    console.print(_gates(probe), highlight=False)
-    for mode, gate in probe.gates.items():
-        for name, text in gate.flags().items():
+    console.print(_checks(probe), highlight=False)
+    for mode, check in probe.checks.items():
+        for name, text in check.flags().items():
             console.print(Padding(f"[yellow]{name}[/] ({mode}) {escape(text)}", (0, 0, 0, 2)), highlight=False)
     if probe.note:
         console.print(Padding(escape(probe.note), (0, 0, 0, 2)), highlight=False)
 
 
-def _gates(probe: Probe) -> Table:
+def _checks(probe: Probe) -> Table:
     found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("mode", "head", "zero tensors", "tiny", "cos other", "cos noise", "cos float64", "loss"):
         found.add_column(heading)
-    for mode, gate in probe.gates.items():
+    for mode, check in probe.checks.items():
         found.add_row(
             mode,
-            f"{gate.head_share:.1%}",
-            f"{gate.zero_tensors:.0f} of {gate.tensors}",
-            f"{gate.tiny_tensors:.0f}",
-            f"{gate.cos_other:.3f}",
-            f"{gate.cos_noise:.3f}",
-            f"{gate.cos_precise:.4f}",
-            f"{gate.loss:.3g}",
+            f"{check.head_fraction:.1%}",
+            f"{check.zero_tensors:.0f} of {check.tensors}",
+            f"{check.tiny_tensors:.0f}",
+            f"{check.cos_other:.3f}",
+            f"{check.cos_noise:.3f}",
+            f"{check.cos_precise:.4f}",
+            f"{check.loss:.3g}",
         )
     return found
 
 
 def as_dict(network: Network, traits: Traits, probe: Probe) -> dict[str, Any]:
-    """Model, traits, advice and gates, of values that JSON can hold; numbers that are not finite become None."""
+    """Model, traits, advice and checks, of values that JSON can hold; numbers that are not finite become None."""
     return _plain(
         {
             "model": str(network.model),
@@ -80,7 +80,7 @@ def as_dict(network: Network, traits: Traits, probe: Probe) -> dict[str, Any]:
             "nature": NATURE,
             "traits": asdict(traits),
             "advice": [asdict(advice) for advice in advise(traits)],
-            "update": {mode: gate.as_dict() | {"flags": gate.flags()} for mode, gate in probe.gates.items()},
+            "update": {mode: check.as_dict() | {"flags": check.flags()} for mode, check in probe.checks.items()},
             "note": probe.note,
         }
     )

@@ -26,7 +26,7 @@ CLASS_TOKENS = 4
 
 @dataclass(frozen=True)
 class Norm:
-    """Normalisation layers of one kind.
+    """Normalization layers of one kind.
 
     Args:
         kind: ``BatchNorm``, ``LayerNorm``, ``GroupNorm``, ``InstanceNorm``, ``RMSNorm`` or ``by hand``.
@@ -109,15 +109,15 @@ class Traits:
     Args:
         parameters: Number of values in its parameters.
         frozen: How many of them are not trained.
-        shares: Share of them in convolutions, linear layers, normalisation, scales and the rest.
+        shares: Share of them in convolutions, linear layers, normalization, scales and the rest.
         depth: Weight layers on the longest path from the picture to the outputs, those inside gates included.
         stages: From the finest resolution to the coarsest.
         identities: Skip connections whose short side has no weight layer.
         projections: Skip connections whose short side has some.
         concatenations: Skip connections that concatenate in place of adding.
-        placement: Where normalisation stands in most residual branches. ``pre``: in front of their weight layers;
+        placement: Where normalization stands in most residual branches. ``pre``: in front of their weight layers;
             ``post``: behind them, or behind the addition; ``inside``: between them only; ``none``. Without skip
-            connections the two orders differ at the ends alone: ``pre`` if normalisation alone stands in front of the
+            connections the two orders differ at the ends alone: ``pre`` if normalization alone stands in front of the
             second weight layer, or none in front of the head.
         placements: Residual branches of each placement.
         norms: By kind.
@@ -131,7 +131,7 @@ class Traits:
         closed_forms: What can be read exactly, each a sentence that names the attack and the layer.
         head: Name of the weight of the last layer.
         zero_head: Whether that weight is exactly zero.
-        zero_branches: Names of other weights of layers and normalisations that are exactly zero.
+        zero_branches: Names of other weights of layers and normalizations that are exactly zero.
         scales: Multiplications by a learned vector.
         tiny_scales: Those whose largest absolute value is below 1e-3.
         smallest_scale: The smallest of these largest values; None without any.
@@ -263,7 +263,7 @@ def _is_map(node: Node, positions: int) -> bool:
 
 
 def _placement(paths: Paths, skip: Skip) -> Placement:
-    """Where normalisation stands in a residual branch; see :class:`Traits`."""
+    """Where normalization stands in a residual branch; see :class:`Traits`."""
     if any(node.kind == "norm" for node in paths.ending(skip.end)):
         return "post"
     first = next(paths.at(i) for i in skip.branch if paths.at(i).kind == "weight")
@@ -419,7 +419,7 @@ def _shares(paths: Paths, sizes: Mapping[str, int]) -> dict[str, float]:
     rules: list[tuple[str, Callable[[Node], bool]]] = [
         ("convolution", lambda node: node.kind == "weight" and node.name == "convolution"),
         ("linear", lambda node: node.kind == "weight"),
-        ("normalisation", lambda node: node.kind == "norm"),
+        ("normalization", lambda node: node.kind == "norm"),
         ("scale", _scale),
     ]
     for node in paths.nodes:

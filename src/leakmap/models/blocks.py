@@ -39,9 +39,9 @@ def activation_layer(kind: Activation) -> nn.Module:
 
 
 def norm_layer(kind: Norm, channels: int) -> nn.Module:
-    """A normalisation over ``(N, channels, H, W)``.
+    """A normalization over ``(N, channels, H, W)``.
 
-    ``group`` uses groups of at most 8 channels that divide ``channels``; ``layer`` normalises each picture over all its
+    ``group`` uses groups of at most 8 channels that divide ``channels``; ``layer`` normalizes each picture over all its
     channels and positions (one group); ``instance`` has weights and no running statistics.
     """
     if kind == "batch":

@@ -27,7 +27,7 @@ def convnet(
         task: Gives the input shape and the classes.
         depth: Number of convolutions.
         width: Channels of each convolution.
-        norm: Normalisation behind each convolution.
+        norm: Normalization behind each convolution.
         activation: The activation function.
         dropout: Rate in front of the head.
         head: ``flatten`` feeds every position to the linear layer, ``pool`` their mean.

@@ -18,7 +18,7 @@ Deviation = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _SCALE = re.compile(r"(?:^|\.)(?:layer_scale|gamma)(?:_?\d+)?(?:\.scale)?\Z")
 """Names of layer scales: ``layer_scale`` (ConvNeXt of torchvision), ``gamma``, ``ls1.gamma``, ``gamma_1``,
-``layer_scale1.scale`` (timm); normalisation layers call theirs ``weight``."""
+``layer_scale1.scale`` (timm); normalization layers call theirs ``weight``."""
 
 
 def output_layers(module: nn.Module, classes: int) -> list[nn.Linear | nn.Conv2d]:

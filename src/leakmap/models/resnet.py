@@ -114,15 +114,15 @@ def resnet(
         task: Gives channels and classes.
         blocks: Residual blocks of each stage; each stage after the first doubles the width and halves the resolution.
         width: Channels of the first stage.
-        preact: Normalise and activate in front of each convolution instead of behind it.
+        preact: Normalize and activate in front of each convolution instead of behind it.
         skip: Whether the blocks have shortcuts.
-        norm: The kind of normalisation.
+        norm: The kind of normalization.
         activation: The activation function.
         dropout: Rate of the dropout between the two convolutions of each block.
         stem: ``small`` is a 3x3 convolution; ``imagenet`` 7x7 with stride 2 and a max pooling; ``patch`` 4x4, stride 4.
-        shortcut_from: Where a pre-activation block takes its shortcut; with ``act`` the stem is normalised and
+        shortcut_from: Where a pre-activation block takes its shortcut; with ``act`` the stem is normalized and
             activated, as in the code of arXiv:2508.19819.
-        final_norm: Whether normalisation and activation follow the last pre-activation block, as in He et al. 2016;
+        final_norm: Whether normalization and activation follow the last pre-activation block, as in He et al. 2016;
             off as in the code of arXiv:2508.19819. In training mode it removes the mean that the head pools.
     """
     channels = task.shape[0]

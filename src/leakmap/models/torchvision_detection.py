@@ -25,7 +25,7 @@ def detectors() -> list[str]:
 
 
 class _AsGiven(nn.Module):
-    """Stands where the library scales and resizes pictures: these are normalised and of one size already."""
+    """Stands where the library scales and resizes pictures: these are normalized and of one size already."""
 
     def __init__(self, image_list: Any):
         super().__init__()
@@ -44,7 +44,7 @@ class TorchvisionDetector(nn.Module):
     """The sum of a torchvision detector's training losses, in either mode.
 
     Weights have the library's own names, without a prefix. The mode is that of the layers: it decides what BatchNorm
-    normalises with. What Faster R-CNN samples is drawn with the same seed in every pass.
+    normalizes with. What Faster R-CNN samples is drawn with the same seed in every pass.
 
     Args:
         library: An ``nn.Module`` of ``torchvision.models.detection``; it is taken over.
@@ -65,7 +65,7 @@ class TorchvisionDetector(nn.Module):
         return self
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """``(N, C, H, W)``, normalised, and ``(N, M, 5)``, see :mod:`leakmap.problem.objects` -> scalar.
+        """``(N, C, H, W)``, normalized, and ``(N, M, 5)``, see :mod:`leakmap.problem.objects` -> scalar.
 
         Objects without an area, which no anchor can match, do not count.
         """

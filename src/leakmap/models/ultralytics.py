@@ -66,7 +66,7 @@ class UltralyticsDetector(nn.Module):
     It is the library's: its box, class and distribution losses, each divided by the sum of the batch's target scores
     and times its gain, are added up and multiplied by the number of pictures. Weights have the library's own names
     (``model.0.conv.weight``); its frozen ones stay frozen. The mode is that of the layers: it decides what BatchNorm
-    normalises with.
+    normalizes with.
 
     Args:
         library: An ``ultralytics.nn.tasks.DetectionModel`` with its ``args``; it is taken over.
@@ -90,7 +90,7 @@ class UltralyticsDetector(nn.Module):
         return self
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """``(N, C, H, W)``, normalised, and ``(N, M, 5)``, see :mod:`leakmap.problem.objects` -> scalar."""
+        """``(N, C, H, W)``, normalized, and ``(N, M, 5)``, see :mod:`leakmap.problem.objects` -> scalar."""
         library = self._library[0]
         with _default_dtype(x.dtype):  # that of the tensors which the loss makes
             picture, classes, boxes = unpack(y)

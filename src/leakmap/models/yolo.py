@@ -22,7 +22,7 @@ Depth = Annotated[int, Field(ge=1, le=32)]
 Bins = Annotated[int, Field(ge=2, le=256)]
 Gain = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 STRIDES = (8, 16, 32)
 STOCK_EPS, STOCK_MOMENTUM = 1e-3, 0.03
@@ -152,7 +152,7 @@ class YOLO(nn.Module):
         """The training loss of a batch, a scalar, in training and in inference mode.
 
         Args:
-            x: ``(N, C, H, W)``, normalised; H and W multiples of 32.
+            x: ``(N, C, H, W)``, normalized; H and W multiples of 32.
             y: ``(N, M, 5)`` int64, see :mod:`leakmap.problem.objects`.
         """
         levels, out = [], self.stem(x)
@@ -179,7 +179,7 @@ def yolo(
     activation: Activation = "silu",
     head_activation: Activation = "silu",
     norm_eps: Positive = STOCK_EPS,
-    norm_momentum: Share = STOCK_MOMENTUM,
+    norm_momentum: Fraction = STOCK_MOMENTUM,
     norm: Literal["batch", "group", "none"] = "batch",
     reg_max: Bins = 16,
     assigner: Literal["task_aligned", "static"] = "task_aligned",
@@ -209,7 +209,7 @@ def yolo(
         head_activation: Of these.
         norm_eps: Of BatchNorm, in the parts that ``activation`` is for; the others keep 0.001.
         norm_momentum: Of BatchNorm, in the same parts; the others keep 0.03.
-        norm: The kind of normalisation.
+        norm: The kind of normalization.
         reg_max: Bins of the distribution of a side's distance, which is 0 .. reg_max - 1 strides.
         assigner: ``task_aligned`` follows the predictions; ``static`` looks at the boxes only, so that it cannot flip
             while an attack searches: a diagnosis.

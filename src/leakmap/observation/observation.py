@@ -37,7 +37,7 @@ _ADVICE = {
     "label_counts": "grant the label counts (ThreatModel(labels='counts'), --labels counts)",
     "buffers": "grant the client's returned buffers (ThreatModel(buffers=True), --buffers)",
     "public": "grant public pictures (ThreatModel(public=N), --public N)",
-    "hint": "grant a share of the true pixels, for a study of starts (ThreatModel(hint=0.3), --hint 0.3)",
+    "known_pixels": "grant a share of the true pixels, for a study of starts (--known-pixels 0.3)",
 }
 
 
@@ -80,7 +80,7 @@ class Observation:
         buffers: The client's buffers after its step, by name.
         rule: The client's local rule.
         public: Public pictures from the same source.
-        hint: ``(count, C, H, W)`` in [0, 1]: true pixels, NaN where they are not given.
+        known_pixels: ``(count, C, H, W)`` in [0, 1]: true pixels, NaN where they are not given.
 
     Raises:
         ObservationError: names, shapes or types do not fit together, or values are not finite.
@@ -94,7 +94,7 @@ class Observation:
     buffers: Mapping[str, Tensor] | None = None
     rule: LocalRule | None = None
     public: Public | None = None
-    hint: Tensor | None = None
+    known_pixels: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check(self, "This Observation")
@@ -185,7 +185,7 @@ class Observation:
             label_counts=None if self.label_counts is None else self.label_counts.to(device),
             buffers=move(self.buffers),
             public=self.public and Public(self.public.pictures.to(device), self.public.labels.to(device)),
-            hint=None if self.hint is None else self.hint.to(device),
+            known_pixels=None if self.known_pixels is None else self.known_pixels.to(device),
         )
 
 
@@ -199,7 +199,7 @@ def _tensors(o: Observation) -> Iterator[tuple[str, Tensor]]:
     for group, tensors in groups:
         for name, tensor in (tensors or {}).items():
             yield f"{group}/{name}", tensor
-    for name, tensor in (("labels", o.labels), ("label_counts", o.label_counts), ("hint", o.hint)):
+    for name, tensor in (("labels", o.labels), ("label_counts", o.label_counts), ("known_pixels", o.known_pixels)):
         if tensor is not None:
             yield name, tensor
 
@@ -257,19 +257,21 @@ def _check(o: Observation, where: str) -> None:
         targets_fit("public/labels", o.public.labels, held)
         if held and not 0 <= float(o.public.pictures.min()) <= float(o.public.pictures.max()) <= 1:
             fail("'public/pictures' must lie in [0, 1]")
-    if o.hint is not None:
+    if o.known_pixels is not None:
         if o.count is None:
-            fail("'hint' is granted, so 'count' must be too")
-        shaped("hint", o.hint, (o.count, *shape))
-        known = o.hint[~torch.isnan(o.hint)]
-        if not o.hint.is_floating_point() or (len(known) and not 0 <= float(known.min()) <= float(known.max()) <= 1):
-            fail("'hint' must be floats in [0, 1], or NaN where a pixel is not given")
+            fail("'known_pixels' is granted, so 'count' must be too")
+        shaped("known_pixels", o.known_pixels, (o.count, *shape))
+        known = o.known_pixels[~torch.isnan(o.known_pixels)]
+        if not o.known_pixels.is_floating_point() or (
+            len(known) and not 0 <= float(known.min()) <= float(known.max()) <= 1
+        ):
+            fail("'known_pixels' must be floats in [0, 1], or NaN where a pixel is not given")
 
 
 def _sound(name: str, tensor: Tensor, o: Observation) -> bool:
-    """Finite; buffers, such as attention masks, may hold infinities, and a hint NaN."""
+    """Finite; buffers, such as attention masks, may hold infinities, and known pixels NaN."""
     group, _, own = name.partition("/")
-    if group == "hint":
+    if group == "known_pixels":
         return not bool(torch.isinf(tensor).any())
     if group == "buffers" or (group == "weights" and own not in o.update.tensors):
         return not bool(torch.isnan(tensor).any())
@@ -350,7 +352,7 @@ def _assemble(manifest: Manifest, tensors: dict[str, Tensor], code: Code, where:
         group, slash, name = full.partition("/")
         if slash and group in groups:
             groups[group][name] = tensor
-        elif full in ("labels", "label_counts", "hint"):
+        elif full in ("labels", "label_counts", "known_pixels"):
             single[full] = tensor
         else:
             raise ObservationError(f"{where}: {full!r} is not a tensor that an Observation has.")
@@ -377,7 +379,7 @@ def _assemble(manifest: Manifest, tensors: dict[str, Tensor], code: Code, where:
             groups["buffers"] if "buffers" in granted else None,
             rule,
             Public(**groups["public"]) if groups["public"] else None,
-            single.get("hint"),
+            single.get("known_pixels"),
         )
     except (BadSetting, UnknownName, ObservationError) as error:
         raise ObservationError(f"{where}: {str(error).removeprefix('This Observation: ')}") from None

@@ -18,7 +18,7 @@ from leakmap.threat import ThreatModel
 Progress = Callable[[str, float], None]
 """``(what is being done, finished fraction)``."""
 
-Fact = str | int | float | bool | None
+Scalar = str | int | float | bool | None
 Column = Literal["rehearsal-tuned", "oracle-tuned"]
 
 
@@ -46,7 +46,7 @@ class Tuning:
     objective: str
     default: float
     score: float
-    facts: dict[str, Fact]
+    facts: dict[str, Scalar]
     pictures: tuple[str, ...]
     attacks: int = 1
 
@@ -93,7 +93,8 @@ class Plan:
         victims: Number of clients.
         batch_size: Pictures of each client.
         classes: Outputs of the model, if there are more than classes in the data.
-        normalise: ``data`` (mean and deviation of the public pictures), ``imagenet``, ``cifar10`` or ``M/M/M:S/S/S``.
+        normalization: ``data`` (mean and deviation of the public pictures), ``imagenet``, ``cifar10`` or
+            ``M/M/M:S/S/S``.
         loss: ``cross_entropy[,label_smoothing=E]`` or a user's ``file.py:function``.
         control: ``swapped`` turns the whole audit into a null audit: every update comes from other pictures.
         metrics: Besides PSNR and SSIM.
@@ -115,7 +116,7 @@ class Plan:
     victims: int = 12
     batch_size: int = 1
     classes: int | None = None
-    normalise: str = "data"
+    normalization: str = "data"
     loss: str = "cross_entropy"
     control: Literal["none", "swapped"] = "none"
     metrics: tuple[str, ...] = ()
@@ -164,7 +165,7 @@ def check_needs(attack: Attack, threat: ThreatModel) -> None:
         "labels": threat.labels == "known",
         "label_counts": threat.labels != "unknown",
         "public": threat.public > 0,
-        "hint": threat.hint > 0,
+        "known_pixels": threat.known_pixels > 0,
     }
     if withheld := sorted(fact for fact in attack.needs if not granted[fact]):
         raise BadSetting(f"This attack needs {', '.join(withheld)}, which the threat model withholds; grant it.")

@@ -12,10 +12,10 @@ from pydantic import ConfigDict, Field
 from leakmap.attacker.attacks.strongest import SUITE, member_specs
 from leakmap.errors import BadSetting
 from leakmap.files import read_typed
-from leakmap.plan.plan import Column, Fact, Plan, Tuning
+from leakmap.plan.plan import Column, Plan, Scalar, Tuning
 from leakmap.registry.spec import Spec
 
-Objective = Literal["likeness", "ssim", "psnr"]
+Objective = Literal["ncc", "ssim", "psnr"]
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -65,7 +65,7 @@ class TunedAttack:
 
     __pydantic_config__ = _STRICT
 
-    def frozen(self, name: str, typed: Mapping[str, Any], file: Path | str) -> dict[str, Fact]:
+    def frozen(self, name: str, typed: Mapping[str, Any], file: Path | str) -> dict[str, Scalar]:
         """All settings, for an audit.
 
         Args:

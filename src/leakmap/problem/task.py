@@ -25,7 +25,7 @@ def loss_of(model: Callable[..., Any], loss: Loss | None, x: Tensor, y: Tensor) 
     Args:
         model: Gives outputs for ``x``, or its own loss for ``(x, y)``.
         loss: ``loss(outputs, y)``; None: the model computes its own, as detectors do.
-        x: ``(N, C, H, W)``, normalised.
+        x: ``(N, C, H, W)``, normalized.
         y: Targets, first dimension ``N``.
     """
     return model(x, y) if loss is None else loss(model(x), y)
@@ -35,7 +35,7 @@ def loss_of(model: Callable[..., Any], loss: Loss | None, x: Tensor, y: Tensor) 
 class Task:
     """What the model is for: the shape and range of its inputs, its classes and its loss.
 
-    Models take *normalised* pictures: ``(picture - mean) / std`` per channel, for a picture in [0, 1].
+    Models take *normalized* pictures: ``(picture - mean) / std`` per channel, for a picture in [0, 1].
 
     Args:
         shape: ``(C, H, W)`` of one input.
@@ -72,12 +72,12 @@ class Task:
         """Of the targets of ``count`` examples: ``(count,)``, for detection ``(count, objects, 5)``."""
         return (count, self.objects, VALUES) if self.objects else (count,)
 
-    def normalise(self, pictures: Tensor) -> Tensor:
+    def normalize(self, pictures: Tensor) -> Tensor:
         """Pictures ``(N, C, H, W)`` in [0, 1] -> model inputs."""
         mean, std = self._constants(pictures)
         return (pictures - mean) / std
 
-    def denormalise(self, x: Tensor) -> Tensor:
+    def denormalize(self, x: Tensor) -> Tensor:
         """Model inputs ``(N, C, H, W)`` -> pictures, clamped to [0, 1]."""
         mean, std = self._constants(x)
         return (x * std + mean).clamp(0, 1)

@@ -19,7 +19,7 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
     environment = Environment(
         loader=PackageLoader("leakmap", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, interval=interval, share=share, metric=metric_name)
+    environment.filters.update(number=number, interval=interval, percent=percent, metric=metric_name)
     html = environment.get_template(template).render(floor_names=FLOOR_NAMES, **content)
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(html, encoding="utf-8")
@@ -47,6 +47,6 @@ def interval(value: Mapping[str, float | None] | None, digits: int = 3) -> str:
     return f"{middle} [{number(low, digits)}, {number(high, digits)}]" if low is not None else f"{middle} (one client)"
 
 
-def share(value: float | None) -> str:
+def percent(value: float | None) -> str:
     """A share in percent for readers."""
     return "–" if value is None else f"{value:.1%}"

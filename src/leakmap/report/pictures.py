@@ -34,10 +34,10 @@ def chosen(result: Mapping[str, Any], rows: Sequence[Mapping[str, Tensor]]) -> l
 
 def _caption(client: Mapping[str, Any], place: int) -> str:
     psnr = client["scores"]["psnr"][place]
-    likeness = f"{psnr:.1f} dB, " if psnr is not None else ""
+    told = f"{psnr:.1f} dB, " if psnr is not None else ""
     return (
         f"rank {client['ranks'][place]:g} of {client['galleries'][place]}, "
-        f"{likeness}SSIM {client['scores']['ssim'][place]:.2f}"
+        f"{told}SSIM {client['scores']['ssim'][place]:.2f}"
     )
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from leakmap.scoring.effects import Level, levels_of
+from leakmap.scoring.effects import AxisLevel, axis_levels
 from leakmap.scoring.metrics import ALWAYS
-from leakmap.scoring.statistics import Interval, share_interval
+from leakmap.scoring.statistics import Interval, proportion_interval
 
 ABSENT = "does not apply"
 MOST_COLUMNS, MOST_ROWS = 16, 64
@@ -31,7 +31,7 @@ class Cell:
             reconstruction and the floors. Empty shows no pictures.
     """
 
-    axes: Mapping[str, Level]
+    axes: Mapping[str, AxisLevel]
     result: Mapping[str, Any]
     rows: Sequence[Mapping[str, Tensor]] = ()
 
@@ -48,7 +48,7 @@ class Axis:
 
     name: str
     short: str
-    levels: tuple[Level, ...]
+    levels: tuple[AxisLevel, ...]
 
     @property
     def repeats(self) -> bool:
@@ -71,7 +71,7 @@ def drawn_with(cell: Cell) -> str:
     return ", ".join(f"{axis} {level_text(level)}" for axis, level in sorted(cell.axes.items()) if repeats(axis))
 
 
-def level_text(level: Level) -> str:
+def level_text(level: AxisLevel) -> str:
     """A level for readers."""
     if isinstance(level, bool):
         return "yes" if level else "no"
@@ -80,7 +80,7 @@ def level_text(level: Level) -> str:
 
 def axes_of(cells: Sequence[Cell]) -> list[Axis]:
     """The axes of a study, those with one level included."""
-    found = levels_of(cells)
+    found = axis_levels(cells)
     endings = Counter(name.rsplit(".", 1)[-1] for name in found)
     return [
         Axis(
@@ -175,7 +175,7 @@ def pooled(cells: Sequence[Cell]) -> Tile:
     hits, n = sum(line_up["hits"] for line_up in found), sum(line_up["n"] for line_up in found)
     clients = len({(drawn_with(cell), client) for cell in cells for client in finished(cell)})
     chance = sum(line_up["chance"] * line_up["n"] for line_up in found) / n if n else math.nan
-    return Tile(tuple(cells), hits, n, clients, chance, share_interval(hits, n, clients) if n else None)
+    return Tile(tuple(cells), hits, n, clients, chance, proportion_interval(hits, n, clients) if n else None)
 
 
 def finished(cell: Cell) -> list[int]:
@@ -266,13 +266,15 @@ def _order(cell: Cell) -> tuple[Any, ...]:
     granted = cell.result["knowledge"]["granted"]
     letter = cell.result["knowledge"]["attacker"].rstrip("+")
     others = (granted[fact] for fact in ("public", "rule", "count", "buffers"))
-    return letter, LABELS[granted["labels"]], *others, granted.get("hint", 0.0)
+    return letter, LABELS[granted["labels"]], *others, granted.get("known_pixels", 0.0)
 
 
 def _granted(granted: Mapping[str, Any]) -> tuple[str, ...]:
     labels = {"known": "labels", "counts": "label counts", "unknown": ""}[granted["labels"]]
     public = f"{granted['public']} public pictures" if granted["public"] else ""
     named = [("number of pictures", granted["count"]), ("local rule", granted["rule"])]
-    hint = f"{granted['hint']:.3g} of the true pixels" if granted.get("hint") else ""
+    known_pixels = f"{granted['known_pixels']:.3g} of the true pixels" if granted.get("known_pixels") else ""
     buffers = "buffers" if granted["buffers"] else ""
-    return tuple(told for told in (*(name for name, given in named if given), public, buffers, labels, hint) if told)
+    return tuple(
+        told for told in (*(name for name, given in named if given), public, buffers, labels, known_pixels) if told
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 from leakmap.errors import UsageError
 from leakmap.report import charts, study_charts
-from leakmap.report.page import FLOOR_NAMES, interval, metric_name, number, share, write_page
+from leakmap.report.page import FLOOR_NAMES, interval, metric_name, number, percent, write_page
 from leakmap.report.pictures import chosen, sheet
 from leakmap.report.pooling import (
     ABSENT,
@@ -240,8 +240,8 @@ def _line_up_table(result: Mapping[str, Any]) -> dict[str, Any] | None:
                 [
                     name,
                     f"{found['hits']} of {found['n']}",
-                    f"{share(first['value'])} [{share(first['low'])}, {share(first['high'])}]",
-                    share(found["chance"]),
+                    f"{percent(first['value'])} [{percent(first['low'])}, {percent(first['high'])}]",
+                    percent(found["chance"]),
                     number(found["median_rank"]),
                     number(found["p"], 2),
                 ]
@@ -255,7 +255,7 @@ def _floor_table(result: Mapping[str, Any]) -> dict[str, Any] | None:
     for name, metric in result["metrics"].items():
         floors = (number(metric["floors"].get(floor)) for floor in FLOOR_NAMES)
         rows.append([metric_name(name), interval(metric["value"]), interval(metric["gain"]), *floors])
-    head = ["likeness", "mean [95 %]", "gain over the best floor [95 %]", *FLOOR_NAMES.values()]
+    head = ["ncc", "mean [95 %]", "gain over the best floor [95 %]", *FLOOR_NAMES.values()]
     return {"head": head, "rows": rows} if rows else None
 
 

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from leakmap.report.charts import BLUE, GREY, INK, ORANGE, STYLE
 from leakmap.report.pooling import TOP, Arrangement, Axis, Cell, Ladder, Tile, level_text, tiles
-from leakmap.scoring.effects import Effect, Level
+from leakmap.scoring.effects import AxisLevel, Effect
 
 RAMP = ("#eef1f5", "#f4d9a4", "#e2914a", "#b1402b", "#571233")
 """From chance to :data:`TOP` times chance: lightness falls all along, so that it reads without seeing colours too."""
@@ -125,7 +125,7 @@ def effects(ranks: Sequence[Effect], gains: Sequence[Effect]) -> Figure | None:
         return figure
 
 
-def _compared(name: str, low: Level, high: Level) -> str:
+def _compared(name: str, low: AxisLevel, high: AxisLevel) -> str:
     return f"{name}: {level_text(low)} → {level_text(high)}"
 
 

@@ -9,21 +9,21 @@ from typing import Protocol, TypeVar
 from leakmap.models.network import user_code
 from leakmap.registry.spec import Spec
 from leakmap.runs.run import failed, run
-from leakmap.runs.testbed import Stage
+from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Outcome, Trial
 
 Report = Callable[[str, float], None]
 """``(key of a job, finished fraction)``."""
 
 
-Told = Callable[[float], None]
+Tick = Callable[[float], None]
 """``(finished fraction)``; may raise KeyboardInterrupt to stop."""
 
 
 Made = TypeVar("Made", covariant=True)
 
 
-STAGES_HELD = 4
+SETUPS_HELD = 4
 """Stages that a process keeps at hand."""
 
 
@@ -35,29 +35,29 @@ class Job(Protocol[Made]):
         """Its identity."""
         ...
 
-    def __call__(self, device: str, told: Told) -> Made:
+    def __call__(self, device: str, told: Tick) -> Made:
         """Computes on a device."""
         ...
 
 
-Source = Callable[[], Stage]
-"""Makes a stage, wherever it is called."""
+Source = Callable[[], Setup]
+"""Makes a setup, wherever it is called."""
 
 
 @dataclass(frozen=True)
-class Held:
-    """A stage at hand, for jobs of this process."""
+class InMemory:
+    """A setup at hand, for jobs of this process."""
 
-    stage: Stage
+    setup: Setup
 
-    def __call__(self) -> Stage:
-        """The stage."""
-        return self.stage
+    def __call__(self) -> Setup:
+        """The setup."""
+        return self.setup
 
 
 @dataclass(frozen=True)
-class StageFile:
-    """A stage as another process finds it.
+class SetupFile:
+    """A setup as another process finds it.
 
     Args:
         path: Its file.
@@ -69,18 +69,18 @@ class StageFile:
     model: Spec
     loss: Spec
 
-    def __call__(self) -> Stage:
+    def __call__(self) -> Setup:
         """Reads it."""
-        return Stage.load(self.path, user_code(self.model, self.loss))
+        return Setup.load(self.path, user_code(self.model, self.loss))
 
 
 @dataclass(frozen=True)
-class Play:
-    """The job of running a trial. A stage that cannot be made is the trial's failure.
+class TrialJob:
+    """The job of running a trial. A setup that cannot be made is the trial's failure.
 
     Args:
         trial: What to run.
-        source: Makes its stage.
+        source: Makes its setup.
     """
 
     trial: Trial
@@ -91,23 +91,23 @@ class Play:
         """The trial's."""
         return self.trial.key
 
-    def __call__(self, device: str, told: Told) -> Outcome:
+    def __call__(self, device: str, told: Tick) -> Outcome:
         """Runs it."""
         try:
-            stage = held(self.trial.stage, self.source, device)
+            setup = setup_of(self.trial.setup, self.source, device)
         except Exception as error:
             return failed(self.trial, error)
-        return run(self.trial, stage, told)
+        return run(self.trial, setup, told)
 
 
-_stages: OrderedDict[tuple[str, str], Stage] = OrderedDict()
+_setups: OrderedDict[tuple[str, str], Setup] = OrderedDict()
 
 
-def held(digest: str, source: Source, device: str) -> Stage:
-    """A stage of this digest on a device, made only if it is not among the last ones."""
-    if (digest, device) not in _stages:
-        _stages[digest, device] = source().to(device)
-        while len(_stages) > STAGES_HELD:
-            _stages.popitem(last=False)
-    _stages.move_to_end((digest, device))
-    return _stages[digest, device]
+def setup_of(digest: str, source: Source, device: str) -> Setup:
+    """A setup of this digest on a device, made only if it is not among the last ones."""
+    if (digest, device) not in _setups:
+        _setups[digest, device] = source().to(device)
+        while len(_setups) > SETUPS_HELD:
+            _setups.popitem(last=False)
+    _setups.move_to_end((digest, device))
+    return _setups[digest, device]

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from leakmap.errors import WorkerDied
-from leakmap.runs.jobs import Job, Report, _stages
+from leakmap.runs.jobs import Job, Report, _setups
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ def run_here(jobs: Iterable[Job[T]], done: Callable[[T], None], report: Report, 
         for job in jobs:
             done(job(device, lambda fraction, key=job.key: report(key, fraction)))
     finally:
-        _stages.clear()
+        _setups.clear()
 
 
 def run_in_pool(

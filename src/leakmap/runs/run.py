@@ -14,7 +14,7 @@ from leakmap.attacker.reconstruction import Attempt, Reconstruction
 from leakmap.client.simulate import Batch, Round, simulate
 from leakmap.models.network import Network
 from leakmap.observation.observation import Observation, Public
-from leakmap.runs.testbed import Stage
+from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Outcome, Reached, Trial
 from leakmap.scoring.lineup import pick_distractors
 from leakmap.scoring.regions import cut, fitted, large_objects
@@ -24,25 +24,25 @@ from leakmap.threat import observe
 from leakmap.version import __version__
 
 
-def run(trial: Trial, stage: Stage, progress: Callable[[float], None] = lambda fraction: None) -> Outcome:
-    """Plays one trial. An error becomes a recorded failure; only an interruption gets through.
+def run(trial: Trial, setup: Setup, progress: Callable[[float], None] = lambda fraction: None) -> Outcome:
+    """Runs one trial. An error becomes a recorded failure; only an interruption gets through.
 
     Args:
         trial: What to run.
-        stage: What it points to, on the device to use.
+        setup: What it points to, on the device to use.
         progress: Called with the finished fraction; may raise KeyboardInterrupt to stop.
 
     Raises:
-        ValueError: the stage is not the trial's.
+        ValueError: the setup is not the trial's.
     """
-    if trial.stage != stage.digest:
-        raise ValueError("the trial belongs to another stage")
+    if trial.setup != setup.digest:
+        raise ValueError("the trial belongs to another setup")
     started = time.perf_counter()
-    versions = versions_of(stage.network.device)
+    versions = versions_of(setup.network.device)
     try:
-        truth, others = held_by(trial, stage), distractors_for(trial, stage)
-        found = attack(seen_by_server(trial, stage), trial.attack, derive(trial.seed, "attack", trial.client), progress)
-        scored = score(found, truth, others, trial.metrics, object_distractors_for(trial, stage))
+        truth, others = held_by(trial, setup), distractors_for(trial, setup)
+        found = attack(seen_by_server(trial, setup), trial.attack, derive(trial.seed, "attack", trial.client), progress)
+        scored = score(found, truth, others, trial.metrics, object_distractors_for(trial, setup))
         reached = tuple(_reached(attempt, truth, others, trial.metrics) for attempt in found.attempts)
     except Exception as error:
         return failed(trial, error, time.perf_counter() - started, versions)
@@ -64,10 +64,10 @@ def _reached(attempt: Attempt, truth: Batch, others: list[Tensor], metrics: tupl
     return Reached(*told, scored.ranks, scored.values)
 
 
-def seen_by_server(trial: Trial, stage: Stage) -> Observation:
+def seen_by_server(trial: Trial, setup: Setup) -> Observation:
     """The Observation of a trial: its client's update, or that of swapped pictures, and what is granted besides."""
-    truth, groups = held_by(trial, stage), stage.groups
-    captured, network = _captured(trial, stage), network_of(trial, stage)
+    truth, groups = held_by(trial, setup), setup.groups
+    captured, network = _captured(trial, setup), network_of(trial, setup)
     shared = truth
     if trial.swap:
         other = groups.pictures(groups.swaps[trial.swap - 1, trial.client])
@@ -80,36 +80,36 @@ def seen_by_server(trial: Trial, stage: Stage) -> Observation:
     return observe(
         round,
         trial.threat,
-        Public(groups.pictures(public), _targets(stage, public)),
+        Public(groups.pictures(public), _targets(setup, public)),
         scored=truth.pictures,
         seed=derive(trial.seed, "observe", trial.client),
     )
 
 
-def network_of(trial: Trial, stage: Stage) -> Network:
+def network_of(trial: Trial, setup: Setup) -> Network:
     """The network that a trial's client got."""
-    captured = _captured(trial, stage)
-    return stage.network if captured is None else captured.network
+    captured = _captured(trial, setup)
+    return setup.network if captured is None else captured.network
 
 
-def _captured(trial: Trial, stage: Stage) -> Observation | None:
-    return stage.captured[trial.client] if stage.captured and trial.group == "victims" else None
+def _captured(trial: Trial, setup: Setup) -> Observation | None:
+    return setup.captured[trial.client] if setup.captured and trial.group == "victims" else None
 
 
-def held_by(trial: Trial, stage: Stage) -> Batch:
+def held_by(trial: Trial, setup: Setup) -> Batch:
     """The true batch of a trial's client."""
-    index = getattr(stage.groups, trial.group)[trial.client]
-    device = stage.network.device
-    areas = stage.groups.areas[index] if stage.groups.areas.numel() else None
-    return Batch(stage.groups.pictures(index).to(device), _targets(stage, index).to(device), areas)
+    index = getattr(setup.groups, trial.group)[trial.client]
+    device = setup.network.device
+    areas = setup.groups.areas[index] if setup.groups.areas.numel() else None
+    return Batch(setup.groups.pictures(index).to(device), _targets(setup, index).to(device), areas)
 
 
-def _targets(stage: Stage, index: Tensor) -> Tensor:
-    """What the stage's loss takes: the planted control classifies pictures with objects too."""
-    return stage.groups.targets(index) if stage.network.task.objects else stage.groups.labels[index]
+def _targets(setup: Setup, index: Tensor) -> Tensor:
+    """What the setup's loss takes: the planted control classifies pictures with objects too."""
+    return setup.groups.targets(index) if setup.network.task.objects else setup.groups.labels[index]
 
 
-def distractors_for(trial: Trial, stage: Stage) -> list[Tensor]:
+def distractors_for(trial: Trial, setup: Setup) -> list[Tensor]:
     """For each true picture, the other candidates of its line-up, ``(G - 1, C, h, w)`` in [0, 1].
 
     Of letterboxed pictures ``h`` and ``w`` are what lies between the bars of the true one, which the others are brought
@@ -118,7 +118,7 @@ def distractors_for(trial: Trial, stage: Stage) -> list[Tensor]:
     Pictures of one class take turns through the distractors of that class, so that line-ups share none while there are
     enough: shared ones would make ranks depend on each other.
     """
-    groups = stage.groups
+    groups = setup.groups
     members = getattr(groups, trial.group)
     before = groups.labels[members[: trial.client].flatten()].tolist()
     found = []
@@ -137,10 +137,10 @@ def distractors_for(trial: Trial, stage: Stage) -> list[Tensor]:
     return found
 
 
-def object_distractors_for(trial: Trial, stage: Stage) -> list[list[Tensor]]:
+def object_distractors_for(trial: Trial, setup: Setup) -> list[list[Tensor]]:
     """For each true picture and each large object in it, the other candidates of its line-up, ``(G - 1, C, h, w)``."""
-    groups = stage.groups
-    kinds, candidates = stage.spare_objects if stage.network.task.objects else (torch.tensor([]), [])
+    groups = setup.groups
+    kinds, candidates = setup.spare_objects if setup.network.task.objects else (torch.tensor([]), [])
     if not candidates:
         return []
     pool, seed = torch.arange(len(kinds)), derive(trial.seed, "object line-up", trial.client)

@@ -1,6 +1,6 @@
 """One run: a client, its update, an attack, a score. The only room where both sides meet.
 
-A :class:`Trial` is all names and numbers. What these point to, the network and the pictures, is a :class:`Stage`,
+A :class:`Trial` is all names and numbers. What these point to, the network and the pictures, is a :class:`Setup`,
 named in the trial by its digest: so a trial's key depends on contents, not on paths.
 """
 
@@ -26,7 +26,7 @@ class Trial:
     """One run, as names and numbers.
 
     Args:
-        stage: Digest of the stage.
+        setup: Digest of the setup.
         rule: The client's local rule.
         threat: What the server is granted.
         attack: The attack.
@@ -39,7 +39,7 @@ class Trial:
         code: SHA-256 of the user's files that the attack names.
     """
 
-    stage: str
+    setup: str
     rule: LocalRule
     threat: ThreatModel
     attack: Spec
@@ -64,7 +64,7 @@ class Reached:
 
     Args:
         name: Of the attack.
-        term: The suite's yardstick, by which its result is chosen; NaN if it has none.
+        term: The suite's update residual, by which its result is chosen; NaN if it has none.
         seconds: Wall time.
         note: Why it has none.
         failed: Whether it should have had one.
@@ -88,7 +88,7 @@ class Outcome:
     Args:
         trial: As it was asked for.
         score: How the reconstruction fared.
-        objective: Its matching term; of a suite its yardstick.
+        objective: Its matching term; of a suite its update residual.
         curve: The matching term along the run.
         notes: What the attack recorded.
         failure: ``(kind, message)`` if it failed.

@@ -19,7 +19,7 @@ from scipy import stats
 from leakmap.errors import BadSetting
 from leakmap.scoring.statistics import Interval, mean_interval, paired_p
 
-Level = str | int | float | bool | None
+AxisLevel = str | int | float | bool | None
 REPLICATES = ("seed",)
 """Axes that only repeat a cell; their levels are never compared."""
 
@@ -28,7 +28,7 @@ class Placed(Protocol):
     """Anything with coordinates in a study."""
 
     @property
-    def axes(self) -> Mapping[str, Level]:
+    def axes(self) -> Mapping[str, AxisLevel]:
         """Axis -> level; an axis that does not apply is absent."""
         ...
 
@@ -117,7 +117,7 @@ def marginal_effects(cells: Sequence[C], value: Value[C], replicates: Collection
     """
     valued = [(dict(cell.axes), dict(value(cell))) for cell in cells]
     found = []
-    for axis, levels in levels_of(cells).items():
+    for axis, levels in axis_levels(cells).items():
         if axis in replicates:
             continue
         for low, high in itertools.combinations(levels, 2):
@@ -134,8 +134,8 @@ def marginal_effects(cells: Sequence[C], value: Value[C], replicates: Collection
 def interaction(
     cells: Sequence[C],
     value: Value[C],
-    levels: Mapping[str, tuple[Level, Level]],
-    named: Mapping[str, Level] | None = None,
+    levels: Mapping[str, tuple[AxisLevel, AxisLevel]],
+    named: Mapping[str, AxisLevel] | None = None,
     replicates: Collection[str] = REPLICATES,
 ) -> Effect | None:
     """A contrast of a factorial of k axes with two levels each, over all cells that agree on everything else.
@@ -178,7 +178,7 @@ def interaction(
 def contrast(
     cells: Sequence[C],
     value: Value[C],
-    terms: Sequence[tuple[float, Mapping[str, Level]]],
+    terms: Sequence[tuple[float, Mapping[str, AxisLevel]]],
     name: str = "",
     replicates: Collection[str] = REPLICATES,
 ) -> Effect | None:
@@ -209,14 +209,14 @@ def contrast(
 
 
 def _contrast(
-    valued: Sequence[tuple[Mapping[str, Level], Mapping[Hashable, float]]],
+    valued: Sequence[tuple[Mapping[str, AxisLevel], Mapping[Hashable, float]]],
     axes: Sequence[str],
-    weights: Mapping[tuple[Level, ...], float],
+    weights: Mapping[tuple[AxisLevel, ...], float],
     replicates: Collection[str],
     matched: Collection[str] | None = None,
 ) -> tuple[Interval, float, int, int] | None:
     """Difference, p, sets of cells and clients of a weighted sum over levels; cells agree on ``matched``, or on all."""
-    sets: dict[Hashable, dict[tuple[Level, ...], dict[Hashable, list[float]]]] = {}
+    sets: dict[Hashable, dict[tuple[AxisLevel, ...], dict[Hashable, list[float]]]] = {}
     for at, values in valued:
         if not all(axis in at for axis in axes):
             continue
@@ -242,16 +242,16 @@ def _contrast(
     return mean_interval(per_client), two_sided_p(per_client), pairs, len(per_client)
 
 
-def levels_of(cells: Sequence[Placed]) -> dict[str, list[Level]]:
+def axis_levels(cells: Sequence[Placed]) -> dict[str, list[AxisLevel]]:
     """Axis -> its levels: false before true, numbers by size, others in the order in which they come."""
-    found: dict[str, dict[Level, None]] = {}
+    found: dict[str, dict[AxisLevel, None]] = {}
     for cell in cells:
         for axis, level in cell.axes.items():
             found.setdefault(axis, {})[level] = None
     return {axis: _ordered(list(levels)) for axis, levels in found.items()}
 
 
-def _ordered(levels: list[Level]) -> list[Level]:
+def _ordered(levels: list[AxisLevel]) -> list[AxisLevel]:
     if all(isinstance(level, (bool, int, float)) for level in levels):
         return sorted(levels, key=lambda level: float(level))  # type: ignore[arg-type]
     return levels
@@ -300,7 +300,7 @@ def equivalent(differences: Sequence[float], margin: float, alpha: float = 0.05)
     Args:
         differences: One of each client.
         margin: Positive, in the unit of the differences, fixed before looking at them.
-        alpha: Level of each test.
+        alpha: AxisLevel of each test.
 
     Raises:
         BadSetting: the margin is not positive.

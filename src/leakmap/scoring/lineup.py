@@ -12,12 +12,12 @@ FEWEST_OF_A_CLASS = 4
 MIXED = 19
 """Distractors of a line-up that has to mix classes."""
 
-Likeness = Callable[[Tensor, Tensor], Tensor]
+Similarity = Callable[[Tensor, Tensor], Tensor]
 """``(N, C, H, W), (G, C, H, W) -> (N, G)``; higher is more alike."""
 
 
 def cross_correlation(pictures: Tensor, candidates: Tensor) -> Tensor:
-    """Normalised cross-correlation of every pair, in [-1, 1]; 0 for a constant picture."""
+    """Normalized cross-correlation of every pair, in [-1, 1]; 0 for a constant picture."""
 
     def unit(x: Tensor) -> Tensor:
         x = x.flatten(1).double()
@@ -27,8 +27,8 @@ def cross_correlation(pictures: Tensor, candidates: Tensor) -> Tensor:
     return unit(pictures) @ unit(candidates).T
 
 
-def likeness(reconstructed: Tensor, truth: Tensor) -> float:
-    """Mean normalised cross-correlation of reconstructions to their originals, in [-1, 1].
+def ncc(reconstructed: Tensor, truth: Tensor) -> float:
+    """Mean normalized cross-correlation of reconstructions to their originals, in [-1, 1].
 
     Args:
         reconstructed: ``(N, C, H, W)``, the i-th of the i-th original, see :func:`leakmap.scoring.match.matched`.
@@ -37,19 +37,19 @@ def likeness(reconstructed: Tensor, truth: Tensor) -> float:
     return float(cross_correlation(reconstructed, truth).diagonal().mean())
 
 
-def rank(pictures: Tensor, truth: Tensor, distractors: Tensor, likeness: Likeness = cross_correlation) -> float:
+def rank(pictures: Tensor, truth: Tensor, distractors: Tensor, similarity: Similarity = cross_correlation) -> float:
     """Rank of the true picture among the candidates, 1 is best; ties count half.
 
-    A candidate scores the highest likeness to any reconstruction of its batch. So no assignment has to be made, and
+    A candidate scores the highest similarity to any reconstruction of its batch. So no assignment has to be made, and
     without leakage the truth is exchangeable with the distractors: every rank is equally likely, for every batch size.
 
     Args:
         pictures: ``(N, C, H, W)`` reconstructions of one client.
         truth: ``(C, H, W)``.
         distractors: ``(G - 1, C, H, W)``.
-        likeness: How alike two pictures are.
+        similarity: How alike two pictures are.
     """
-    scores = likeness(pictures, torch.cat([truth[None], distractors])).max(0).values
+    scores = similarity(pictures, torch.cat([truth[None], distractors])).max(0).values
     others = scores[1:]
     return 1 + float((others > scores[0]).sum()) + 0.5 * float((others == scores[0]).sum())
 

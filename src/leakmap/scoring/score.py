@@ -73,7 +73,7 @@ def score(
     of_objects = _object_line_ups(pictures, batch, objects)
     return Score(
         pictures,
-        likenesses(pictures, batch, names),
+        metric_values(pictures, batch, names),
         ranks,
         tuple(1 + len(others) for others in distractors),
         overlap(reconstruction.y.cpu(), batch.y.cpu()),
@@ -99,7 +99,7 @@ def _object_line_ups(
     return found
 
 
-def likenesses(pictures: Tensor, batch: Batch, names: Sequence[Spec | str] = ALWAYS) -> dict[str, tuple[float, ...]]:
+def metric_values(pictures: Tensor, batch: Batch, names: Sequence[Spec | str] = ALWAYS) -> dict[str, tuple[float, ...]]:
     """Every metric of matched pairs, by name; with objects also PSNR in their boxes and around them."""
     found: dict[str, tuple[float, ...]] = {}
     originals = batch.pictures.cpu()

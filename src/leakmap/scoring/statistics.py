@@ -42,7 +42,7 @@ def mean_interval(per_client: Sequence[float], confidence: float = 0.95) -> Inte
     return Interval(mean, -math.inf, math.inf)
 
 
-def share_interval(hits: int, pictures: int, clients: int, confidence: float = 0.95) -> Interval:
+def proportion_interval(hits: int, pictures: int, clients: int, confidence: float = 0.95) -> Interval:
     """A share with its exact binomial interval (Clopper and Pearson 1934), at the effective size ``clients``."""
     share = hits / pictures
     successes, failures, alpha = share * clients, clients - share * clients, 1 - confidence

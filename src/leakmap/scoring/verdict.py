@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from leakmap.scoring.statistics import Interval, mean_interval, paired_p, rank_one_p, rank_sum_p, share_interval
+from leakmap.scoring.statistics import Interval, mean_interval, paired_p, proportion_interval, rank_one_p, rank_sum_p
 
 Level = Literal["inconclusive", "none_found", "statistical", "partial", "visual", "exact"]
 LEVELS: tuple[Level, ...] = ("inconclusive", "none_found", "statistical", "partial", "visual", "exact")
@@ -80,7 +80,7 @@ def line_up(clients: Sequence[Client]) -> LineUp:
     return LineUp(
         hits,
         n,
-        share_interval(hits, n, len(clients)),
+        proportion_interval(hits, n, len(clients)),
         sum(1 / size for size in sizes) / len(sizes),
         (ranks[(n - 1) // 2] + ranks[n // 2]) / 2,
         rank_sum_p([client.ranks for client in clients], galleries),

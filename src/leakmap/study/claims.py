@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leakmap.errors import BadSetting
 from leakmap.report.study import Cell as Concluded
-from leakmap.scoring.effects import Effect, Level, contrast, gain_over_best_floor, holm, rank_score
+from leakmap.scoring.effects import AxisLevel, Effect, contrast, gain_over_best_floor, holm, rank_score
 from leakmap.scoring.statistics import rank_sum_p
 from leakmap.scoring.verdict import RANK_SUM_ALPHA
 
@@ -40,7 +40,7 @@ class Contrast(_Strict):
     """
 
     name: str
-    terms: list[tuple[float, dict[str, Level]]] = Field(min_length=1)
+    terms: list[tuple[float, dict[str, AxisLevel]]] = Field(min_length=1)
     value: str | None = None
     rule: Rule | None = None
     margin: float | None = None
@@ -109,7 +109,7 @@ class Judged:
     shown: tuple[Shown, ...]
 
 
-def read_claim(content: Mapping[str, Any], axes: Mapping[str, Sequence[Level]]) -> Claim:
+def read_claim(content: Mapping[str, Any], axes: Mapping[str, Sequence[AxisLevel]]) -> Claim:
     """The claim of a study.
 
     Args:
@@ -163,7 +163,7 @@ def _outcome(claim: Claim, shown: Sequence[Shown], named: Sequence[Concluded]) -
     if low and (reason := _resists_for_another_reason(low)):
         return "not informative", reason
     high = [c for c in named if any(_at(c, at) for one in _of_rule(claim, "above") for w, at in one.terms if w > 0)]
-    hinted = any("hinted" in cell.result["flags"] for cell in high)
+    hinted = any("known_pixels" in cell.result["flags"] for cell in high)
     if high and not hinted and not _above_chance(high):
         return "not informative", "No compared client leaks more than chance, so there is nothing to compare."
     if "fails" in said:
@@ -222,7 +222,7 @@ def _place(cell: Concluded) -> str:
     return ", ".join(f"{axis}={level}" for axis, level in cell.axes.items())
 
 
-def _at(cell: Concluded, at: Mapping[str, Level]) -> bool:
+def _at(cell: Concluded, at: Mapping[str, AxisLevel]) -> bool:
     return all(axis in cell.axes and cell.axes[axis] == level for axis, level in at.items())
 
 

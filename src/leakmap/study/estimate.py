@@ -14,7 +14,7 @@ from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
 from leakmap.runs.pool import one_thread
 from leakmap.runs.run import held_by
-from leakmap.runs.testbed import Stage
+from leakmap.runs.setup import Setup
 from leakmap.study.planning import Planned, pictures_of
 from leakmap.study.running import Standing
 
@@ -63,17 +63,17 @@ def _step_seconds(one: Planned) -> float | None:
     plan = one.cell.plan
     try:
         groups, task = gather(plan, pictures_of(plan))
-        stage = Stage(build_network(task, plan.model, seed=plan.seed), groups, one.names.main)
-        batch = held_by(one.trials["attack"][0], stage)
+        setup = Setup(build_network(task, plan.model, seed=plan.seed), groups, one.names.main)
+        batch = held_by(one.trials["attack"][0], setup)
         with one_thread():
-            return min(_seconds(stage, plan, batch) for _ in range(3))
+            return min(_seconds(setup, plan, batch) for _ in range(3))
     except LeakmapError:
         return None
 
 
-def _seconds(stage: Stage, plan: Plan, batch: Batch) -> float:
+def _seconds(setup: Setup, plan: Plan, batch: Batch) -> float:
     began = time.perf_counter()
-    simulate(stage.network, plan.rule, batch)
+    simulate(setup.network, plan.rule, batch)
     return time.perf_counter() - began
 
 

@@ -199,7 +199,7 @@ _NAME = {"name": (str | list[str], ...)}
 _TABLES: dict[str, dict[str, Any]] = {
     "data": {
         "source": (str | list[str], "samples"),
-        **_fields(_PLAN, "image_size victims batch_size classes normalise"),
+        **_fields(_PLAN, "image_size victims batch_size classes normalization"),
     },
     "model": {**_NAME, "loss": (str | list[str] | None, None)},
     "weights": _fields({**_PLAN, "file": str}, "file train_epochs calibrate"),
@@ -207,7 +207,7 @@ _TABLES: dict[str, dict[str, Any]] = {
         **_fields(_RULE, "share mode epochs lr momentum weight_decay optimizer dropout accumulate shuffle defence"),
         "local_steps": (int | list[int] | None, None),
     },
-    "threat": _fields(_THREAT, "labels count rule buffers public hint"),
+    "threat": _fields(_THREAT, "labels count rule buffers public known_pixels"),
     "attack": _NAME,
 }
 """Table -> its settings. A model and an attack also take their own, which are checked when they are built."""

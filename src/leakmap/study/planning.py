@@ -15,12 +15,12 @@ from leakmap.errors import BadSetting, LeakmapError
 from leakmap.plan.plan import Plan, check
 from leakmap.problem.task import Task
 from leakmap.registry.spec import near_misses
-from leakmap.runs.jobs import Play, Told
-from leakmap.runs.testbed import Stage
+from leakmap.runs.jobs import Tick, TrialJob
+from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Trial
 from leakmap.study.file import Cell, Study, shown
 
-_Scenery = tuple[Task, Groups]
+_Material = tuple[Task, Groups]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Planned:
 
     Args:
         cell: The audit.
-        names: What it is played on.
+        names: What it is run on.
         trials: Its runs, by role.
     """
 
@@ -55,21 +55,21 @@ def planned(study: Study) -> list[Planned]:
     Raises:
         UsageError: a cell cannot be run as it is written; the message names it.
     """
-    known: dict[tuple[object, ...], _Scenery] = {}
+    known: dict[tuple[object, ...], _Material] = {}
     found = []
     for cell in study.cells:
         try:
             check(cell.plan)
-            names = names_of(cell.plan, *_scenery(cell.plan, known))
+            names = names_of(cell.plan, *_material(cell.plan, known))
             found.append(Planned(cell, names, trials(cell.plan, names.main, names.control)))
         except LeakmapError as error:
             raise type(error)(f"{cell}: {error}") from None
     return found
 
 
-def _scenery(plan: Plan, known: dict[tuple[object, ...], _Scenery]) -> _Scenery:
+def _material(plan: Plan, known: dict[tuple[object, ...], _Material]) -> _Material:
     what = (plan.data, plan.image_size, plan.victims, plan.batch_size, plan.threat.public, plan.train_epochs > 0)
-    what += (plan.seed, plan.normalise, plan.classes, plan.loss)
+    what += (plan.seed, plan.normalization, plan.classes, plan.loss)
     if what not in known:
         groups, task = gather(plan, pictures_of(plan))
         known[what] = (task, groups)
@@ -87,12 +87,12 @@ def _pictures(data: str, size: int | None) -> Pictures:
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Makes a stage of a plan, wherever the pictures can be loaded.
+class FromPlan:
+    """Makes a setup of a plan, wherever the pictures can be loaded.
 
     Args:
         plan: The audit.
-        which: The audited network's stage, or the planted control's.
+        which: The audited network's setup, or the planted control's.
         trained: Folder of briefly trained weights.
     """
 
@@ -100,7 +100,7 @@ class Cast:
     which: Literal["main", "control"]
     trained: Path
 
-    def __call__(self) -> Stage:
+    def __call__(self) -> Setup:
         """Makes it."""
         if self.which == "main":
             return prepare(self.plan, pictures_of(self.plan), trained=self.trained).main
@@ -109,7 +109,7 @@ class Cast:
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainJob:
     """The job of training a network briefly, into the folder of trained weights.
 
     Args:
@@ -122,7 +122,7 @@ class Train:
     key: str
     trained: Path
 
-    def __call__(self, device: str, told: Told) -> str | None:
+    def __call__(self, device: str, told: Tick) -> str | None:
         """Trains it, or reads what is there; returns why that failed, if it did: its runs will say so too."""
 
         def progress(what: str, fraction: float) -> None:
@@ -135,7 +135,7 @@ class Train:
         return None
 
 
-def jobs(cells: Iterable[Planned], wanted: set[str], trained: Path) -> list[Play]:
+def jobs(cells: Iterable[Planned], wanted: set[str], trained: Path) -> list[TrialJob]:
     """The jobs of the wanted runs, each once, cell after cell.
 
     Args:
@@ -143,22 +143,22 @@ def jobs(cells: Iterable[Planned], wanted: set[str], trained: Path) -> list[Play
         wanted: Keys of runs.
         trained: Folder of briefly trained weights.
     """
-    found: dict[str, Play] = {}
+    found: dict[str, TrialJob] = {}
     for one in cells:
         for trial in one.all():
             if trial.key in wanted and trial.key not in found:
                 which = "control" if trial.group == "controls" else "main"
-                found[trial.key] = Play(trial, Cast(one.cell.plan, which, trained))
+                found[trial.key] = TrialJob(trial, FromPlan(one.cell.plan, which, trained))
     return list(found.values())
 
 
-def trainings(cells: Iterable[Planned], wanted: set[str], trained: Path) -> list[Train]:
+def trainings(cells: Iterable[Planned], wanted: set[str], trained: Path) -> list[TrainJob]:
     """The jobs of training what the wanted runs need and the folder lacks, each once."""
-    found: dict[str, Train] = {}
+    found: dict[str, TrainJob] = {}
     for one in cells:
         missing = one.cell.plan.train_epochs and not (trained / f"{one.names.network}.safetensors").is_file()
         if missing and any(trial.key in wanted for trial in one.all()):
-            found.setdefault(one.names.network, Train(one.cell.plan, one.names.network, trained))
+            found.setdefault(one.names.network, TrainJob(one.cell.plan, one.names.network, trained))
     return list(found.values())
 
 

@@ -22,7 +22,7 @@ from leakmap.errors import UsageError
 from leakmap.files import DAMAGED, finite
 from leakmap.plan.plan import Plan, Progress
 from leakmap.report.study import Cell as Shown
-from leakmap.runs.jobs import Told
+from leakmap.runs.jobs import Tick
 from leakmap.runs.runner import Runner
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Trial
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Conclude:
+class ConcludeJob:
     """The job of concluding a cell from its stored runs.
 
     Args:
@@ -49,17 +49,17 @@ class Conclude:
     folder: Path
     place: int
 
-    def __call__(self, device: str, told: Told) -> tuple[int, Audit | str]:
+    def __call__(self, device: str, told: Tick) -> tuple[int, Audit | str]:
         """Concludes; where the network cannot be built or probed, says why."""
         store = Store(self.folder)
         outcomes = {t.key: o for of_role in self.trials.values() for t in of_role if (o := store.get(t)) is not None}
         try:
             prepared = prepare(self.plan, pictures_of(self.plan), trained=self.folder / "networks")
-            gate = probe(self.plan, prepared, device)
+            check = probe(self.plan, prepared, device)
         except Exception as error:
             return self.place, f"{type(error).__name__}: {error}"
         seconds = sum(outcome.seconds for outcome in outcomes.values())
-        return self.place, conclude(self.plan, prepared, gate, self.trials, outcomes, seconds)
+        return self.place, conclude(self.plan, prepared, check, self.trials, outcomes, seconds)
 
 
 def conclusions(
@@ -77,7 +77,7 @@ def conclusions(
         _read(folder, one, state) if state else None for one, state in zip(cells, states, strict=True)
     ]
     work = [
-        Conclude(one.cell.plan, one.trials, one.key, folder, place)
+        ConcludeJob(one.cell.plan, one.trials, one.key, folder, place)
         for place, (one, state) in enumerate(zip(cells, states, strict=True))
         if state and found[place] is None
     ]

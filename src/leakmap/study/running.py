@@ -12,7 +12,7 @@ from typing import Any
 
 from leakmap.errors import StoreError, WorkerDied
 from leakmap.plan.plan import Progress
-from leakmap.runs.jobs import Job, Play, Report
+from leakmap.runs.jobs import Job, Report, TrialJob
 from leakmap.runs.run import failed
 from leakmap.runs.runner import Runner
 from leakmap.runs.store import Store
@@ -140,7 +140,7 @@ def _train(runner: Runner, work: Sequence[Job[Any]], progress: Progress) -> None
         runner(work, lambda result: None, told)
 
 
-def _run_all(runner: Runner, work: Sequence[Play], done: Callable[[Outcome], None], told: Report) -> None:
+def _run_all(runner: Runner, work: Sequence[TrialJob], done: Callable[[Outcome], None], told: Report) -> None:
     """Runs jobs; one that ends its process even when it runs alone is a failure on record, and the rest goes on."""
     left = {job.key: job for job in work}
 

@@ -21,7 +21,7 @@ def attack(
     observation: Observation,
     how: Attack | Spec | str = DEFAULT,
     seed: int = 0,
-    progress: Any = None,
+    tick: Any = None,
 ) -> Reconstruction:
     """Attacks an Observation.
 
@@ -31,7 +31,7 @@ def attack(
         observation: All that the attacker holds.
         how: An attack, or its specification ``NAME[,key=value…]``.
         seed: All randomness of the attack comes from it.
-        progress: Called with the finished fraction, in [0, 1].
+        tick: Called with the finished fraction, in [0, 1].
 
     Raises:
         NotGranted: the attack needs a fact that is not granted.
@@ -43,7 +43,7 @@ def attack(
     device = observation.network.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive(seed, "layers"))  # for random layers that the attack does not know to silence
-        found = runner(observation.through_bytes(), seed, progress or (lambda fraction: None))
+        found = runner(observation.through_bytes(), seed, tick or (lambda fraction: None))
     task = observation.network.task
     pictures = found.pictures.detach()
     if pictures.shape[1:] != task.shape or len(pictures) != len(found.y):

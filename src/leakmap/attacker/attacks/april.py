@@ -12,7 +12,7 @@ from leakmap.attacker.closed_form import first_attention
 from leakmap.attacker.equations import label_notes
 from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import recover
-from leakmap.attacker.reconstruction import Progress, Reconstruction
+from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.errors import NotApplicable
 from leakmap.models.network import Network
 from leakmap.observation.observation import Observation
@@ -48,7 +48,7 @@ class April:
     largest = 1
     """Most examples that it can attack."""
 
-    def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
+    def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction:
         """Attacks.
 
         Raises:
@@ -71,8 +71,8 @@ class April:
             )
         values = torch.linalg.svdvals(matrix)
         embedded = tokens - network.weights[names.position].double().reshape(tokens.shape)
-        pictures = network.task.denormalise(unembed(network, embedded, names.embedding).to(network.dtype))
-        progress(1.0)
+        pictures = network.task.denormalize(unembed(network, embedded, names.embedding).to(network.dtype))
+        tick(1.0)
         return Reconstruction(
             pictures,
             labels.y,
@@ -87,7 +87,7 @@ class April:
 
 
 def unembed(network: Network, tokens: Tensor, embedding: str) -> Tensor:
-    """The normalised picture ``(1, C, H, W)`` whose patches embed to the last tokens, by least squares.
+    """The normalized picture ``(1, C, H, W)`` whose patches embed to the last tokens, by least squares.
 
     Args:
         network: Gives shape and weights.

@@ -41,7 +41,7 @@ def dimitrov(
     return GradientMatching(
         priors=(TotalVariation(tv), SamePictures(same)),
         stages=(PixelsOfEpochs(),),
-        emphasis=ByDepth("exponential") if by_depth else None,
+        weighting=ByDepth("exponential") if by_depth else None,
         descent=Descent(lr),
         steps=steps,
         restarts=restarts,

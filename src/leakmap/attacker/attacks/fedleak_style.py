@@ -8,7 +8,7 @@ from pydantic import Field
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
 from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.attacker.matching.settings import TV, Count, LearningRate, Share
+from leakmap.attacker.matching.settings import TV, Count, Fraction, LearningRate
 from leakmap.attacker.matching.weighting import Partial
 from leakmap.registry.spec import Tunable
 
@@ -18,7 +18,7 @@ def fedleak_style(
     *,
     share: Annotated[float, Field(gt=0, le=1), Tunable(choices=(0.1, 0.3, 1.0))] = 0.3,
     by: Literal["random", "magnitude"] = "random",
-    flatness: Annotated[Share, Tunable(choices=(0.0, 0.5))] = 0.5,
+    flatness: Annotated[Fraction, Tunable(choices=(0.0, 0.5))] = 0.5,
     tv: TV = 1e-2,
     steps: Count = 400,
     lr: LearningRate = 0.3,
@@ -33,7 +33,7 @@ def fedleak_style(
     Args:
         share: Fraction of the entries of each tensor that is matched.
         by: ``random`` entries, drawn anew every 25 iterations, or those of the largest ``magnitude``.
-        flatness: Share of the gradient that is taken a little further along itself; doubles the cost.
+        flatness: Fraction of the gradient that is taken a little further along itself; doubles the cost.
         tv: Weight of the total variation.
         steps: Iterations of each restart.
         lr: Step size of Adam.
@@ -45,4 +45,4 @@ def fedleak_style(
     Source: after FedLeak, 2025, arXiv:2506.08435.
     """
     plain = inverting_gradients(tv=tv, fade=1.0, steps=steps, lr=lr, sign="hard", restarts=restarts, labels=labels)
-    return replace(plain, emphasis=Partial(share, by) if share < 1 else None, flatness=flatness)
+    return replace(plain, weighting=Partial(share, by) if share < 1 else None, flatness=flatness)

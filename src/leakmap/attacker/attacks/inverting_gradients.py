@@ -7,7 +7,7 @@ from leakmap.attacker.matching.descent import Descent, Schedule, Sign
 from leakmap.attacker.matching.engine import Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.priors import SmoothVariation, TotalVariation
-from leakmap.attacker.matching.settings import FADE, STEP, TV, VARIATION, Count, LearningRate, Share, Weight, Whole
+from leakmap.attacker.matching.settings import FADE, STEP, TV, VARIATION, Count, Fraction, LearningRate, Weight, Whole
 from leakmap.attacker.matching.starts import Start
 from leakmap.attacker.matching.weighting import Largest
 
@@ -16,7 +16,7 @@ from leakmap.attacker.matching.weighting import Largest
 def inverting_gradients(
     *,
     tv: TV = VARIATION,
-    fade: Share = FADE,
+    fade: Fraction = FADE,
     steps: Count = 400,
     patience: Whole = 0,
     lr: LearningRate = STEP,
@@ -34,13 +34,13 @@ def inverting_gradients(
 
     Args:
         tv: Weight of the total variation.
-        fade: Share of that weight that is left at the end; it falls as the step size does.
+        fade: Fraction of that weight that is left at the end; it falls as the step size does.
         steps: Iterations of each restart.
         patience: Iterations in which the lowest matching term must fall by 1 %, or the restart ends; 0: none.
         lr: Step size of Adam.
         schedule: Of the step size.
         sign: What Adam is fed of the gradient.
-        start: Where it begins; ``hint``, at the true pixels that are granted, with noise elsewhere.
+        start: Where it begins; ``known_pixels``, at the true pixels that are granted, with noise elsewhere.
         restarts: Independent starts.
         top: Match only so many tensors, those with the largest norms; 0: all.
         median_every: Iterations between two 3x3 median filters; 0: none.
@@ -56,7 +56,7 @@ def inverting_gradients(
         priors=(TotalVariation(tv),),
         fade=fade,
         descent=Descent(lr, schedule=schedule, sign=sign),
-        emphasis=Largest(top) if top else None,
+        weighting=Largest(top) if top else None,
         median_every=median_every,
         start=start,
         steps=steps,

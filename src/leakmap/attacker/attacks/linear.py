@@ -11,7 +11,7 @@ from leakmap.attacker.closed_form import qualifying_layer
 from leakmap.attacker.equations import label_notes, ordered
 from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import recover
-from leakmap.attacker.reconstruction import Progress, Reconstruction
+from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
 from leakmap.observation.observation import Observation
@@ -41,7 +41,7 @@ class Linear:
     needs = frozenset({"count"})
     leaky_model = "mlp"
 
-    def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
+    def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction:
         """Attacks.
 
         Raises:
@@ -61,9 +61,9 @@ class Linear:
         network = observation.network
         again = torch.arange(len(y), device=rows.device) % len(rows)
         inputs = rows.to(network.dtype).view(-1, *network.task.shape)[again]
-        progress(1.0)
+        tick(1.0)
         return Reconstruction(
-            network.task.denormalise(inputs),
+            network.task.denormalize(inputs),
             ordered(y, network, f"{layer}.bias", inputs, dz[:, again]),
             math.nan,
             notes={"layer": layer, "rows found": len(rows), **label_notes(observation, labels)},

@@ -13,8 +13,8 @@ from leakmap.attacker.matching.settings import (
     TV,
     VARIATION,
     Count,
+    Fraction,
     LearningRate,
-    Share,
     StatisticsWeight,
     Whole,
 )
@@ -28,7 +28,7 @@ def proxy_statistics(
     form: Literal["paper", "calibrated"] = "paper",
     batches: Whole = 0,
     tv: TV = VARIATION,
-    fade: Share = FADE,
+    fade: Fraction = FADE,
     steps: Count = 400,
     lr: LearningRate = STEP,
     schedule: Schedule = "cosine",
@@ -38,7 +38,7 @@ def proxy_statistics(
     median_every: Whole = 0,
     labels: str = "auto",
 ) -> GradientMatching:
-    """Cosine matching, and the statistics that public pictures have in front of every normalisation layer.
+    """Cosine matching, and the statistics that public pictures have in front of every normalization layer.
 
     For BatchNorm a mean and a variance of each channel; for LayerNorm, GroupNorm and InstanceNorm two numbers a layer.
 
@@ -48,7 +48,7 @@ def proxy_statistics(
             between public batches.
         batches: Public batches of the client's size that are averaged; 0: one for ``paper``, 8 for ``calibrated``.
         tv: Weight of the total variation.
-        fade: Share of that weight that is left at the end; it falls as the step size does.
+        fade: Fraction of that weight that is left at the end; it falls as the step size does.
         steps: Iterations of each restart; the paper takes 10,000.
         lr: Step size of Adam; the paper takes 0.1.
         schedule: Of the step size; the paper takes ``step``.
@@ -58,7 +58,7 @@ def proxy_statistics(
         median_every: Iterations between two 3x3 median filters; 0: none.
         labels: ``auto``, or the name of a label rule.
 
-    Applies: where the model has normalisation layers and there are public pictures of the same kind, at least one
+    Applies: where the model has normalization layers and there are public pictures of the same kind, at least one
     batch.
 
     Source: Valadi et al. 2025, arXiv:2508.19819 ("GIA Estimate"); the calibrated form is this project's.

@@ -12,8 +12,8 @@ from leakmap.attacker.matching.settings import (
     TV,
     VARIATION,
     Count,
+    Fraction,
     LearningRate,
-    Share,
     StatisticsWeight,
     Whole,
 )
@@ -25,7 +25,7 @@ def recovered_statistics(
     *,
     weight: StatisticsWeight = 1e-3,
     tv: TV = VARIATION,
-    fade: Share = FADE,
+    fade: Fraction = FADE,
     steps: Count = 400,
     lr: LearningRate = STEP,
     schedule: Schedule = "cosine",
@@ -43,7 +43,7 @@ def recovered_statistics(
     Args:
         weight: Of the statistics; the paper's search chose 1.6e-4.
         tv: Weight of the total variation; the paper's search chose 0.052.
-        fade: Share of that weight that is left at the end; it falls as the step size does.
+        fade: Fraction of that weight that is left at the end; it falls as the step size does.
         steps: Iterations of each restart; the paper takes 10,000.
         lr: Step size of Adam; the paper takes 0.1.
         schedule: Of the step size; the paper takes ``step``.

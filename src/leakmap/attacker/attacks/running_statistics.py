@@ -6,7 +6,16 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
 from leakmap.attacker.matching.descent import Schedule, Sign
 from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.attacker.matching.settings import FADE, STEP, TV, VARIATION, Count, LearningRate, Share, StatisticsWeight
+from leakmap.attacker.matching.settings import (
+    FADE,
+    STEP,
+    TV,
+    VARIATION,
+    Count,
+    Fraction,
+    LearningRate,
+    StatisticsWeight,
+)
 from leakmap.attacker.matching.statistics import Statistics
 
 
@@ -15,7 +24,7 @@ def running_statistics(
     *,
     weight: StatisticsWeight = 1e-3,
     tv: TV = VARIATION,
-    fade: Share = FADE,
+    fade: Fraction = FADE,
     steps: Count = 400,
     lr: LearningRate = STEP,
     schedule: Schedule = "cosine",
@@ -30,7 +39,7 @@ def running_statistics(
     Args:
         weight: Of the statistics; published are 0.005 and, with unknown labels, 0.001.
         tv: Weight of the total variation; published are 0.1 and 0.05.
-        fade: Share of that weight that is left at the end; it falls as the step size does.
+        fade: Fraction of that weight that is left at the end; it falls as the step size does.
         steps: Iterations of each restart; published are 10,000.
         lr: Step size of Adam; published is 0.1.
         schedule: Of the step size; published is ``step``.

@@ -14,7 +14,7 @@ from leakmap.attacker.closed_form import qualifying_layer
 from leakmap.attacker.equations import label_notes, ordered
 from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import recover
-from leakmap.attacker.reconstruction import Progress, Reconstruction
+from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.errors import NotApplicable
 from leakmap.observation.observation import Observation
 from leakmap.seeds import derive, generator
@@ -50,7 +50,7 @@ class Spear:
 
     Args:
         labels: ``auto``, or the name of a label rule.
-        tau: Share of zeros, beyond the rows that were drawn, from which a direction is a candidate.
+        tau: Fraction of zeros, beyond the rows that were drawn, from which a direction is a candidate.
         draws: Sets of rows that are tried at most; for few examples ``2 ** (b + 12)``, where more would not help.
 
     Applies: where a linear layer with a bias sees the pictures themselves and feeds a ReLU; one local step.
@@ -65,7 +65,7 @@ class Spear:
     needs = frozenset({"count"})
     leaky_model = "mlp"
 
-    def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
+    def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction:
         """Attacks.
 
         Raises:
@@ -77,12 +77,12 @@ class Spear:
         gradient = mean_gradient(observation, (f"{layer}.weight", f"{layer}.bias"))
         factors = decompose(gradient[f"{layer}.weight"], gradient[f"{layer}.bias"], count)
         weight, bias = (network.weights[f"{layer}.{name}"].double() for name in ("weight", "bias"))
-        drawn, inputs, dz = self._solution(factors, weight, bias, derive(seed, "rows"), progress)
+        drawn, inputs, dz = self._solution(factors, weight, bias, derive(seed, "rows"), tick)
         again = torch.arange(count, device=inputs.device) % factors.rank
         inputs = inputs.to(network.dtype).view(-1, *network.task.shape)
-        progress(1.0)
+        tick(1.0)
         return Reconstruction(
-            network.task.denormalise(inputs)[again],
+            network.task.denormalize(inputs)[again],
             ordered(labels.y, network, f"{layer}.bias", inputs[again], factors.spread(dz)[:, again]),
             math.nan,
             notes={
@@ -94,11 +94,11 @@ class Spear:
         )
 
     def _solution(
-        self, factors: "Factors", weight: Tensor, bias: Tensor, seed: int, progress: Progress
+        self, factors: "Factors", weight: Tensor, bias: Tensor, seed: int, tick: Tick
     ) -> tuple[int, Tensor, Tensor]:
         """Draws that it took, inputs, and gradient of the outputs."""
         best, limit = 0.0, min(self.draws, 2 ** (factors.rank + 12))
-        for drawn, directions in self._bases(factors, limit, seed, progress):
+        for drawn, directions in self._bases(factors, limit, seed, tick):
             inputs, dz = factors.disaggregate(directions)
             share = float((inputs @ weight.T + bias > 0)[factors.spread(dz).T != 0].double().mean())
             if share >= OPEN:
@@ -109,7 +109,7 @@ class Spear:
             f"{best:.1%} of the gradients pass an open ReLU, not all; allow more draws, or attack a smaller batch."
         )
 
-    def _bases(self, factors: "Factors", limit: int, seed: int, progress: Progress) -> Iterator[tuple[int, Tensor]]:
+    def _bases(self, factors: "Factors", limit: int, seed: int, tick: Tick) -> Iterator[tuple[int, Tensor]]:
         """After every chunk of draws that leaves enough directions: the draws so far and the sparsest basis."""
         left = factors.left
         rows, rank = left.shape
@@ -128,7 +128,7 @@ class Spear:
             pool = distinct(torch.stack([*pool, *fresh])) if fresh else pool
             sparsity = zeros(left @ pool.T, factors.rounding).sum(dim=0)
             pool = pool[sparsity.argsort(descending=True, stable=True)][: 8 * rank]
-            progress(min(1.0, (first + size) / limit))
+            tick(min(1.0, (first + size) / limit))
             if len(basis := independent(pool)) == rank:
                 yield min(first + size, limit), basis
 
@@ -143,7 +143,7 @@ class Factors:
         right: ``(rank, features)``, orthonormal rows.
         bias: ``(rows,)`` gradient of the bias.
         alive: ``(outputs,)``: which outputs the rows are.
-        rounding: Share of the root mean square of ``left`` times a direction below which a value is a zero.
+        rounding: Fraction of the root mean square of ``left`` times a direction below which a value is a zero.
     """
 
     left: Tensor

@@ -10,12 +10,12 @@ import torch
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.buffers import assumed_rule, client_passes
+from leakmap.attacker.matching.context import SearchContext
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.masks import open_masks
-from leakmap.attacker.matching.problem import Scene
-from leakmap.attacker.matching.residual import buffers_unexplained, update_unexplained
+from leakmap.attacker.matching.residual import buffer_residual, update_residual
 from leakmap.attacker.matching.statistics import norm_layers
-from leakmap.attacker.reconstruction import Attack, Attempt, Progress, Reconstruction
+from leakmap.attacker.reconstruction import Attack, Attempt, Reconstruction, Tick
 from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, NonFinite, NotApplicable
 from leakmap.observation.observation import Observation
@@ -76,7 +76,7 @@ def strongest(*, steps: int | None = None, restarts: int | None = None, **settin
 
     Suite v1: the closed forms linear, spear and april; inverting_gradients; recovered_statistics where buffers moved;
     proxy_statistics where public pictures are granted; dropout_inversion where dropout is active; dimitrov where
-    mini-batches are shuffled from epoch to epoch. All results are compared by one yardstick, how far each
+    mini-batches are shuffled from epoch to epoch. All results are compared by one update residual, how far each
     is from what the client sent: the cosine distance of the whole update in the client's mode, with dropout masks
     fitted to each result, plus the squared relative distance of the returned running statistics where they moved. None
     is chosen by the truth. Once a result explains the update to 1e-6, the rest is left out.
@@ -144,7 +144,7 @@ class Strongest:
         plain, proxy = (m.blind() for m in searches if isinstance(m, GradientMatching))
         return Floor(plain, proxy)
 
-    def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
+    def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction:
         """Attacks with every member that applies.
 
         Raises:
@@ -165,8 +165,8 @@ class Strongest:
                 continue
             place, started = running.index(name), time.perf_counter()
             try:
-                found = member(observation, seed, lambda f, p=place: progress((p + f) / len(running)))
-                distance, term = _yardstick(observation, assumed.rule, found, seed)
+                found = member(observation, seed, lambda f, p=place: tick((p + f) / len(running)))
+                distance, term = _residuals(observation, assumed.rule, found, seed)
             except NotApplicable as error:
                 attempts.append(Attempt(name, note=str(error)))
                 continue
@@ -176,7 +176,7 @@ class Strongest:
             attempts.append(Attempt(name, found.pictures, found.y, term, time.perf_counter() - started))
             results[name] = found
             lowest = min(lowest, distance)
-        progress(1.0)
+        tick(1.0)
         if not results:
             told = "; ".join(f"{attempt.name}: {attempt.note}" for attempt in attempts)
             raise NotApplicable(f"No member of the suite came to a result ({told}).")
@@ -187,16 +187,16 @@ class Strongest:
         return replace(best, objective=winner.term, notes=notes, attempts=tuple(attempts))
 
 
-def _yardstick(observation: Observation, rule: LocalRule, found: Reconstruction, seed: int) -> tuple[float, float]:
+def _residuals(observation: Observation, rule: LocalRule, found: Reconstruction, seed: int) -> tuple[float, float]:
     """How far a result is from the update, and from all that the client sent, by which results are compared.
 
     Raises:
-        NonFinite: its pictures or the yardstick are not finite.
+        NonFinite: its pictures or the update residual are not finite.
     """
-    scene = Scene(observation, rule, found.y, derive(seed, "yardstick"))
-    x = observation.network.task.normalise(found.pictures)
-    distance = update_unexplained(scene, x)
-    term = distance + buffers_unexplained(scene, x)
+    context = SearchContext(observation, rule, found.y, derive(seed, "yardstick"))
+    x = observation.network.task.normalize(found.pictures)
+    distance = update_residual(context, x)
+    term = distance + buffer_residual(context, x)
     if not bool(torch.isfinite(found.pictures).all()) or not math.isfinite(term):
         raise NonFinite("The pictures, or the update that they would give, are not finite.")
     return distance, term
@@ -208,7 +208,7 @@ class Floor:
 
     Args:
         plain: Where no public pictures are granted.
-        proxy: Where they are, and the network has normalisation layers.
+        proxy: Where they are, and the network has normalization layers.
     """
 
     plain: GradientMatching
@@ -217,7 +217,7 @@ class Floor:
     needs = frozenset({"count"})
     leaky_model = "convnet"
 
-    def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
+    def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction:
         """Paints."""
         proxy = observation.public is not None and norm_layers(observation.network.module())
-        return (self.proxy if proxy else self.plain)(observation, seed, progress)
+        return (self.proxy if proxy else self.plain)(observation, seed, tick)

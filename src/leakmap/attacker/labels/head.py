@@ -146,7 +146,7 @@ def stand_ins(observation: Observation, seed: int, dummies: int) -> Tensor:
     """Model inputs ``(N, C, H, W)`` in place of the client's: the public pictures, else ``dummies`` of noise."""
     network, task = observation.network, observation.network.task
     if observation.public is not None:
-        return task.normalise(observation.public.pictures)
+        return task.normalize(observation.public.pictures)
     noise = torch.randn(dummies, *task.shape, generator=generator(seed, "label dummies"))
     return noise.to(network.device, network.dtype)
 

@@ -92,4 +92,4 @@ def _stand_ins(observation: Observation, y: Tensor, source: torch.Generator) -> 
     fits = (public.labels == y[:, None]).double()
     fits[fits.sum(1) == 0] = 1.0
     chosen = torch.multinomial(fits.cpu(), 1, generator=source)[:, 0]
-    return network.task.normalise(public.pictures[chosen.to(y.device)])
+    return network.task.normalize(public.pictures[chosen.to(y.device)])

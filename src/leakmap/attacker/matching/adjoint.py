@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from leakmap.attacker.matching.context import Guess, Seen, Trace
 from leakmap.attacker.matching.derivatives import Derivative, Exact, Linearised
 from leakmap.attacker.matching.masks import Masks
-from leakmap.attacker.matching.problem import Guess, Seen, Trace
 from leakmap.client_step import LocalRule, Training
 from leakmap.seeds import random_state, set_random_state
 

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from leakmap.attacker.matching.problem import Scene
+from leakmap.attacker.matching.context import SearchContext
 from leakmap.seeds import generator
 
 
@@ -19,7 +19,7 @@ class Free:
 
     Args:
         tensors: Leaves that require a gradient; an optimiser changes them in place.
-        decode: The pictures that they stand for now, ``(N, C, H, W)`` or ``(epochs, N, C, H, W)``, normalised.
+        decode: The pictures that they stand for now, ``(N, C, H, W)`` or ``(epochs, N, C, H, W)``, normalized.
         project: Called after each iteration: puts the variables back where they belong.
         pace: Factor of the step size in this stage.
     """
@@ -33,12 +33,12 @@ class Free:
 class Decoder(Protocol):
     """Sets up one stage of a search."""
 
-    def __call__(self, scene: Scene, start: Tensor, before: Free | None = None) -> Free:
+    def __call__(self, context: SearchContext, start: Tensor, before: Free | None = None) -> Free:
         """The free variables of the stage.
 
         Args:
-            scene: What stays the same.
-            start: ``(N, C, H, W)`` normalised: noise in the first stage, then the best pictures so far.
+            context: What stays the same.
+            start: ``(N, C, H, W)`` normalized: noise in the first stage, then the best pictures so far.
             before: The stage before, as it ended.
         """
         ...
@@ -56,9 +56,9 @@ class Pixels:
     scale: float = 1.0
     box: bool = True
 
-    def __call__(self, scene: Scene, start: Tensor, before: Free | None = None) -> Free:
+    def __call__(self, context: SearchContext, start: Tensor, before: Free | None = None) -> Free:
         """One free value for each pixel of the coarse picture."""
-        task = scene.observation.network.task
+        task = context.observation.network.task
         size = [max(1, round(side * self.scale)) for side in task.shape[1:]]
         full = size == list(task.shape[1:])
         x = start if full else F.interpolate(start, size=size, mode="bilinear", align_corners=False)
@@ -81,12 +81,12 @@ class Still:
     """Pictures that stay as they are, while masks are searched.
 
     Args:
-        x: ``(N, C, H, W)``, normalised.
+        x: ``(N, C, H, W)``, normalized.
     """
 
     x: Tensor
 
-    def __call__(self, scene: Scene, start: Tensor, before: Free | None = None) -> Free:
+    def __call__(self, context: SearchContext, start: Tensor, before: Free | None = None) -> Free:
         """No free variable."""
         return Free([], lambda: self.x)
 
@@ -98,13 +98,13 @@ class PixelsOfEpochs:
     Source: Dimitrov et al. 2022, "Data Leakage in Federated Averaging", arXiv:2206.12395.
     """
 
-    def __call__(self, scene: Scene, start: Tensor, before: Free | None = None) -> Free:
+    def __call__(self, context: SearchContext, start: Tensor, before: Free | None = None) -> Free:
         """``(epochs, N, C, H, W)`` free values, the first epoch beginning at ``start``; one epoch is plain pixels."""
-        epochs = scene.rule.epochs
+        epochs = context.rule.epochs
         if epochs == 1:
-            return Pixels()(scene, start)
-        noise = torch.randn(epochs - 1, *start.shape, generator=generator(scene.seed, "epochs")).to(start)
-        low, high = scene.observation.network.task.bounds(start)
+            return Pixels()(context, start)
+        noise = torch.randn(epochs - 1, *start.shape, generator=generator(context.seed, "epochs")).to(start)
+        low, high = context.observation.network.task.bounds(start)
         x = torch.cat([start[None], noise]).clamp(low, high).requires_grad_()
 
         def project() -> None:

@@ -1,4 +1,4 @@
-"""How the gradient of a loss is differentiated once more: exactly, or by differences with frozen kinks."""
+"""How the gradient of a loss is differentiated once more: exactly, or by differences with frozen switches."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from leakmap.attacker.matching.switches import Kinks
+from leakmap.attacker.matching.switches import FrozenSwitches
 
 Loss = Callable[[Sequence[Tensor]], Tensor]
 """``loss(parameters) -> scalar``; the same every time it is called."""
@@ -96,7 +96,7 @@ class _Graph:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A difference of first gradients at ``parameters`` and at ``parameters + eps * along``, with kinks held.
+    """A difference of first gradients at ``parameters`` and at ``parameters + eps * along``, with switches held.
 
     Of any operation with a first derivative, fused attention included. Needs two forward and two backward passes, of
     which the second forms no gradient of the parameters.
@@ -114,13 +114,13 @@ class Frozen:
         self, loss: Loss, parameters: Sequence[Tensor], held: Sequence[Tensor], scale: Tensor, *, watched: bool
     ) -> Linearised:
         """Linearises."""
-        kinks = Kinks()
+        switches = FrozenSwitches()
         with _full_precision(parameters[0].device):
-            with kinks:
+            with switches:
                 value = loss(parameters)
             leaves = [*parameters, *held]
             found = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True, retain_graph=watched)
-        return _Difference(self, loss, list(parameters), list(held), scale, kinks, _apart(found))
+        return _Difference(self, loss, list(parameters), list(held), scale, switches, _apart(found))
 
     def __str__(self) -> str:
         return f"frozen ({'central' if self.central else 'one-sided'}, {self.step:g})"
@@ -133,7 +133,7 @@ class _Difference:
     parameters: list[Tensor]
     held: list[Tensor]
     scale: Tensor
-    kinks: Kinks
+    switches: FrozenSwitches
     found: list[Tensor]
 
     @property
@@ -171,7 +171,7 @@ class _Difference:
         moved = [m.detach().requires_grad_(id(p) in asked) for p, m in zip(self.parameters, moved, strict=True)]
         stands_for = dict(zip(map(id, self.parameters), moved, strict=True))
         with _full_precision(eps.device):
-            with self.kinks:
+            with self.switches:
                 value = self.loss(moved)
             leaves = [stands_for.get(id(leaf), leaf) for leaf in wrt]
             return _apart(torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True))

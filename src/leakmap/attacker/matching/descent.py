@@ -17,7 +17,7 @@ class Descent:
     """An optimiser with its schedule.
 
     Args:
-        lr: Step size, in normalised space.
+        lr: Step size, in normalized space.
         optimizer: ``adam``, or ``lbfgs`` (history 100, 20 inner iterations, strong Wolfe line search).
         schedule: ``step`` multiplies by 0.1 at 3/8, 5/8 and 7/8; ``cosine`` decays to 0; ``constant``.
         warmup: Iterations of linear warm-up.

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from leakmap.attacker.matching.adjoint import Simulation
+from leakmap.attacker.matching.context import Guess, Penalty, SearchContext, Trace
 from leakmap.attacker.matching.derivatives import Derivative, Exact, Frozen
 from leakmap.attacker.matching.distances import Distance
 from leakmap.attacker.matching.masks import Masks, open_masks
-from leakmap.attacker.matching.problem import Guess, Penalty, Scene, Trace
 from leakmap.attacker.matching.selfcheck import SelfCheck
-from leakmap.attacker.matching.weighting import Emphasis
+from leakmap.attacker.matching.weighting import Weighting
 from leakmap.client_step import Training, arrange
 from leakmap.errors import NotApplicable
 from leakmap.models.adapt import freeze_running_statistics
@@ -27,7 +27,7 @@ class Pull:
     """What an engine says about a guess.
 
     Args:
-        match: The matching term, 0-dim float64; over all entries where the emphasis changes from draw to draw, so that
+        match: The matching term, 0-dim float64; over all entries where the weighting changes from draw to draw, so that
             iterates can be compared.
         penalty: The sum of the penalties, 0-dim float64.
         gradient: Of ``weight * match + penalty``, one tensor for each movable tensor of the guess.
@@ -47,12 +47,12 @@ class Engine:
     and the state of the optimiser, not its activations. Nothing is read back to the host except in a self-check.
 
     Args:
-        scene: Gives network, update and rule.
+        context: Gives network, update and rule.
         distance: Between simulated and observed update.
-        kind: How gradients are differentiated: ``exact`` by double backward, ``frozen`` by differences with kinks held,
+        kind: Of differentiation: ``exact`` by double backward, ``frozen`` by differences with switches held,
             ``auto`` by differences as long as they agree with double backward.
         weight: Of the matching term; with 0 only the penalties pull.
-        emphasis: Which entries of the update count; None: all alike.
+        weighting: Which entries of the update count; None: all alike.
         penalties: Read off the same forward passes.
         masks: Whether dropout takes its masks from the guess; else it is simulated by the expected network.
 
@@ -62,26 +62,26 @@ class Engine:
 
     def __init__(
         self,
-        scene: Scene,
+        context: SearchContext,
         distance: Distance,
         *,
         kind: Kind = "auto",
         weight: float = 1.0,
-        emphasis: Emphasis | None = None,
+        weighting: Weighting | None = None,
         penalties: Sequence[Penalty] = (),
         masks: bool = False,
     ):
-        network, update = scene.observation.network, scene.observation.update
+        network, update = context.observation.network, context.observation.update
         module = network.module()
-        self.masks: Masks | None = open_masks(module, scene.rule) if masks else None
-        module = freeze_running_statistics(arrange(module, scene.rule, dropout=False))
-        self._training = Training(module, network.weights, scene.rule, network.loss())
-        self._rule, self._distance, self._weight, self._seed = scene.rule, distance, weight, scene.seed
+        self.masks: Masks | None = open_masks(module, context.rule) if masks else None
+        module = freeze_running_statistics(arrange(module, context.rule, dropout=False))
+        self._training = Training(module, network.weights, context.rule, network.loss())
+        self._rule, self._distance, self._weight, self._seed = context.rule, distance, weight, context.seed
         if strange := [name for name in update.tensors if name not in self._training.names]:
             raise NotApplicable(f"The update holds {strange[0]!r}, which is no trained parameter of {network.model}.")
         self._places = [self._training.names.index(name) for name in update.tensors]
         self._target = [tensor.detach() for tensor in update.tensors.values()]
-        self._emphasis, self._draws = emphasis, 0
+        self._weighting, self._draws = weighting, 0
         self._full_squares = _dots(self._target, self._target)
         self._entry_weights: list[Tensor] | None = None
         self._room: list[Tensor] = []
@@ -96,9 +96,9 @@ class Engine:
         return str(self.check or self._derivative)
 
     def iteration(self, step: int) -> None:
-        """Tells the number of the iteration, at which a random emphasis may be drawn anew."""
-        if self._emphasis is not None and self._emphasis.every and step % self._emphasis.every == 0:
-            self._draws = step // self._emphasis.every
+        """Tells the number of the iteration, at which a random weighting may be drawn anew."""
+        if self._weighting is not None and self._weighting.every and step % self._weighting.every == 0:
+            self._draws = step // self._weighting.every
             self._emphasise()
 
     def value_and_grad(self, guess: Guess) -> Pull:
@@ -143,7 +143,7 @@ class Engine:
         defended = self._training.defence.simulate(self._selected(client.shared), self._target)
         plain = defended.tensors
         value, a, b = self._distance(*self._products(plain))
-        if self._emphasis is not None and self._emphasis.every:
+        if self._weighting is not None and self._weighting.every:
             value = self._distance(_dots(plain, self._target), _dots(plain, plain), self._full_squares)[0]
         along: list[Tensor | None] = [None] * len(client.shared)
         if self._weight:
@@ -163,8 +163,8 @@ class Engine:
         return [shared[place] for place in self._places]
 
     def _emphasise(self) -> None:
-        if self._emphasis is not None:
-            self._entry_weights = self._emphasis(self._target, self._draws, self._seed)
+        if self._weighting is not None:
+            self._entry_weights = self._weighting(self._target, self._draws, self._seed)
         self._target_squares = _dots(self._weighted(self._target), self._target)
 
     def _weighted(self, tensors: list[Tensor]) -> list[Tensor]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leakmap.attacker.matching.context import SearchContext
 from leakmap.attacker.matching.decoders import Free
-from leakmap.attacker.matching.problem import Scene
 from leakmap.errors import BadSetting, UsageError
 from leakmap.problem.task import Task
 from leakmap.registry.user_code import load_user_code
@@ -55,19 +55,19 @@ class Untrained:
     inputs: int = 32
     jitter: float = 0.03
 
-    def __call__(self, scene: Scene, start: Tensor, before: Free | None = None) -> Free:
+    def __call__(self, context: SearchContext, start: Tensor, before: Free | None = None) -> Free:
         """The weights; ``start`` gives only the number of pictures."""
-        task = scene.observation.network.task
+        task = context.observation.network.task
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(scene.seed, "painter"))
+            torch.manual_seed(derive(context.seed, "painter"))
             painter = _Painter(self.inputs, self.width, task.shape).to(start)
         height, width = (-(-side // 8) for side in task.shape[1:])
-        source = generator(scene.seed, "painter input")
+        source = generator(context.seed, "painter input")
         z = torch.randn(len(start), self.inputs, height, width, generator=source).to(start)
 
         def decode() -> Tensor:
             moved = z + self.jitter * torch.randn(z.shape, generator=source).to(z) if self.jitter else z
-            return task.normalise(painter(moved))
+            return task.normalize(painter(moved))
 
         return Free(list(painter.parameters()), decode)
 
@@ -88,20 +88,20 @@ class Pretrained:
     build: str
     free: str = "latent"
 
-    def __call__(self, scene: Scene, start: Tensor, before: Free | None = None) -> Free:
+    def __call__(self, context: SearchContext, start: Tensor, before: Free | None = None) -> Free:
         """The latent inputs, drawn from N(0, 1); or the weights, with the latent inputs of the stage before."""
-        task = scene.observation.network.task
+        task = context.observation.network.task
         painter = load_generator(self.build, task).to(start)
         latent: Any = painter.latent
         if self.free == "latent" or before is None:
-            drawn = torch.randn(len(start), *latent, generator=generator(scene.seed, "latent"))
+            drawn = torch.randn(len(start), *latent, generator=generator(context.seed, "latent"))
             z = drawn.to(start).requires_grad_()
             painter.requires_grad_(False)
-            return Free([z], lambda: task.normalise(painter(z)), pace=LATENT_PACE)
+            return Free([z], lambda: task.normalize(painter(z)), pace=LATENT_PACE)
         found = before.tensors[0].detach()
         painter.requires_grad_()
         weights = [p for p in painter.parameters() if p.requires_grad]
-        return Free(weights, lambda: task.normalise(painter(found)))
+        return Free(weights, lambda: task.normalize(painter(found)))
 
 
 def load_generator(reference: str, task: Task) -> nn.Module:

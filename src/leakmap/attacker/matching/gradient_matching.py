@@ -9,17 +9,17 @@ from torch import Tensor
 
 from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.labels import Labels, label_rules, recover
+from leakmap.attacker.matching.context import Guess, SearchContext, Term
 from leakmap.attacker.matching.decoders import Decoder, Free, Pixels, median_filter, merge_epochs
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine, Kind
 from leakmap.attacker.matching.masks import draw_masks, rate_penalty
 from leakmap.attacker.matching.priors import Prior, TotalVariation, total_variation
-from leakmap.attacker.matching.problem import Guess, Scene, Term
 from leakmap.attacker.matching.restarts import Run, choose
 from leakmap.attacker.matching.starts import Start, first_guess
-from leakmap.attacker.matching.weighting import Emphasis
-from leakmap.attacker.reconstruction import Progress, Reconstruction
+from leakmap.attacker.matching.weighting import Weighting
+from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.defences import NONE
 from leakmap.errors import BadSetting, NonFinite
 from leakmap.observation.observation import Observation
@@ -42,7 +42,7 @@ class GradientMatching:
     Args:
         distance: ``cosine``, ``layer_cosine``, ``angular`` or ``squared``.
         match: Weight of the matching term; 0 ignores the update, the client's buffers and labels that are not granted.
-        emphasis: Which entries of the update count; None: all alike.
+        weighting: Which entries of the update count; None: all alike.
         priors: What is believed about pictures.
         fade: Share of their weight that priors keep at the end; in between it falls as the step size does.
         terms: What is known about the client's forward passes.
@@ -50,7 +50,8 @@ class GradientMatching:
         descent: Optimiser and schedule, begun anew in each stage.
         steps: Iterations of each restart, divided evenly among the stages.
         patience: Iterations in which the lowest matching term must fall by 1 %, or the restart ends; 0: it never does.
-        start: Where it begins, see :func:`leakmap.attacker.matching.starts.first_guess`; ``hint`` needs that grant.
+        start: Where it begins, see :func:`leakmap.attacker.matching.starts.first_guess`; ``known_pixels`` needs
+            that grant.
         restarts: Independent starts.
         group: Weight that pulls the restarts towards their mean, which are then searched in step.
         flatness: Share ``a`` in [0, 1] of the gradient taken at ``x + 0.05 g / |g|`` instead of ``x``: penalises a
@@ -67,7 +68,7 @@ class GradientMatching:
 
     distance: Literal["cosine", "layer_cosine", "angular", "squared"] = "cosine"
     match: float = 1.0
-    emphasis: Emphasis | None = None
+    weighting: Weighting | None = None
     priors: tuple[Prior, ...] = (TotalVariation(1e-2),)
     fade: float = 1.0
     terms: tuple[Term, ...] = ()
@@ -101,7 +102,7 @@ class GradientMatching:
     @property
     def of_start(self) -> frozenset[str]:
         """The facts that the start shows."""
-        return frozenset({"hint"} if self.start == "hint" else ())
+        return frozenset({"known_pixels"} if self.start == "known_pixels" else ())
 
     @property
     def evaluations(self) -> int:
@@ -114,7 +115,7 @@ class GradientMatching:
         terms = tuple(blind for term in self.terms if (blind := term.blind()) is not None)
         return replace(self, match=0.0, terms=terms, masks=None, soft_labels=False, flatness=0.0)
 
-    def __call__(self, observation: Observation, seed: int, progress: Progress) -> Reconstruction:
+    def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction:
         """Attacks.
 
         Raises:
@@ -128,28 +129,28 @@ class GradientMatching:
         rule = replace(assumed.rule, mode="eval") if self.mode == "eval" else assumed.rule
         found = self._labels(observation, seed)
         y = found.y if found.probabilities is None else found.probabilities
-        scene = Scene(observation, rule, y, seed)
-        penalties = [term(scene) for term in self.terms]
+        context = SearchContext(observation, rule, y, seed)
+        penalties = [term(context) for term in self.terms]
         engine = None
         if self.match or penalties:
             engine = Engine(
-                scene,
+                context,
                 DISTANCES[self.distance],
                 kind=self.engine,
                 weight=self.match,
-                emphasis=self.emphasis,
+                weighting=self.weighting,
                 penalties=penalties,
                 masks=self.masks is not None,
             )
-        searches = [Search(self, scene, engine, restart) for restart in range(self.restarts)]
-        self._run(searches, progress)
+        searches = [Restart(self, context, engine, restart) for restart in range(self.restarts)]
+        self._run(searches, tick)
         alive = [search for search in searches if search.lost is None]
         if not alive:
             raise searches[0].lost or NonFinite("The search left the finite numbers.")
         results = [search.result() for search in alive]
         best = choose(results)
         used = assumed.used.union(found.used, {"count"}, self.of_start, *(penalty.used for penalty in penalties))
-        notes = self._notes(scene, found, assumed.statement, used)
+        notes = self._notes(context, found, assumed.statement, used)
         notes |= {"restart": searches.index(alive[best])} | {
             f"known {i}" if i else "known": p.note for i, p in enumerate(penalties) if p.note
         }
@@ -163,7 +164,7 @@ class GradientMatching:
             notes["mask values per pixel value"] = round(alive[best].mask_share(), 3)
         run = results[best]
         x = merge_epochs(run.x, run.y) if run.x.ndim == 5 else run.x
-        pictures = observation.network.task.denormalise(x)
+        pictures = observation.network.task.denormalize(x)
         return Reconstruction(pictures, run.y, run.objective, run.curve, notes)
 
     def _labels(self, observation: Observation, seed: int) -> Labels:
@@ -173,20 +174,22 @@ class GradientMatching:
         classes = torch.zeros(observation.count or 1, dtype=torch.int64, device=observation.network.device)
         return Labels(classes, "searched with the pictures", 0.0)
 
-    def _notes(self, scene: Scene, labels: Labels, assumed: str, used: frozenset[str]) -> dict[str, str | int | float]:
+    def _notes(
+        self, context: SearchContext, labels: Labels, assumed: str, used: frozenset[str]
+    ) -> dict[str, str | int | float]:
         notes: dict[str, str | int | float] = {
             "labels": labels.rule,
             "label confidence": labels.confidence,
-            "mode simulated": scene.rule.mode,
+            "mode simulated": context.rule.mode,
             "used": ", ".join(sorted(used)),
         }
-        if scene.rule.defence != NONE:
-            notes["defence"] = scene.rule.defence
-        if scene.rule.batch_size is not None and (labels.rule != "granted" or scene.rule.shuffle):
+        if context.rule.defence != NONE:
+            notes["defence"] = context.rule.defence
+        if context.rule.batch_size is not None and (labels.rule != "granted" or context.rule.shuffle):
             notes["label order"] = "unknown: mini-batches are simulated in one order for all epochs"
         return notes | ({"assumed": assumed} if assumed else {})
 
-    def _run(self, searches: "list[Search]", progress: Progress) -> None:
+    def _run(self, searches: "list[Restart]", tick: Tick) -> None:
         """In step where restarts pull each other, else one after the other."""
         if self.group:
             for step in range(self.steps):
@@ -196,7 +199,7 @@ class GradientMatching:
                 for search in alive:
                     search.iterate(step, mean)
                 if step % CHECK_EVERY == 0:
-                    progress(step / self.steps)
+                    tick(step / self.steps)
         else:
             for i, search in enumerate(searches):
                 for step in range(self.steps):
@@ -204,46 +207,46 @@ class GradientMatching:
                         break
                     search.iterate(step)
                     if step % CHECK_EVERY == 0:
-                        progress((i + step / self.steps) / len(searches))
-        progress(1.0)
+                        tick((i + step / self.steps) / len(searches))
+        tick(1.0)
 
 
-class Search:
+class Restart:
     """One restart in progress."""
 
-    def __init__(self, how: GradientMatching, scene: Scene, engine: Engine | None, restart: int):
-        self.how, self.scene, self.engine, self.restart = how, scene, engine, restart
+    def __init__(self, how: GradientMatching, context: SearchContext, engine: Engine | None, restart: int):
+        self.how, self.context, self.engine, self.restart = how, context, engine, restart
         self.lost: NonFinite | None = None
         self.plateau: int | None = None
         self.marks: list[float] = []
-        network, count = scene.observation.network, len(scene.y)
-        self.noise = generator(scene.seed, "noise", restart)
-        scene.observation.need(*how.of_start)
-        hint = scene.observation.hint
-        known = None if hint is None else network.task.normalise(hint.cpu())
-        source = generator(scene.seed, "start", restart)
+        network, count = context.observation.network, len(context.y)
+        self.noise = generator(context.seed, "noise", restart)
+        context.observation.need(*how.of_start)
+        given = context.observation.known_pixels
+        known = None if given is None else network.task.normalize(given.cpu())
+        source = generator(context.seed, "start", restart)
         start = first_guess(how.start, (count, *network.task.shape), source, known)
         self.best_x = start.to(network.device, network.dtype)
-        self.best_y = scene.y
+        self.best_y = context.y
         self.best = torch.full((), math.inf, dtype=torch.float64, device=network.device)
         self.finite = torch.full((), True, device=network.device)
         self.values: list[Tensor] = []
         self.logits: Tensor | None = None
         if how.soft_labels:
-            drawn = torch.randn(count, network.task.classes, generator=generator(scene.seed, "soft labels", restart))
+            drawn = torch.randn(count, network.task.classes, generator=generator(context.seed, "soft labels", restart))
             self.logits = drawn.to(self.best_x).requires_grad_()
         self.masks: list[Tensor] = []
         if engine is not None and engine.masks is not None:
             if not engine.masks.shapes:
-                engine.record_masks(self.best_x, scene.y)
-            drawn_masks = draw_masks(engine.masks.shapes, self.best_x, generator(scene.seed, "masks", restart))
+                engine.record_masks(self.best_x, context.y)
+            drawn_masks = draw_masks(engine.masks.shapes, self.best_x, generator(context.seed, "masks", restart))
             self.masks = [mask.requires_grad_() for mask in drawn_masks]
         self.length = max(1, how.steps // len(how.stages))
         self._enter(how.stages[0], self.best_x, None)
 
     def _enter(self, stage: Decoder, start: Tensor, before: Free | None) -> None:
-        scene = replace(self.scene, seed=derive(self.scene.seed, "stage", self.restart))
-        self.free = stage(scene, start, before)
+        context = replace(self.context, seed=derive(self.context.seed, "stage", self.restart))
+        self.free = stage(context, start, before)
         self.leaves = [*self.free.tensors, *([] if self.logits is None else [self.logits]), *self.masks]
         self.optimizer = self.how.descent.start(self.leaves)
 
@@ -297,7 +300,7 @@ class Search:
         """Sets the gradients of the leaves; returns the objective, for optimisers that search along a line."""
         with torch.enable_grad():
             x = self.free.decode()
-            y = self.scene.y if self.logits is None else self.logits.softmax(1)
+            y = self.context.y if self.logits is None else self.logits.softmax(1)
         guess = Guess(x.detach(), y.detach(), tuple(mask.detach() for mask in self.masks))
         pulls = [torch.zeros_like(tensor) for tensor in (x, *([] if self.logits is None else [y]), *self.masks)]
         total = torch.zeros((), dtype=torch.float64, device=x.device)

@@ -14,7 +14,7 @@ class Prior(Protocol):
     """A term of the objective that looks at the pictures alone."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``(..., C, H, W)`` normalised -> scalar, weight included."""
+        """``(..., C, H, W)`` normalized -> scalar, weight included."""
         ...
 
 
@@ -31,13 +31,13 @@ class TotalVariation:
     """Anisotropic total variation.
 
     Args:
-        weight: In normalised space.
+        weight: In normalized space.
     """
 
     weight: float = 1e-2
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``(..., C, H, W)`` normalised -> scalar."""
+        """``(..., C, H, W)`` normalized -> scalar."""
         return self.weight * total_variation(x)
 
 
@@ -46,7 +46,7 @@ class SmoothVariation:
     """``mean(((|dx| + e)^p + (|dy| + e)^p)^q)`` with zero padding, so that borders count too.
 
     Args:
-        weight: In normalised space.
+        weight: In normalized space.
         p: Inner exponent.
         q: Outer exponent.
         opponents: Whether the differences of colour channels are smoothed too, for three channels.
@@ -61,7 +61,7 @@ class SmoothVariation:
     opponents: bool = True
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``(..., C, H, W)`` normalised -> scalar."""
+        """``(..., C, H, W)`` normalized -> scalar."""
         x = x.flatten(0, -4) if x.ndim > 4 else x
         if self.opponents and x.shape[1] == 3:
             red, green, blue = x.unbind(1)
@@ -73,10 +73,10 @@ class SmoothVariation:
 
 @dataclass(frozen=True)
 class Norm:
-    """Mean square of the normalised pictures.
+    """Mean square of the normalized pictures.
 
     Args:
-        weight: In normalised space.
+        weight: In normalized space.
 
     Source: the l2 prior of Yin et al. 2021, "See through Gradients", arXiv:2104.07586.
     """
@@ -84,7 +84,7 @@ class Norm:
     weight: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``(..., C, H, W)`` normalised -> scalar."""
+        """``(..., C, H, W)`` normalized -> scalar."""
         return self.weight * x.square().mean()
 
 
@@ -108,7 +108,7 @@ class SamePictures:
     seed: int = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``(epochs, N, C, H, W)`` normalised -> scalar; 0 for one epoch."""
+        """``(epochs, N, C, H, W)`` normalized -> scalar; 0 for one epoch."""
         if x.ndim < 5 or len(x) < 2:
             return x.new_zeros(())
         kernel = torch.randn(self.filters, x.shape[2], 3, 3, generator=generator(self.seed, "same pictures")).to(x)

@@ -1,39 +1,40 @@
-"""How well pictures explain what a client sent: the yardstick by which results of different attacks are compared."""
+"""The update residual: what pictures leave unexplained of what a client sent. Results of different attacks are compared
+by it."""
 
 import torch
 from torch import Tensor
 
 from leakmap.attacker.buffers import RUNNING, tracked_layers
+from leakmap.attacker.matching.context import Guess, SearchContext
 from leakmap.attacker.matching.decoders import Still
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
-from leakmap.attacker.matching.gradient_matching import GradientMatching, Search
-from leakmap.attacker.matching.problem import Guess, Scene
+from leakmap.attacker.matching.gradient_matching import GradientMatching, Restart
 from leakmap.client_step import arrange, local_signal
 
 MASK_STEPS = 100
 """Iterations in which dropout masks are fitted."""
 
 
-def update_unexplained(scene: Scene, x: Tensor) -> float:
+def update_residual(context: SearchContext, x: Tensor) -> float:
     """How far the whole update is from the one that ``x`` would give.
 
     The cosine distance, in [0, 2]. Where dropout is active, unknown masks are fitted to these pictures first, for
     all pictures alike, as the truth itself is far from the update without its masks.
 
     Args:
-        scene: Gives network, update and rule.
-        x: ``(N, C, H, W)``, normalised.
+        context: Gives network, update and rule.
+        x: ``(N, C, H, W)``, normalized.
 
     Raises:
         NonFinite: fitting the masks left the finite numbers.
     """
-    engine = Engine(scene, DISTANCES["cosine"], masks=True)
+    engine = Engine(context, DISTANCES["cosine"], masks=True)
     if engine.masks is None or not engine.masks.layers:
-        return float(engine.value(Guess(x, scene.y)))
+        return float(engine.value(Guess(x, context.y)))
     how = GradientMatching(priors=(), stages=(Still(x),), descent=Descent(0.1), masks=0.0, steps=MASK_STEPS)
-    search = Search(how, scene, engine, 0)
+    search = Restart(how, context, engine, 0)
     with torch.no_grad():
         for mask, (_, rate) in zip(search.masks, engine.masks.shapes, strict=True):
             mask.fill_(1 - rate)
@@ -44,17 +45,17 @@ def update_unexplained(scene: Scene, x: Tensor) -> float:
     return float(search.best)
 
 
-def buffers_unexplained(scene: Scene, x: Tensor) -> float:
+def buffer_residual(context: SearchContext, x: Tensor) -> float:
     """How far the client's returned running statistics are from those that ``x`` would leave.
 
     The squared distance over the squared change, averaged over all running means and variances that moved; on the scale
     of a cosine distance. 0 where no buffers are granted or none moved.
 
     Args:
-        scene: Gives network, buffers and rule.
-        x: ``(N, C, H, W)``, normalised.
+        context: Gives network, buffers and rule.
+        x: ``(N, C, H, W)``, normalized.
     """
-    observation, network = scene.observation, scene.observation.network
+    observation, network = context.observation, context.observation.network
     sent, returned = network.weights, observation.buffers or {}
     layers = tracked_layers(observation) if returned else {}
     changes = {
@@ -65,8 +66,8 @@ def buffers_unexplained(scene: Scene, x: Tensor) -> float:
     changes = {name: change for name, change in changes.items() if float(change.norm()) > 0}
     if not changes:
         return 0.0
-    module = arrange(network.module(), scene.rule, dropout=False)
-    left = local_signal(module, sent, x, scene.y, scene.rule, network.loss()).buffers
+    module = arrange(network.module(), context.rule, dropout=False)
+    left = local_signal(module, sent, x, context.y, context.rule, network.loss()).buffers
     errors = [
         float(((left[name].double() - returned[name].double()).norm() / change.norm()).square())
         for name, change in changes.items()

@@ -11,7 +11,7 @@ class Run:
     """Where a restart ended.
 
     Args:
-        x: Its kept iterate, normalised.
+        x: Its kept iterate, normalized.
         y: ``(N,)`` classes.
         objective: The matching term there; NaN without an update.
         curve: The matching term along the way.

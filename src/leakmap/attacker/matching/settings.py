@@ -8,7 +8,7 @@ from leakmap.registry.spec import Tunable
 
 Weight = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 TV = Annotated[Weight, Tunable(1e-3, 3.0)]

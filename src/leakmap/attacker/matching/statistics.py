@@ -1,4 +1,4 @@
-"""What the attacker knows about the inputs of normalisation layers, as a term of the objective."""
+"""What the attacker knows about the inputs of normalization layers, as a term of the objective."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from leakmap.attacker.buffers import recover_statistics, tracked_layers
-from leakmap.attacker.matching.problem import Penalty, Scene, Seen, Trace
+from leakmap.attacker.matching.context import Penalty, SearchContext, Seen, Trace
 from leakmap.client_step import arrange
 from leakmap.errors import BadSetting, NotApplicable
 from leakmap.models.adapt import freeze_running_statistics
@@ -42,7 +42,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Penalises inputs of normalisation layers whose statistics are not those that the attacker expects.
+    """Penalises inputs of normalization layers whose statistics are not those that the attacker expects.
 
     The simulated client's own forward passes are read; layers are keyed by module name.
 
@@ -83,7 +83,7 @@ class Statistics:
             return None
         return replace(self, source="server") if self.source == "running" else self
 
-    def __call__(self, scene: Scene) -> Penalty:
+    def __call__(self, context: SearchContext) -> Penalty:
         """Prepares the targets.
 
         Raises:
@@ -91,13 +91,13 @@ class Statistics:
         """
         used = self.needs
         if self.source == "recovered":
-            targets, note = recovered_targets(scene)
+            targets, note = recovered_targets(context)
         elif self.source != "proxy":
-            targets, note = running_targets(scene, returned=self.source == "running")
-            used |= {"buffers"} if self.source == "running" and scene.observation.buffers is not None else set()
+            targets, note = running_targets(context, returned=self.source == "running")
+            used |= {"buffers"} if self.source == "running" and context.observation.buffers is not None else set()
         else:
-            targets, note = proxy_targets(scene, self.batches)
-        network = scene.observation.network
+            targets, note = proxy_targets(context, self.batches)
+        network = context.observation.network
         layers = {name: layer for name, layer in network.module().named_modules() if name in targets}
         targets = {name: _placed(target, network.device, network.dtype) for name, target in targets.items()}
         read = calibrated if self.form == "calibrated" else paper
@@ -153,10 +153,10 @@ def difference(layer: nn.Module, inputs: list[Tensor], target: Target) -> tuple[
 
 
 def layer_statistics(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (denominator n) of a normalisation layer's input.
+    """Mean and variance (denominator n) of a normalization layer's input.
 
-    BatchNorm: ``(C,)`` over examples and positions. Others normalise every example for itself: the mean and the
-    variance over what is normalised, averaged over all else, ``(1,)``.
+    BatchNorm: ``(C,)`` over examples and positions. Others normalize every example for itself: the mean and the
+    variance over what is normalized, averaged over all else, ``(1,)``.
     """
     if isinstance(layer, _BatchNorm):
         variance, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=0)
@@ -174,17 +174,17 @@ def layer_statistics(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def norm_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Every normalisation layer by name, one entry each."""
+    """Every normalization layer by name, one entry each."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, Layer)}
 
 
-def recovered_targets(scene: Scene) -> tuple[dict[str, Target], str]:
+def recovered_targets(context: SearchContext) -> tuple[dict[str, Target], str]:
     """Batch statistics from the change of the client's buffers; none where the client ran in inference mode.
 
     Raises:
         NotApplicable: the model has no BatchNorm layer.
     """
-    found = recover_statistics(scene.observation)
+    found = recover_statistics(context.observation)
     if not found:
         return {}, "none to recover: the buffers did not move, the client ran in inference mode"
     targets = {name: Target(s.mean, s.variance, s.mixture, unbiased=True) for name, s in found.items()}
@@ -195,17 +195,17 @@ def recovered_targets(scene: Scene) -> tuple[dict[str, Target], str]:
     )
 
 
-def running_targets(scene: Scene, *, returned: bool = True) -> tuple[dict[str, Target], str]:
+def running_targets(context: SearchContext, *, returned: bool = True) -> tuple[dict[str, Target], str]:
     """The running statistics after the client's step, or those that the server sent.
 
     Args:
-        scene: Gives network and buffers.
+        context: Gives network and buffers.
         returned: Whether to take the client's where they are granted.
 
     Raises:
         NotApplicable: the model has no BatchNorm layer with running statistics.
     """
-    observation = scene.observation
+    observation = context.observation
     sent = observation.network.weights
     if returned and observation.buffers is not None:
         names, state, whose = list(tracked_layers(observation)), observation.buffers, "client's"
@@ -219,23 +219,23 @@ def running_targets(scene: Scene, *, returned: bool = True) -> tuple[dict[str, T
     return targets, f"the {whose} running statistics of {len(names)} layers"
 
 
-def proxy_targets(scene: Scene, batches: int = 1) -> tuple[dict[str, Target], str]:
+def proxy_targets(context: SearchContext, batches: int = 1) -> tuple[dict[str, Target], str]:
     """Statistics of public batches of the client's size, passed through the server's network in the client's mode.
 
     Args:
-        scene: Gives network, rule, number of examples, public pictures.
+        context: Gives network, rule, number of examples, public pictures.
         batches: Batches to average; the pictures of one batch differ, batches may share some.
 
     Raises:
         NotGranted: no public pictures.
-        NotApplicable: fewer public pictures than one batch, or no normalisation layer.
+        NotApplicable: fewer public pictures than one batch, or no normalization layer.
     """
-    observation = scene.observation
+    observation = context.observation
     observation.need("public", "count")
     public, network = observation.public, observation.network
     if public is None:
         return {}, ""
-    rule = scene.rule
+    rule = context.rule
     size = min(rule.batch_size or observation.count or 1, observation.count or 1)
     size = -(-size // rule.accumulate)
     if len(public.pictures) < size:
@@ -250,14 +250,14 @@ def proxy_targets(scene: Scene, batches: int = 1) -> tuple[dict[str, Target], st
     module = freeze_running_statistics(arrange(network.module(), rule, dropout=False))
     layers = norm_layers(module)
     if not layers:
-        raise NotApplicable(f"{network.model} has no normalisation layer, so public statistics say nothing.")
+        raise NotApplicable(f"{network.model} has no normalization layer, so public statistics say nothing.")
     trace = Trace(module, layers)
-    source = generator(scene.seed, "proxy")
+    source = generator(context.seed, "proxy")
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
     with torch.no_grad():
         for _ in range(batches):
             chosen = torch.randperm(len(public.pictures), generator=source)[:size]
-            module(network.task.normalise(public.pictures[chosen.to(public.pictures.device)]))
+            module(network.task.normalize(public.pictures[chosen.to(public.pictures.device)]))
             inputs = trace.take().inputs
             for name, layer in layers.items():
                 found[name] += [layer_statistics(layer, x) for x in inputs[name]]

@@ -1,9 +1,9 @@
-"""Kinks, recorded in one forward pass and replayed in the next.
+"""Frozen switches: the kinks of a network, recorded in one forward pass and replayed in the next.
 
 A difference of two gradients is a derivative only where nothing switches between the two points. So the first pass
 records every switch and the later ones take the same: the sign of each ReLU's input, the winners of each pooling,
 comparisons, random draws, and whatever autograd takes for constant (detached tensors, integers, all that is computed
-under ``no_grad``). What autograd calls the derivative at a kink is the derivative with the switches held.
+under ``no_grad``). What autograd calls the derivative at a switch is the derivative with the switches held.
 """
 
 import importlib
@@ -26,7 +26,7 @@ Operation = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Kink:
+class Switch:
     """How one kind of operation is recorded and replayed; both get its arguments as they were given.
 
     Args:
@@ -44,19 +44,19 @@ class _Record:
 
     Args:
         operation: What was called.
-        saved: Of a kink, or the output of a constant, or what the first argument was overwritten with.
-        kind: ``kink``; ``constant``: the same output is returned again; ``done``: the first argument is such an output,
+        saved: Of a switch, or the output of a constant, or what the first argument was overwritten with.
+        kind: ``switch``; ``constant``: the same output is returned again; ``done``: the first argument is such one,
             was overwritten then and stays so; ``written``: it is overwritten again with the same.
         state: Where torch's random stream stood afterwards, if it was drawn from.
     """
 
     operation: Operation
     saved: Any
-    kind: Literal["kink", "constant", "done", "written"] = "kink"
+    kind: Literal["switch", "constant", "done", "written"] = "switch"
     state: Tensor | None = None
 
 
-class Kinks(TorchFunctionMode):
+class FrozenSwitches(TorchFunctionMode):
     """Records within the first ``with`` block, replays within every later one.
 
     Raises:
@@ -71,7 +71,7 @@ class Kinks(TorchFunctionMode):
         self._recorded = self._stopped = False
         self._place = self._length = 0
 
-    def __enter__(self) -> "Kinks":
+    def __enter__(self) -> "FrozenSwitches":
         self._place, self._stopped = 0, False
         super().__enter__()
         return self
@@ -95,7 +95,7 @@ class Kinks(TorchFunctionMode):
     def _record(self, func: Operation, args: Any, kwargs: Any) -> Any:
         first = _first(args, kwargs)
         if self._switches(func, first):
-            output, saved = _KINKS[func].record(func, *args, **kwargs)
+            output, saved = _SWITCHES[func].record(func, *args, **kwargs)
             self._tape[self._place] = _Record(func, saved)
             return output
         version = first._version if isinstance(first, Tensor) else 0
@@ -120,8 +120,8 @@ class Kinks(TorchFunctionMode):
         return output
 
     def _switches(self, func: Operation, first: Any) -> bool:
-        """Whether this call is one of a kink."""
-        return func in _KINKS and not self._stopped and isinstance(first, Tensor) and first.is_floating_point()
+        """Whether this call is one of a switch."""
+        return func in _SWITCHES and not self._stopped and isinstance(first, Tensor) and first.is_floating_point()
 
     def _is_constant(self, func: Operation, output: Any) -> bool:
         """Whether autograd sees no derivative of this output."""
@@ -141,8 +141,8 @@ class Kinks(TorchFunctionMode):
             raise RuntimeError(f"{_name(func)} was called where {recorded} had been recorded.")
         if record.state is not None:
             set_random_state(record.state, _device(args[0] if args else record.saved))
-        if record.kind == "kink":
-            return _KINKS[func].replay(record.saved, func, *args, **kwargs)
+        if record.kind == "switch":
+            return _SWITCHES[func].replay(record.saved, func, *args, **kwargs)
         if record.kind == "done":
             return args[0] if record.saved else None
         if record.kind == "written":
@@ -308,13 +308,13 @@ def _replay_dropout(saved: Tensor | None, operation: Operation, *args: Any, **kw
     return operation(*args, **kwargs)
 
 
-_RELU = Kink(_record_relu, _replay_relu)
-_LINES = Kink(_record_lines, _replay_lines)
-_HARDSWISH = Kink(_record_by_input, _replay_hardswish)
-_HARD_SIGMOID = Kink(_record_by_input, _replay_hard_sigmoid)
-_ELU = Kink(_record_by_input, _replay_elu)
-_POOL = Kink(_record_pool, _replay_pool)
-_DROPOUT = Kink(_record_dropout, _replay_dropout)
+_RELU = Switch(_record_relu, _replay_relu)
+_LINES = Switch(_record_lines, _replay_lines)
+_HARDSWISH = Switch(_record_by_input, _replay_hardswish)
+_HARD_SIGMOID = Switch(_record_by_input, _replay_hard_sigmoid)
+_ELU = Switch(_record_by_input, _replay_elu)
+_POOL = Switch(_record_pool, _replay_pool)
+_DROPOUT = Switch(_record_dropout, _replay_dropout)
 
 
 def _named(names: str, *homes: Any) -> list[Operation]:
@@ -349,14 +349,14 @@ _INPLACE_AT = {F.relu6: 1, F.selu: 1, F.hardswish: 1, F.hardsigmoid: 1, F.leaky_
 }
 """Where an operation takes ``inplace`` among its positional arguments."""
 
-_KINKS: dict[Operation, Kink] = {
+_SWITCHES: dict[Operation, Switch] = {
     **dict.fromkeys(_named("relu relu_", *_EVERYWHERE), _RELU),
     **dict.fromkeys(_named(_PIECEWISE_LINEAR, *_EVERYWHERE), _LINES),
     **dict.fromkeys(_named("".join(f"{name}_ " for name in _PIECEWISE_LINEAR.split()), *_EVERYWHERE), _LINES),
     **dict.fromkeys(_named("hardswish", F), _HARDSWISH),
     **dict.fromkeys(_named("hardsigmoid", F), _HARD_SIGMOID),
     **dict.fromkeys(_named("elu elu_ selu selu_", *_EVERYWHERE), _ELU),
-    **dict.fromkeys(_named("prelu", *_EVERYWHERE), Kink(_record_by_input, _replay_prelu)),
+    **dict.fromkeys(_named("prelu", *_EVERYWHERE), Switch(_record_by_input, _replay_prelu)),
     **dict.fromkeys(_named("max_pool2d max_pool2d_with_indices", torch, F), _POOL),
     **dict.fromkeys(_named(_DROPOUTS, *_EVERYWHERE), _DROPOUT),
 }

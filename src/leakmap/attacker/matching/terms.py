@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.attacker.labels.head import head_gradient
-from leakmap.attacker.matching.problem import Penalty, Scene, Seen
+from leakmap.attacker.matching.context import Penalty, SearchContext, Seen
 from leakmap.errors import NotApplicable
 
 
@@ -30,22 +30,22 @@ class Features:
     def blind(self) -> None:
         """Nothing: features come from the update."""
 
-    def __call__(self, scene: Scene) -> Penalty:
+    def __call__(self, context: SearchContext) -> Penalty:
         """Reads the features off the update."""
-        count = scene.observation.count or len(scene.y)
-        if scene.rule.forwards(count) > 1:
+        count = context.observation.count or len(context.y)
+        if context.rule.forwards(count) > 1:
             return Penalty((), _nothing, "no features: the client made several forward passes")
         try:
-            head = head_gradient(scene.observation)
+            head = head_gradient(context.observation)
         except NotApplicable as error:
             return Penalty((), _nothing, f"no features: {error}")
-        classes = scene.y.argmax(1) if scene.y.is_floating_point() else scene.y
+        classes = context.y.argmax(1) if context.y.is_floating_point() else context.y
         single = (torch.bincount(classes, minlength=len(head.weight)) == 1)[classes]
         if head.bias is None or not bool(single.any()):
             why = "the last layer has no bias" if head.bias is None else "every class occurs more than once"
             return Penalty((), _nothing, f"no features: {why}")
         rows = classes[single]
-        features = (head.weight[rows] / head.bias[rows][:, None]).to(scene.observation.network.dtype)
+        features = (head.weight[rows] / head.bias[rows][:, None]).to(context.observation.network.dtype)
 
         def value(seen: Seen) -> Tensor:
             return self.weight * F.mse_loss(seen.inputs[head.name][0][single], features)
@@ -75,9 +75,9 @@ class TaskLoss:
         """Itself: a floor takes granted labels or random ones."""
         return self
 
-    def __call__(self, scene: Scene) -> Penalty:
-        """Uses the labels of the scene."""
-        loss, y = scene.observation.network.loss(), torch.cat([scene.y] * scene.rule.epochs)
+    def __call__(self, context: SearchContext) -> Penalty:
+        """Uses the labels of the context."""
+        loss, y = context.observation.network.loss(), torch.cat([context.y] * context.rule.epochs)
 
         def value(seen: Seen) -> Tensor:
             if loss is None:

@@ -1,6 +1,6 @@
 """Which entries of an update a match looks at, and how much each counts.
 
-An emphasis returns one weight for each tensor, 0-dim or of the tensor's shape; the inner products of the distance are
+An weighting returns one weight for each tensor, 0-dim or of the tensor's shape; the inner products of the distance are
 weighted by it.
 """
 
@@ -16,7 +16,7 @@ from leakmap.seeds import generator
 Weights = list[Tensor]
 
 
-class Emphasis(Protocol):
+class Weighting(Protocol):
     """Weighs the entries of an update."""
 
     @property

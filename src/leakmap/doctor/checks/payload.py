@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterator
 
+from leakmap.auditing.case import norm
 from leakmap.defences import NONE, defence_of
 from leakmap.doctor.finding import Finding
-from leakmap.doctor.values import EVEN, form_name, is_even, likely_defence, norm, rounding
+from leakmap.doctor.values import EVEN, form_name, is_even, likely_defence, rounding
 from leakmap.observation.observation import Observation
 
 SAME_DIRECTION = 0.95

@@ -5,8 +5,8 @@ import math
 import torch
 from torch.nn.modules.dropout import _DropoutNd
 
+from leakmap.auditing.case import Candidates, Case
 from leakmap.defences import NONE
-from leakmap.doctor.case import Candidates, Case
 from leakmap.doctor.values import likely_defence
 from leakmap.registry.spec import Spec
 

@@ -1,4 +1,4 @@
-"""What may be wrong with the pictures: normalisation, channels, axes."""
+"""What may be wrong with the pictures: normalization, channels, axes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from leakmap.doctor.case import EXACT, Candidates, Case
+from leakmap.auditing.case import EXACT, Candidates, Case
 from leakmap.problem.task import Task
 
 FITS, STEPS, DIGIT = 16, (0.05, 0.02, 0.01, 0.001), 0.01
@@ -28,7 +28,7 @@ CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 SINGLE = ("of MNIST", "of Fashion-MNIST")
 
 
-def normalisation(case: Case) -> Candidates:
+def normalization(case: Case) -> Candidates:
     """Usual constants, and usual mistakes with those that are given."""
     task, channels = case.task, case.task.shape[0]
     mean, std = torch.tensor(task.mean, dtype=torch.float64), torch.tensor(task.std, dtype=torch.float64)
@@ -37,19 +37,19 @@ def normalisation(case: Case) -> Candidates:
     for name, constants in CONSTANTS.items():
         if all(len(part) in (1, channels) for part in constants) and (channels == 1 or name not in SINGLE):
             columns = [torch.tensor(part, dtype=torch.float64).expand(channels) for part in constants]
-            found[f"normalisation is {name}"] = columns[0], columns[1]
+            found[f"normalization is {name}"] = columns[0], columns[1]
     found |= {
-        "inputs were 0 to 255 and not normalised": (0 * mean, 0 * std + 1 / 255),
-        "inputs were 0 to 255 when they were normalised": (mean / 255, std / 255),
-        "inputs were divided by 255 twice and not normalised": (0 * mean, 0 * std + 255),
-        "inputs in [0, 1] were normalised with constants for 0 to 255": (mean * 255, std * 255),
+        "inputs were 0 to 255 and not normalized": (0 * mean, 0 * std + 1 / 255),
+        "inputs were 0 to 255 when they were normalized": (mean / 255, std / 255),
+        "inputs were divided by 255 twice and not normalized": (0 * mean, 0 * std + 255),
+        "inputs in [0, 1] were normalized with constants for 0 to 255": (mean * 255, std * 255),
         "inputs were divided by the variance, not by the standard deviation": (mean, std.square()),
         "std was given as the variance": (mean, std.sqrt()),
         "the mean was taken off, nothing divided": (mean, 0 * std + 1),
         "inputs were divided by std, no mean taken off": (0 * mean, std),
-        "inputs were normalised twice": (mean + mean * std, std.square()),
+        "inputs were normalized twice": (mean + mean * std, std.square()),
         "mean and std are in the order blue, green, red": (mean.flip(0), std.flip(0)),
-        "normalisation is that of the client's own pictures": (values.mean(1), values.std(1).clamp(min=1e-6)),
+        "normalization is that of the client's own pictures": (values.mean(1), values.std(1).clamp(min=1e-6)),
     }
     seen = [(task.mean, task.std)]
     for what, pair in found.items():
@@ -63,14 +63,14 @@ def _listed(values: Sequence[float]) -> str:
     return "/".join(f"{value:.4g}" for value in (values if len(set(values)) > 1 else values[:1]))
 
 
-def fitted_normalisation(case: Case) -> Candidates:
+def fitted_normalization(case: Case) -> Candidates:
     """Mean and standard deviation of every channel by damped Gauss-Newton: those of a user's own data are in no list.
 
-    Begins at the nearest of the usual constants. Kinks of the network make the update jump, so slopes are taken over
+    Begins at the nearest of the usual constants. The kinks of a network make the update jump, so slopes are taken over
     steps as wide as what is missing. What a BatchNorm behind the first layer takes away is not found, and does not
     matter.
     """
-    usual = [one for _, one in normalisation(case) if math.isfinite(one.distance)]
+    usual = [one for _, one in normalization(case) if math.isfinite(one.distance)]
     now = min([case, *usual], key=lambda one: one.distance)
     damping = 1e-3
     for _ in range(FITS):
@@ -85,7 +85,7 @@ def fitted_normalisation(case: Case) -> Candidates:
     now = min(now, _settled(_rounded(now, DIGIT)), key=lambda one: one.distance)
     if now.distance < case.distance:
         yield (
-            f"normalisation is by constants of the client's own (mean {_listed(now.task.mean)}, "
+            f"normalization is by constants of the client's own (mean {_listed(now.task.mean)}, "
             f"std {_listed(now.task.std)})",
             now,
         )

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from leakmap.auditing.case import Candidates, Case
 from leakmap.client_step import LocalRule, arrange
-from leakmap.doctor.case import Candidates, Case
 from leakmap.problem.objects import EMPTY
 
 READINGS = 8
@@ -92,7 +92,7 @@ def _features(case: Case) -> tuple[str, Tensor | None]:
     layer.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            module(case.task.normalise(case.batch.pictures))
+            module(case.task.normalize(case.batch.pictures))
     except (ValueError, RuntimeError):
         return name, None
     if not seen or seen[0].ndim != 2 or len(seen[0]) != case.count:

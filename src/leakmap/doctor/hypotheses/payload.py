@@ -9,8 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from leakmap.doctor.case import EXACT, Candidates, Case
-from leakmap.doctor.values import norm
+from leakmap.auditing.case import EXACT, Candidates, Case, norm
 
 RATES = 6
 """Learning rates that a search for one tries at most before it tries round ones."""

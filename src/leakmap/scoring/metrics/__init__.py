@@ -1,4 +1,4 @@
-"""Likeness of reconstructions to originals, one metric per file.
+"""How alike reconstructions and originals are to originals, one metric per file.
 
 A metric takes reconstructions and originals, both ``(N, C, H, W)`` in [0, 1] and already matched one to one, and
 returns one value per pair. Higher is better for all of them (LPIPS is given as its negative).

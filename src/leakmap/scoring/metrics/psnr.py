@@ -11,7 +11,7 @@ CAP = 60.0
 def psnr() -> Metric:
     """``10 log10(1 / mse)`` in dB on pictures in [0, 1], capped at 60 (a perfect copy). One value per picture.
 
-    Source: the usual definition with data range 1; on normalised tensors it would read about 12 dB lower.
+    Source: the usual definition with data range 1; on normalized tensors it would read about 12 dB lower.
     """
 
     def metric(pictures: Tensor, originals: Tensor) -> Tensor:

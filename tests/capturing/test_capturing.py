@@ -1,0 +1,533 @@
+"""What users saved of their own federation becomes an Observation, or one sentence."""
+
+import copy
+import io
+import json
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from leakmap import Code, Facts, LocalRule, Observation, RuleFacts, build_network, capture, read_facts, simulate
+from leakmap.capturing.capture import named, states
+from leakmap.capturing.facts import as_toml, facts_of, parse_toml
+from leakmap.capturing.files import RATIO, ROOM, from_nvflare, order_of, read_npz, read_order, read_state
+from leakmap.errors import BadSetting, LeakmapError, ModelError, ObservationError
+from tests.conftest import batch_of
+
+MODEL = "resnet,blocks=1,width=4"
+
+
+@pytest.fixture
+def facts() -> Facts:
+    return Facts(
+        model=MODEL,
+        shape=(3, 16, 16),
+        classes=4,
+        mean=(0.5, 0.45, 0.4),
+        std=(0.25, 0.25, 0.3),
+        count=3,
+        rule=RuleFacts(lr=0.1),
+    )
+
+
+@dataclass(frozen=True)
+class Client:
+    """What one client was sent and returned; its pictures stay out of every capture."""
+
+    before: dict[str, torch.Tensor]
+    after: dict[str, torch.Tensor]
+    gradient: dict[str, torch.Tensor]
+    round: Any
+
+
+@pytest.fixture
+def client(facts) -> Client:
+    """Trained by torch's own optimiser."""
+    network = build_network(facts.task, facts.model)
+    batch = batch_of(3, facts.task)
+    module = network.module().train()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    nn.functional.cross_entropy(module(facts.task.normalize(batch.pictures)), batch.y).backward()
+    gradient = {name: p.grad.clone() for name, p in module.named_parameters()}
+    optimizer.step()
+    return Client(before, module.state_dict(), gradient, simulate(network, LocalRule("delta", lr=0.1), batch))
+
+
+def one_sentence(error) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 1500
+    return text
+
+
+# Facts
+
+
+def test_facts_survive_their_file(facts, tmp_path):
+    for told in (facts, facts.model_copy(update={"rule": RuleFacts(dropout=0.1, batch_size=2, lr=1e-7)})):
+        (tmp_path / "facts.toml").write_text(as_toml(told), encoding="utf-8")
+        assert read_facts(tmp_path / "facts.toml") == told
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(min_size=1, max_size=30), st.floats(1e-30, 1e30), st.integers(1, 65536))
+def test_any_name_and_number_survives_its_file(model, lr, side):
+    told = Facts(
+        model=model, shape=(1, side, 1), classes=2, mean=(0.0,), std=(lr,), rule=RuleFacts(lr=lr, defence=model)
+    )
+    assert Facts.model_validate(parse_toml(as_toml(told).encode())) == told
+
+
+def test_facts_of_a_capture_are_those_it_was_made_with(facts, client):
+    assert facts_of(capture(client.before, client.after, facts)) == facts
+
+
+WRONG = {
+    "model": ("model = 3", "valid string"),
+    "shape": ("shape = [3, 16]", "shape.2"),
+    "side": ("shape = [3, 16, 99999999]", "65536"),
+    "classes": ("classes = 0", "classes"),
+    "mean": ("mean = [0.5]", "values of mean"),
+    "std": ("std = [0.0, 1.0, 1.0]", "std"),
+    "nan": ("mean = [nan, 0.0, 0.0]", "finite"),
+    "loss": ("loss = [1]", "loss"),
+    "objects": ("objects = -1", "objects"),
+    "count": ("count = 0", "count"),
+    "lr": ("lr = -1.0", "rule.lr"),
+    "mode": ('mode = "both"', "train"),
+    "optimizer": ('optimizer = "lion"', "adamw"),
+    "unknown": ("speed = 3", "speed"),
+    "date": ("count = 1979-05-27", "count"),
+    "twice": ("classes = 4\nclasses = 4", "TOML"),
+    "unclosed": ('model = "', "TOML"),
+    "deep": ("count = " + "[" * 50_000, "deeply"),
+    "long key": ("a" + ".a" * 100_000 + " = 1", "40 parts"),
+    "long header": ("[" + '"a". ' * 100_000 + "a]", "40 parts"),
+    "long number": ("count = " + "9" * 5000, "digits"),
+    "large number": ("count = 1" + "0" * 400, "count"),
+}
+
+
+@pytest.mark.parametrize("case", list(WRONG))
+def test_every_wrong_line_gives_one_sentence(case, facts, tmp_path):
+    line, word = WRONG[case]
+    lines = as_toml(facts).splitlines()
+    key = line.partition(" ")[0]
+    found = [i for i, text in enumerate(lines) if text.startswith(f"{key} =")]
+    start = found[0] if found else 3
+    lines[start : start + len(found)] = [line]
+    (tmp_path / "facts.toml").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(BadSetting, match=word) as error:
+        read_facts(tmp_path / "facts.toml")
+    assert "facts.toml" in one_sentence(error)
+
+
+def test_facts_that_are_absent_huge_or_no_text(tmp_path):
+    for name, data, word in (
+        ("huge", b"#" * (2**20 + 1), "bytes"),
+        ("latin", b'model = "\xe9"', "TOML"),
+        ("empty", b"", "model"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(BadSetting, match=word) as error:
+            read_facts(tmp_path / name)
+        one_sentence(error)
+    for absent in ("none", "."):
+        with pytest.raises(BadSetting, match="no file of facts"):
+            read_facts(tmp_path / absent)
+
+
+# Capture
+
+
+def test_one_step_of_sgd_is_what_the_simulated_client_shares(facts, client):
+    found = capture(client.before, client.after, facts)
+    assert found.update.kind == "delta"
+    assert list(found.update.tensors) == list(client.round.update.tensors)
+    for name, tensor in client.round.update.tensors.items():
+        assert torch.equal(found.update.tensors[name], tensor), name
+    assert found.buffers is not None
+    for name, tensor in client.round.buffers.items():
+        assert torch.equal(found.buffers[name], tensor), name
+    assert found.rule == LocalRule("delta", lr=0.1)
+
+
+def test_weights_and_their_difference_are_the_same_capture_but_for_the_buffers(facts, client):
+    whole = capture(client.before, client.after, facts)
+    delta = {name: client.after[name] - client.before[name] for name in whole.update.tensors}
+    found = capture(client.before, delta, facts, kind="delta")
+    assert all(torch.equal(found.update.tensors[name], tensor) for name, tensor in whole.update.tensors.items())
+    assert found.buffers is None
+
+
+def test_a_gradient_is_called_one(facts, client):
+    told = facts.model_copy(update={"rule": RuleFacts()})
+    found = capture(client.before, client.gradient, told, kind="gradient", count=2)
+    assert (found.update.kind, found.count) == ("gradient", 2)
+    assert all(torch.equal(found.update.tensors[name], tensor) for name, tensor in client.gradient.items())
+    stepped = facts.model_copy(update={"rule": RuleFacts(epochs=2)})
+    with pytest.raises(BadSetting, match="no local steps"):
+        capture(client.before, client.gradient, stepped, kind="gradient")
+
+
+def test_whole_numbers_that_averaging_made_floats_are_cut_off_again(facts, client):
+    averaged = {n: t + 0.6 if "num_batches" in n else t for n, t in client.before.items()}
+    averaged = {name: tensor.double() if "num_batches" in name else tensor for name, tensor in averaged.items()}
+    found = capture(averaged, client.after, facts)
+    counters = {name: tensor for name, tensor in found.network.weights.items() if "num_batches" in name}
+    assert counters
+    assert all(tensor.dtype == torch.int64 and int(tensor) == 0 for tensor in counters.values())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_module.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_removed(prefix, facts, client):
+    plain = capture(client.before, client.after, facts)
+    wrapped = [{f"{prefix}{name}": t for name, t in of.items()} for of in (client.before, client.after)]
+    assert capture(*wrapped, facts).digest() == plain.digest()
+
+
+def test_no_picture_is_inside(facts, client, tmp_path):
+    pictures = client.round.batch.pictures
+    data = capture(client.before, client.after, facts, file=tmp_path / "o").to_bytes()
+    assert (tmp_path / "o").read_bytes() == data
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    groups = {name.partition("/")[0] for name in header if name != "__metadata__"}
+    assert groups == {"weights", "update", "buffers"}
+    for picture in (*pictures, *facts.task.normalize(pictures)):
+        assert picture.numpy().tobytes()[:64] not in data
+
+
+def _without(name):
+    return lambda state: {key: tensor for key, tensor in state.items() if key != name}
+
+
+MISFITS = {
+    "missing": (_without("head.bias"), "lacks 1 of .*head.bias"),
+    "unknown": (lambda state: state | {"extra": torch.zeros(1)}, "1 names that were not sent .*extra"),
+    "misshaped": (lambda state: state | {"head.bias": torch.zeros(9)}, "head.bias.* shape .9,."),
+    "not finite": (lambda state: state | {"head.bias": torch.full((4,), float("inf"))}, "head.bias.*not finite"),
+    "not a number": (lambda state: state | {"head.bias": "four"}, "head.bias.* is str"),
+    "text": (lambda state: state | {"head.bias": np.array(["a"] * 4)}, "head.bias.* is ndarray of <U1"),
+    "too wide": (lambda state: state | {"head.bias": np.zeros(4, np.longdouble)}, "head.bias.*longdouble|float"),
+    "complex": (lambda state: state | {"head.bias": torch.zeros(4, dtype=torch.complex64)}, "complex"),
+    "sparse": (lambda state: state | {"head.bias": torch.zeros(4).to_sparse()}, "head.bias"),
+    "empty": (lambda state: state | {"head.bias": torch.zeros(4, device="meta")}, "head.bias"),
+    "numbered": (lambda state: {7: torch.zeros(4)}, "name 7 is none"),
+    "long name": (lambda state: state | {"a" * 2000: torch.zeros(4)}, "is none; expected 1 to 500"),
+    "nothing": (lambda state: {}, "lacks"),
+}
+
+
+@pytest.mark.parametrize("case", list(MISFITS))
+def test_what_does_not_fit_gives_one_sentence(case, facts, client):
+    change, word = MISFITS[case]
+    with pytest.raises(ObservationError, match=word) as error:
+        capture(client.before, change(client.after), facts)
+    one_sentence(error)
+
+
+def test_weights_that_were_sent_must_fit_the_architecture(facts, client):
+    with pytest.raises(ModelError, match="1 missing") as error:
+        capture(_without("head.bias")(client.before), client.after, facts)
+    one_sentence(error)
+    with pytest.raises(ModelError, match="do not fit"):
+        capture(client.before, client.after, facts.model_copy(update={"model": "resnet,width=65536,blocks=9-9-9-9"}))
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(3 * 16 * 16, 6)
+        self.head = nn.Linear(6, 4)
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def forward(self, x):
+        return self.head(torch.sigmoid(self.body(x.flatten(1))))
+
+
+def test_a_module_of_ones_own_in_memory_and_from_a_file(facts, tmp_path):
+    told = facts.model_copy(update={"model": "(in memory)"})
+    torch.manual_seed(0)
+    module = Small()
+    before = copy.deepcopy(module)
+    with torch.no_grad():
+        module.head.bias += 1
+    found = capture(before, module, told, file=tmp_path / "o")
+    assert "frozen" not in found.update.tensors
+    assert torch.equal(found.update.tensors["head.bias"], module.head.bias.detach() - before.head.bias.detach())
+    same = capture(before.state_dict(), module.state_dict(), told, code=Code(model=Small()))
+    assert same.digest() == found.digest()
+    assert Observation.from_file(tmp_path / "o", code=Code(model=Small())).network.trained() == found.network.trained()
+    with pytest.raises(ModelError, match="code of your own"):
+        capture(before.state_dict(), module.state_dict(), told)
+
+
+# Files
+
+
+def _save(state, path, form):
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    if form == "safetensors":
+        save_file(state, path)
+    elif form in ("state_dict", "model", "model_state_dict"):
+        torch.save({"epoch": 3, form: state, "meta_props": {"round": 1}}, path)
+    elif form == "checkpoint":
+        torch.save(state, path)
+    elif form == "old checkpoint":
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+    elif form == "parallel":
+        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    elif form == "npz":
+        np.savez(path, **arrays)
+    elif form == "compressed npz":
+        np.savez_compressed(path, **arrays)
+    elif form == "npz list":
+        np.savez(path, *arrays.values())
+    else:
+        with path.open("wb") as file:
+            for array in arrays.values():
+                np.save(file, array)
+
+
+FORMS = {
+    "safetensors": (".safetensors", ".bin"),
+    **dict.fromkeys(("checkpoint", "old checkpoint", "state_dict", "model", "model_state_dict"), (".pt", ".ckpt")),
+    "parallel": (".th",),
+    "npz": (".npz",),
+    "compressed npz": (".npz",),
+    "npz list": (".npz",),
+    "npy list": (".npy", ".dat"),
+}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_every_format_gives_the_same_capture_bit_by_bit(form, facts, client, tmp_path):
+    expected = capture(client.before, client.after, facts).digest()
+    for ending in FORMS[form]:
+        paths = [tmp_path / f"{name}{ending}" for name in ("before", "after")]
+        for path, state in zip(paths, (client.before, client.after), strict=True):
+            _save(state, path, form)
+        order = order_of(facts) if "list" in form else None
+        before, after = (read_state(path, order) for path in paths)
+        assert capture(before, after, facts).digest() == expected
+
+
+def test_an_archive_is_known_by_its_contents(client, tmp_path):
+    _save(client.after, tmp_path / "a.npz", "npz")
+    (tmp_path / "a.npz").rename(tmp_path / "a.weights")
+    assert list(read_state(tmp_path / "a.weights")) == list(client.after)
+
+
+def test_arrays_of_a_list_come_in_the_order_of_their_numbers(tmp_path):
+    arrays = [np.full(1, i, np.float32) for i in range(12)]
+    np.savez(tmp_path / "a.npz", *arrays)
+    names = [f"layer{i}" for i in range(12)]
+    found = read_state(tmp_path / "a.npz", names)
+    assert [(name, int(tensor)) for name, tensor in found.items()] == [(f"layer{i}", i) for i in range(12)]
+
+
+def test_scalars_and_other_byte_orders_of_numpy_are_taken(client):
+    listed = [np.float64(3.0), np.arange(3, dtype=">f4")]
+    found = named(listed, ["a", "b"])
+    assert float(found["a"]) == 3.0
+    assert torch.equal(found["b"], torch.arange(3.0))
+    assert states({"a": np.zeros(2, np.uint16)})["a"].dtype == torch.uint16
+
+
+def test_names_come_from_a_file_or_from_the_architecture(facts, client, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(client.before))
+    assert read_order(tmp_path / "names.txt") == list(client.before) == order_of(facts)
+    assert order_of(facts, Code(model=Small())) == list(Small().state_dict())
+    with pytest.raises(ModelError, match="does not run code that a file names"):
+        order_of(facts.model_copy(update={"model": "nets.py:build"}))
+    for name, text, word in (("twice", "a\na", "different"), ("none", " \n", "0 names"), ("long", "a" * 600, "once")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(BadSetting, match=word) as error:
+            read_order(tmp_path / name)
+        one_sentence(error)
+    with pytest.raises(BadSetting, match="cannot be read"):
+        read_order(tmp_path / "absent")
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('executed')",))
+
+
+def _zip(path, entries, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+
+
+def _npy(array) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _headed(shape: str, kind: str = "<f4") -> bytes:
+    header = f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64)
+
+
+def _bomb(path):
+    """An archive of an entry that is said to hold more than its size accounts for."""
+    _zip(path, [("a.npy", bytes(99))], zipfile.ZIP_DEFLATED)
+    data = bytearray(path.read_bytes())
+    place = data.rindex(b"PK\x01\x02") + 24
+    data[place : place + 4] = (ROOM + 2**20).to_bytes(4, "little")
+    path.write_bytes(data)
+
+
+HOSTILE = {
+    "no names": (lambda path: np.savez(path, np.zeros(1), np.zeros(2)), "2 arrays without names.*--order"),
+    "gap": (lambda path: np.savez(path, arr_0=np.zeros(1), arr_2=np.zeros(1)), "missing|without names"),
+    "pickled array": (lambda path: np.savez(path, a=np.array([Bomb()], dtype=object)), "Python objects"),
+    "pickled list": (lambda path: path.write_bytes(_npy(np.array([Bomb(), 1], dtype=object))), "np.savez"),
+    "text": (lambda path: np.savez(path, a=np.array(["x"])), "'a' is ndarray of <U1"),
+    "huge shape": (lambda path: path.write_bytes(_headed(f"({2**40}, {2**40})")), "cannot hold"),
+    "negative shape": (lambda path: path.write_bytes(_headed("(-4,)")), "cannot hold"),
+    "huge item": (lambda path: path.write_bytes(_headed("(2,)", f"|V{2**30}")), "cannot hold"),
+    "bad header": (lambda path: path.write_bytes(_headed("(" * 200)), "cannot be read as arrays"),
+    "new version": (lambda path: path.write_bytes(b"\x93NUMPY\x09\x09" + bytes(90)), "cannot be read as arrays"),
+    "cut off": (lambda path: path.write_bytes(_npy(np.zeros(99))[:-8]), "cannot hold"),
+    "rest": (lambda path: path.write_bytes(_npy(np.zeros(9)) + b"more"), "cannot be read as arrays"),
+    "zip bomb": (_bomb, "unpacks to"),
+    "other packing": (lambda path: _zip(path, [("a.npy", _npy(np.zeros(9)))], zipfile.ZIP_LZMA), "packed by a method"),
+    "long name": (lambda path: _zip(path, [("a" * 600 + ".npy", _npy(np.zeros(9)))]), "names too long"),
+    "no array": (lambda path: _zip(path, [("a.npy", b"x" * 90)]), "cannot be read as arrays"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps(Bomb())), "cannot be read"),
+    "checkpoint with code": (lambda path: torch.save({"a": Bomb()}, path), "cannot be read"),
+    "tensors of any size": (lambda path: torch.save({"a": torch.zeros(1).expand(2**40)}, path), "cannot hold"),
+    "tensor without values": (lambda path: torch.save({"a": torch.zeros(9, device="meta")}, path), "plain tensors"),
+    "sparse tensor": (lambda path: torch.save({"a": torch.zeros(9).to_sparse()}, path), "plain tensors"),
+    "not numbers": (lambda path: torch.save({"a": torch.full((2,), float("nan"))}, path), "not numbers"),
+    "numbered": (lambda path: torch.save({1: torch.zeros(2)}, path), "tensors by name"),
+    "nothing": (lambda path: path.write_bytes(b""), "cannot be read"),
+    "folder": (lambda path: path.mkdir(), "no weights file"),
+}
+
+
+@pytest.mark.parametrize("ending", [".npz", ".pt"])
+@pytest.mark.parametrize("case", list(HOSTILE))
+def test_hostile_files_give_one_sentence(case, ending, tmp_path):
+    write, word = HOSTILE[case]
+    write(tmp_path / "after.npz")
+    path = (tmp_path / "after.npz").rename(tmp_path / f"renamed{ending}")
+    with pytest.raises(LeakmapError, match=word) as error:
+        read_state(path)
+    assert "renamed" in one_sentence(error)
+
+
+def test_an_archive_with_a_name_twice_is_refused(tmp_path):
+    with pytest.warns(UserWarning, match="Duplicate"):
+        _zip(tmp_path / "a.npz", [("a.npy", _npy(np.zeros(1)))] * 2)
+    with pytest.raises(ObservationError, match="twice"):
+        read_state(tmp_path / "a.npz")
+
+
+def test_an_archive_may_unpack_to_what_its_size_accounts_for(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(2**20))
+    assert (tmp_path / "a.npz").stat().st_size * RATIO < 2**23
+    assert read_npz(tmp_path / "a.npz")["a"].nbytes == 2**23
+    with pytest.raises(ValueError, match="more than 1000"):
+        read_npz(tmp_path / "a.npz", 1000)
+
+
+def test_a_list_of_another_length_gives_one_sentence(facts, tmp_path):
+    np.savez(tmp_path / "a.npz", np.zeros(1), np.zeros(1))
+    with pytest.raises(ObservationError, match="2 arrays came back for") as error:
+        read_state(tmp_path / "a.npz", order_of(facts))
+    assert "a.npz" in one_sentence(error)
+
+
+# NVFlare
+
+
+@dataclass
+class DXO:
+    """As nvflare.apis.dxo.DXO has it."""
+
+    data_kind: str
+    data: dict
+    meta: dict = field(default_factory=dict)
+
+
+class ParamsType(StrEnum):
+    """As nvflare.app_common.abstract.fl_model.ParamsType has it."""
+
+    FULL = "FULL"
+    DIFF = "DIFF"
+
+
+def test_what_a_client_of_nvflare_returns(facts, client):
+    trained = capture(client.before, client.after, facts).update.tensors
+    arrays = {name: tensor.numpy() for name, tensor in trained.items()}
+    meta = {"NUM_STEPS_CURRENT_ROUND": 7, "initial_metrics": 0.5}
+    model = {"params_type": "DIFF", "params": arrays, "meta": meta}
+    encoded = {"kind": "WEIGHT_DIFF", "data": arrays, "meta": meta}
+    same = (
+        DXO("WEIGHT_DIFF", arrays, meta),
+        encoded,
+        {"DXO": encoded, "__headers__": {"content_type": "DXO"}},
+        DXO("FL_MODEL", model),
+        SimpleNamespace(params_type=ParamsType.DIFF, params=arrays, meta=meta, data=None),
+    )
+    for dxo in same:
+        kind, tensors, steps = from_nvflare(dxo)
+        assert (kind, steps) == ("delta", 7)
+        found = capture(client.before, tensors, facts, kind=kind)
+        assert all(torch.equal(found.update.tensors[name], tensor) for name, tensor in trained.items())
+    kind, tensors, steps = from_nvflare(DXO("WEIGHTS", {n: t.numpy() for n, t in client.after.items()}, {}))
+    assert (kind, steps) == ("weights", None)
+    assert (
+        capture(client.before, tensors, facts, kind=kind).digest()
+        == capture(client.before, client.after, facts).digest()
+    )
+
+
+@pytest.mark.parametrize(
+    ("dxo", "word"),
+    [
+        (DXO("METRICS", {"auc": 0.5}), "METRICS"),
+        (DXO("COLLECTION", {}), "COLLECTION"),
+        (DXO("WEIGHT_DIFF", [1, 2]), "list as data"),  # type: ignore[arg-type]
+        (DXO("WEIGHT_DIFF", {"a": np.zeros(1)}, {"PROCESSED_ALGORITHM": "_HE_ALGORITHM_"}), "encryption"),
+        (DXO("WEIGHTS", {"a": b"cipher"}), "'a' is bytes"),
+        (DXO("WEIGHTS", {"a": np.zeros(1)}, 5), "no update"),  # type: ignore[arg-type]
+        (None, "None"),
+        ("text", "None"),
+        ({}, "None"),
+    ],
+)
+def test_what_is_no_update_of_nvflare_gives_one_sentence(dxo, word):
+    with pytest.raises(ObservationError, match=word) as error:
+        from_nvflare(dxo)
+    one_sentence(error)
+
+
+def test_the_programs_of_the_page_run(tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "capture.md"
+    monkeypatch.chdir(tmp_path)
+    given: dict[str, Any] = {}
+    for program in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+        exec(compile(program.replace("steps=50", "steps=1"), "capture.md", "exec"), given)
+    assert given["found"].pictures.shape == (4, 3, 32, 32)
+    assert Observation.from_file("client-3.safetensors").digest() == given["observation"].digest()
+    assert read_order("names.txt") == ["1.weight", "1.bias"]
+    assert (given["kind"], given["steps"]) == ("delta", 5)

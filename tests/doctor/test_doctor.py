@@ -1,0 +1,305 @@
+"""The doctor: what a capture contradicts by itself, and which fact a replay names."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from leakmap import Batch, LocalRule, Observation, Task, ThreatModel, Update, build_network, observe, simulate
+from leakmap.doctor.checks import check
+from leakmap.doctor.replay import LIMIT, replay
+from leakmap.doctor.values import likely_defence, rounding
+from leakmap.errors import DataError
+from leakmap.problem.objects import GRID
+from leakmap.registry.spec import Spec
+from tests.conftest import batch_of
+
+TASK = Task((3, 8, 8), 12, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+NORMED, PLAIN = "resnet,blocks=1,width=4", "convnet,width=4,depth=2"
+STEP = LocalRule("delta", lr=0.05)
+EPOCHS = LocalRule("delta", lr=0.05, epochs=2, batch_size=2, momentum=0.9)
+BATCH = batch_of(4, TASK)
+
+
+def captured(rule=STEP, model=PLAIN, task=TASK, batch=BATCH) -> Observation:
+    return observe(simulate(build_network(task, model), rule, batch), ThreatModel())
+
+
+def with_tensors(o: Observation, change) -> Observation:
+    return replace(o, update=Update(o.update.kind, {name: change(name, t) for name, t in o.update.tensors.items()}))
+
+
+def with_task(o: Observation, **changes) -> Observation:
+    return replace(o, network=replace(o.network, task=replace(o.network.task, **changes)))
+
+
+def with_rule(o: Observation, **changes) -> Observation:
+    assert o.rule is not None
+    return replace(o, rule=replace(o.rule, **changes))
+
+
+def wrong(o: Observation) -> set[str]:
+    return {finding.name for finding in check(o) if finding.level == "wrong"}
+
+
+def named(found) -> list[str]:
+    return [change.name for change in found.explained_by]
+
+
+@pytest.mark.parametrize("rule", [LocalRule(), LocalRule(mode="eval"), STEP, EPOCHS], ids=str)
+@pytest.mark.parametrize("model", [NORMED, PLAIN])
+def test_right_facts_give_the_update_and_contradict_nothing(rule, model):
+    o = captured(rule, model)
+    found = replay(o, BATCH)
+    assert not wrong(o)
+    assert found.exact
+    assert found.distance < found.threshold < 1e-3
+    assert found.explained_by == found.tried == ()
+    assert found.corrected is None
+    assert found.sentence.startswith("The facts are right")
+
+
+def swapped(o: Observation) -> Observation:
+    first, second = (name for name in o.update.tensors if name.endswith((".0.norm1.weight", ".0.norm2.weight")))
+    other = {first: second, second: first}
+    return with_tensors(o, lambda name, _: o.update.tensors[other.get(name, name)])
+
+
+MISTAKES = {
+    "mode": (EPOCHS, NORMED, lambda o: with_rule(o, mode="eval"), "mode"),
+    "gradient for delta": (
+        LocalRule(),
+        NORMED,
+        lambda o: replace(o, update=Update("delta", o.update.tensors), rule=LocalRule("delta")),
+        "kind",
+    ),
+    "delta for gradient": (
+        STEP,
+        PLAIN,
+        lambda o: replace(o, update=Update("gradient", o.update.tensors), rule=LocalRule()),
+        "kind",
+    ),
+    "sign": (EPOCHS, PLAIN, lambda o: with_tensors(o, lambda _, t: -t), "scale"),
+    "divided by lr": (EPOCHS, PLAIN, lambda o: with_tensors(o, lambda _, t: t / 0.05), "scale"),
+    "summed gradient": (LocalRule(), PLAIN, lambda o: with_tensors(o, lambda _, t: 4 * t), "scale"),
+    "weights": (STEP, PLAIN, lambda o: with_tensors(o, lambda name, t: t + o.network.weights[name]), "kind"),
+    "lr, one step": (STEP, PLAIN, lambda o: with_rule(o, lr=0.013), "lr"),
+    "lr, momentum": (EPOCHS, PLAIN, lambda o: with_rule(o, lr=0.02), "lr"),
+    "swapped": (STEP, NORMED, swapped, "parameter order"),
+    "normalization": (EPOCHS, PLAIN, lambda o: with_task(o, mean=(0.5,) * 3, std=(0.5,) * 3), "normalization"),
+    "smoothing": (
+        STEP,
+        PLAIN,
+        lambda o: with_task(o, loss=Spec("cross_entropy", {"label_smoothing": 0.1})),
+        "label smoothing",
+    ),
+    "decay": (replace(STEP, weight_decay=1e-4), PLAIN, lambda o: with_rule(o, weight_decay=0.0), "weight decay"),
+    "Adam": (replace(STEP, optimizer="adam"), PLAIN, lambda o: with_rule(o, optimizer="sgd"), "optimizer"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_single_mistake_is_named_and_corrected(case):
+    rule, model, spoil, fact = MISTAKES[case]
+    found = replay(spoil(captured(rule, model)), BATCH)
+    assert named(found) == [fact], found.sentence
+    assert not found.exact
+    assert found.corrected is not None
+    assert replay(found.corrected, BATCH).exact
+
+
+def test_a_step_at_another_rate_may_as_well_be_scaled_which_is_said():
+    found = replay(with_rule(captured(), lr=0.02), BATCH)
+    assert found.equally
+    assert "As well explained by" in found.sentence
+
+
+def test_two_mistakes_are_named_together():
+    found = replay(with_tensors(with_rule(captured(LocalRule(), NORMED), mode="eval"), lambda _, t: -t), BATCH)
+    assert sorted(named(found)) == ["mode", "scale"]
+    assert found.corrected is not None
+    assert replay(found.corrected, BATCH).exact
+
+
+def test_momentum_and_rate_are_found_together():
+    found = replay(with_rule(captured(EPOCHS), momentum=0.0, lr=0.1), BATCH)
+    assert sorted(named(found)) == ["lr", "momentum"]
+    assert found.corrected is not None
+    assert found.corrected.rule == EPOCHS
+
+
+def test_what_tf32_leaves_does_not_hide_a_wrong_fact():
+    random = torch.Generator().manual_seed(0)
+    o = with_tensors(captured(), lambda _, t: t + 1e-3 * t.std() * torch.randn(t.shape, generator=random))
+    assert "TF32" in replay(o, BATCH, limit=1).sentence
+    found = replay(with_rule(o, mode="eval", lr=0.01), BATCH, limit=60)
+    assert "lr" in {change.name for changes in (found.explained_by, *found.equally) for change in changes}
+    assert "TF32" in found.sentence
+    assert found.corrected is not None
+
+
+def test_colours_the_other_way_round_are_named_and_change_no_fact_of_the_file():
+    found = replay(captured(batch=Batch(BATCH.pictures.flip(1), BATCH.y)), BATCH)
+    assert named(found) == ["pictures"]
+    assert found.corrected is None
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        (Batch(BATCH.pictures, BATCH.y[[1, 2, 3, 0]]), "shifted by one picture"),
+        (Batch(BATCH.pictures, BATCH.y[[2, 0, 1, 3]]), "classes are numbered otherwise: 0 is 2, 1 is 0, 2 is 1"),
+        (Batch(BATCH.pictures, torch.tensor([7, 5, 7, 3])), "3 of 4 labels are others; the head shows 7, 5, 7, 3"),
+        (Batch(BATCH.pictures, torch.tensor([0, 1, 4, 5])), "in alphabetical order (0, 1, 10, 2)"),
+    ],
+)
+def test_labels_are_read_from_the_head(held, says):
+    found = replay(captured(batch=held), BATCH)
+    assert named(found) == ["labels"]
+    assert says in found.sentence
+
+
+def test_a_dropped_last_mini_batch_is_named():
+    rule = replace(EPOCHS, batch_size=3)
+    o = replace(captured(rule, batch=Batch(BATCH.pictures[:3], BATCH.y[:3])), count=4)
+    found = replay(o, BATCH)
+    assert "mini-batches" in named(found)
+    assert found.corrected is not None
+    assert found.corrected.count == 3
+
+
+def test_without_a_rule_the_search_starts_from_one_plain_step_and_gives_the_rule():
+    rule = LocalRule("delta", epochs=2, batch_size=2)
+    o = captured(rule)
+    found = replay(replace(o, rule=None), BATCH)
+    assert named(found) == ["passes"]
+    assert found.corrected is not None
+    assert found.corrected.rule == rule
+    assert {"rule"} <= {finding.name for finding in check(replace(o, rule=None, count=None))}
+    plain = replay(replace(captured(LocalRule()), rule=None), BATCH)
+    assert plain.exact
+    assert "No rule is given" in plain.sentence
+
+
+@pytest.mark.parametrize(
+    ("rule", "model", "why"),
+    [
+        (replace(STEP, defence="clip_noise,clip=1,noise=0.05"), PLAIN, "the noise of clip_noise"),
+        (LocalRule("delta", dropout=0.5), f"{PLAIN},dropout=0.5", "dropout"),
+        (replace(EPOCHS, shuffle=True, lr=0.5), PLAIN, "the shuffled order"),
+    ],
+)
+def test_a_random_client_cannot_be_replayed_exactly_which_is_said(rule, model, why):
+    o = observe(simulate(build_network(TASK, model), rule, BATCH, 7), ThreatModel())
+    found = replay(o, BATCH)
+    assert found.spread > 1e-3
+    assert "cannot be exact" in found.sentence
+    assert why in found.sentence
+
+
+def test_an_update_of_other_weights_is_explained_by_nothing_and_the_search_ends():
+    found = replay(replace(captured(EPOCHS), network=build_network(TASK, PLAIN, seed=3)), BATCH, limit=LIMIT // 20)
+    assert not found.explained_by
+    assert found.corrected is None
+    assert found.sentence.startswith("No fact tried explains")
+    assert found.as_dict()["exact"] is False
+
+
+def test_returned_statistics_that_the_update_contradicts_are_told():
+    o = captured(STEP, NORMED)
+    moved = {n: o.network.weights[n] + 3 * (t - o.network.weights[n]) for n, t in (o.buffers or {}).items()}
+    found = replay(replace(o, buffers=moved), BATCH)
+    assert found.exact
+    assert "by the factor 3:" in found.sentence
+
+
+def test_pictures_that_do_not_fit_are_refused_in_a_sentence():
+    with pytest.raises(DataError, match=r"\(N, 3, 8, 8\)"):
+        replay(captured(), Batch(BATCH.pictures[..., :4], BATCH.y))
+    with pytest.raises(DataError, match="0 to 11"):
+        replay(captured(), Batch(BATCH.pictures, BATCH.y + 10))
+
+
+class Boxes(torch.nn.Module):
+    """Computes its own loss from one box for a picture, as detectors do from many."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8), torch.nn.Tanh())
+        self.head = torch.nn.Linear(8, 5)
+
+    def forward(self, x, y):
+        return (self.head(self.body(x)) - y[:, 0] / GRID).square().mean()
+
+
+def test_objects_are_replayed_too():
+    task = Task((3, 8, 8), 3, (0.0,) * 3, (1.0,) * 3, objects=2)
+    batch = batch_of(3, task)
+    batch.y[:, 0, 1] += torch.tensor([0, 9000, 20000])
+    network = build_network(task, Boxes())
+    for held, named_facts in ((batch, []), (Batch(batch.pictures, batch.y.flip(0)), ["labels"])):
+        o = observe(simulate(network, STEP, held), ThreatModel())
+        assert not wrong(o)
+        found = replay(o, batch)
+        assert named(found) == named_facts
+        assert found.exact is (not named_facts)
+
+
+CONTRADICTIONS = {
+    "weights": (lambda o: with_tensors(o, lambda n, t: t + o.network.weights[n]), "kind"),
+    "nothing": (lambda o: with_tensors(o, lambda _, t: 0 * t), "zero tensors"),
+    "sign": (lambda o: with_tensors(o, lambda _, t: -t), "sign"),
+    "divided by lr": (lambda o: with_tensors(o, lambda _, t: t / 0.05), "scale"),
+    "signs": (lambda o: with_tensors(o, lambda _, t: t.sign()), "defence"),
+    "mode": (lambda o: with_rule(o, mode="eval"), "mode"),
+    "steps": (lambda o: with_rule(o, epochs=3), "steps"),
+    "frozen": (lambda o: replace(o, update=Update("delta", dict([*o.update.tensors.items()][:-1]))), "architecture"),
+    "model": (lambda o: replace(o, network=replace(o.network, model=Spec("mlp"))), "architecture"),
+    "half weights": (
+        lambda o: with_tensors(o, lambda n, t: (o.network.weights[n] + t).bfloat16().float() - o.network.weights[n]),
+        "precision",
+    ),
+    "momentum": (
+        lambda o: replace(o, buffers={n: t if "var" not in n else t * 0.5 for n, t in (o.buffers or {}).items()}),
+        "BatchNorm momentum",
+    ),
+    "negative variance": (
+        lambda o: replace(o, buffers={n: t if "var" not in n else -t for n, t in (o.buffers or {}).items()}),
+        "buffers",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_facts_that_the_update_contradicts_are_found_without_pictures(case):
+    spoil, name = CONTRADICTIONS[case]
+    o = captured(STEP, NORMED)
+    assert name not in wrong(o)
+    assert name in wrong(spoil(o))
+
+
+@pytest.mark.parametrize("defence", ["sign", "topk,keep=0.1", "quantise,bits=4", "clip_noise,clip=0.02,noise=0"])
+def test_a_defence_is_seen_in_the_values_and_a_replay_proves_it(defence):
+    o = with_rule(captured(replace(STEP, defence=defence), "convnet,width=12,depth=2"), defence="none")
+    assert likely_defence(o) == defence
+    found = replay(o, BATCH)
+    assert named(found) == ["defence"]
+    assert found.corrected is not None
+    assert found.corrected.rule == replace(STEP, defence=defence)
+
+
+def test_no_defence_is_seen_where_there_is_none():
+    assert likely_defence(captured()) is None
+    assert likely_defence(captured(EPOCHS, NORMED)) is None
+
+
+def test_a_small_delta_is_known_to_be_rounded():
+    o = captured(replace(STEP, lr=1e-6))
+    assert rounding(o)[1] > 0.001
+    assert replay(o, BATCH).threshold > 0.002
+
+
+def test_whatever_is_not_given_is_said_with_what_it_costs():
+    o = captured(STEP, NORMED)
+    found = {f.name: f for f in check(replace(o, rule=None, count=None, buffers=None))}
+    assert all(found[name].level == "notice" for name in ("rule", "count", "buffers"))
