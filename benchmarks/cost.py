@@ -18,7 +18,7 @@ from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.client.simulate import Batch
 from leakmap.client_step import arrange, local_signal
 from leakmap.errors import NotApplicable
-from leakmap.observation.observation import Public
+from leakmap.observation.contents import Public
 from leakmap.registry.spec import Spec
 
 ROUNDS, ITERATIONS, BATCH = 3, 6, 4

@@ -18,7 +18,7 @@ from leakmap import LocalRule, Plan, ThreatModel, label_rules, observe, prepare,
 from leakmap.attacker.labels import recover
 from leakmap.client.simulate import Batch
 from leakmap.errors import NotApplicable, NotGranted
-from leakmap.observation.observation import Public
+from leakmap.observation.contents import Public
 from leakmap.scoring.score import overlap
 from leakmap.seeds import generator
 

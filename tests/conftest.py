@@ -8,7 +8,7 @@ from leakmap import Batch, LocalRule, Task, ThreatModel, build_network, observe,
 from leakmap.attacker.matching.context import Guess, SearchContext
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
-from leakmap.observation.observation import Public
+from leakmap.observation.contents import Public
 from leakmap.problem.objects import pack
 from leakmap.seeds import generator
 

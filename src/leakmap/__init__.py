@@ -25,7 +25,8 @@ from leakmap.defences import defences
 from leakmap.errors import LeakmapError
 from leakmap.models import models
 from leakmap.models.network import Code, Network, build_network
-from leakmap.observation.observation import Observation, Public, Update
+from leakmap.observation.contents import Public, Update
+from leakmap.observation.observation import Observation
 from leakmap.plan.plan import Plan
 from leakmap.plan.tuned import Tuned, read_tuned
 from leakmap.problem.task import Task

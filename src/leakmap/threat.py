@@ -9,7 +9,8 @@ from torch import Tensor
 
 from leakmap.client.simulate import Round
 from leakmap.errors import BadSetting
-from leakmap.observation.observation import Observation, Public
+from leakmap.observation.contents import Public
+from leakmap.observation.observation import Observation
 from leakmap.problem.objects import unpack
 from leakmap.seeds import generator
 

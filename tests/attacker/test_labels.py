@@ -11,7 +11,7 @@ from leakmap.attacker.labels import fitting_rules, recover
 from leakmap.attacker.labels.counting import counts_from_mean_label, greedy, largest_remainder, listed, solve_counts
 from leakmap.attacker.labels.head import head_gradient
 from leakmap.errors import NotApplicable
-from leakmap.observation.observation import Public
+from leakmap.observation.contents import Public
 from leakmap.seeds import generator
 from tests.conftest import observed, pictures
 

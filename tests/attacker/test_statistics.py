@@ -14,7 +14,7 @@ from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
 from leakmap.attacker.matching.statistics import Statistics, layer_statistics, norm_layers, proxy_targets
 from leakmap.errors import BadSetting, NotApplicable
-from leakmap.observation.observation import Public
+from leakmap.observation.contents import Public
 from tests.conftest import batch_of, observed, pictures
 
 MODEL = "resnet,blocks=1-1,width=8,preact=true"

@@ -42,7 +42,7 @@ def test_repeated_classes_in_a_batch_are_recovered(task):
     """A batch "iDLG" that takes the B most negative classes can never return one class twice."""
     from leakmap.attacker.labels import recover
     from leakmap.client.simulate import simulate
-    from leakmap.observation.observation import Public
+    from leakmap.observation.contents import Public
     from tests.conftest import pictures
 
     round, _ = observed("convnet,width=8", task, count=6)

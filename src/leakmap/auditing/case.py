@@ -12,7 +12,8 @@ from torch import Tensor
 from leakmap.client.simulate import Batch, Round, simulate
 from leakmap.client_step import LocalRule
 from leakmap.errors import ModelError
-from leakmap.observation.observation import Observation, Update
+from leakmap.observation.contents import Update
+from leakmap.observation.observation import Observation
 from leakmap.problem.task import Task
 
 EXACT = 1e-4

@@ -13,7 +13,8 @@ from leakmap.capturing.facts import Facts, read_facts
 from leakmap.errors import ObservationError
 from leakmap.models.network import Code, Network
 from leakmap.models.weights import LONGEST_NAME
-from leakmap.observation.observation import Observation, Update
+from leakmap.observation.contents import Update
+from leakmap.observation.observation import Observation
 from leakmap.registry.spec import Spec
 
 Kind = Literal["weights", "delta", "gradient"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from leakmap.client_step import LocalRule, arrange, local_signal
 from leakmap.errors import ModelError
 from leakmap.models.network import Network
-from leakmap.observation.observation import Update
+from leakmap.observation.contents import Update
 from leakmap.seeds import derive
 
 

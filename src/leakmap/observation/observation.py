@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -20,16 +20,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from leakmap.client_step import LocalRule, Share
+from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, NotGranted, ObservationError, UnknownName
 from leakmap.models.network import Code, Network
-from leakmap.observation.manifest import COUNT_LIMIT, DTYPES, SCHEMA, Manifest
-from leakmap.problem.objects import EMPTY, GRID
+from leakmap.observation.checks import (
+    Unsound,
+    check_count,
+    check_known_pixels,
+    check_labels,
+    check_public,
+    check_update,
+    check_values,
+)
+from leakmap.observation.contents import Public, Update
+from leakmap.observation.manifest import DTYPES, SCHEMA, Manifest
 from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
 
 FILE_LIMIT = 32 * 2**30
-PIXEL_LIMIT = 2**31
 _ADVICE = {
     "count": "grant the number of examples: ThreatModel(count=True)",
     "rule": "grant the local rule: ThreatModel(rule=True)",
@@ -39,32 +47,6 @@ _ADVICE = {
     "public": "grant public pictures (ThreatModel(public=N), --public N)",
     "known_pixels": "grant a share of the true pixels, for a study of starts (--known-pixels 0.3)",
 }
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a client shares, by parameter name. A gradient and a weight delta are never called the same thing.
-
-    Args:
-        kind: ``gradient`` or ``delta``.
-        tensors: One tensor for each trained parameter, in the order of the model.
-    """
-
-    kind: Share
-    tensors: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Public:
-    """Pictures that anyone could have.
-
-    Args:
-        pictures: ``(P, C, H, W)`` in [0, 1].
-        labels: Targets, as those of the client.
-    """
-
-    pictures: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -97,7 +79,16 @@ class Observation:
     known_pixels: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check(self, "This Observation")
+        task, update = self.network.task, self.update
+        try:
+            check_update(self.network, update, self.buffers, self.rule)
+            check_values(self._tensors(), update.tensors.keys())
+            check_count(task, self.count)
+            check_labels(task, self.count, self.labels, self.label_counts)
+            check_public(task, self.public)
+            check_known_pixels(task, self.count, self.known_pixels)
+        except Unsound as error:
+            raise ObservationError(f"This Observation: {error}.") from None
 
     def need(self, *facts: str) -> None:
         """Checks that facts are granted.
@@ -119,7 +110,7 @@ class Observation:
 
     def to_bytes(self) -> bytes:
         """The file form; a user's own code is left out."""
-        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in _tensors(self)}
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in self._tensors()}
         manifest = {
             "schema": SCHEMA,
             "task": {**asdict(self.network.task), "loss": asdict(self.network.task.loss)},
@@ -131,6 +122,21 @@ class Observation:
             "tensors": [{"name": name, "shape": list(t.shape), "dtype": str(t.dtype)} for name, t in tensors.items()],
         }
         return save(tensors, metadata={"leakmap": json.dumps(manifest)})
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor with its name in the file form, in the order of the file."""
+        public = self.public and {"pictures": self.public.pictures, "labels": self.public.labels}
+        groups: list[tuple[str, Mapping[str, Tensor] | None]] = [
+            ("weights", self.network.weights),
+            ("update", self.update.tensors),
+            ("buffers", self.buffers),
+            ("public", public),
+        ]
+        for group, tensors in groups:
+            for name, tensor in (tensors or {}).items():
+                yield f"{group}/{name}", tensor
+        alone = (("labels", self.labels), ("label_counts", self.label_counts), ("known_pixels", self.known_pixels))
+        yield from ((name, tensor) for name, tensor in alone if tensor is not None)
 
     def through_bytes(self) -> "Observation":
         """The same, written to the file form and read back, on its device: no graph, storage or hook is shared."""
@@ -187,116 +193,6 @@ class Observation:
             public=self.public and Public(self.public.pictures.to(device), self.public.labels.to(device)),
             known_pixels=None if self.known_pixels is None else self.known_pixels.to(device),
         )
-
-
-def _tensors(o: Observation) -> Iterator[tuple[str, Tensor]]:
-    groups: list[tuple[str, Mapping[str, Tensor] | None]] = [
-        ("weights", o.network.weights),
-        ("update", o.update.tensors),
-        ("buffers", o.buffers),
-        ("public", o.public and {"pictures": o.public.pictures, "labels": o.public.labels}),
-    ]
-    for group, tensors in groups:
-        for name, tensor in (tensors or {}).items():
-            yield f"{group}/{name}", tensor
-    for name, tensor in (("labels", o.labels), ("label_counts", o.label_counts), ("known_pixels", o.known_pixels)):
-        if tensor is not None:
-            yield name, tensor
-
-
-def _check(o: Observation, where: str) -> None:
-    def fail(message: str) -> NoReturn:
-        raise ObservationError(f"{where}: {message}.")
-
-    def shaped(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-        if tuple(tensor.shape) != expected:
-            fail(f"{name!r} has shape {tuple(tensor.shape)}, expected {expected}")
-
-    def targets_fit(name: str, targets: Tensor, count: int) -> None:
-        shaped(name, targets, o.network.task.target_shape(count))
-        (_objects if o.network.task.objects else _classes)(name, targets, o.network.task.classes, fail)
-
-    if not o.update.tensors:
-        fail("'update' holds no tensor")
-    for group, tensors in (("update", o.update.tensors), ("buffers", o.buffers or {})):
-        for name, tensor in tensors.items():
-            if name not in o.network.weights:
-                fail(f"'{group}/{name}' is not a name among the weights")
-            shaped(f"{group}/{name}", tensor, tuple(o.network.weights[name].shape))
-    for name, tensor in o.update.tensors.items():
-        if tensor.dtype != o.network.weights[name].dtype or not tensor.is_floating_point():
-            expected = o.network.weights[name].dtype
-            fail(
-                f"'update/{name}' has type {tensor.dtype}, the weights have {expected}; send and load one floating type"
-            )
-    if not any(t.is_floating_point() for t in o.network.weights.values()):
-        fail("'weights' hold no floating-point tensor")
-    for name, tensor in _tensors(o):
-        if tensor.is_floating_point() and not _sound(name, tensor, o):
-            fail(f"{name!r} holds values that are not finite")
-    if o.count is not None and not 1 <= o.count <= COUNT_LIMIT:
-        fail(f"'count' is {o.count}, expected 1 to {COUNT_LIMIT}")
-    if o.count is not None and o.count * math.prod(o.network.task.shape) > PIXEL_LIMIT:
-        fail(f"'count' is {o.count}, which at {o.network.task.shape} is more than {PIXEL_LIMIT} values")
-    if o.rule is not None and o.rule.share != o.update.kind:
-        fail(f"'rule' shares a {o.rule.share}, the update is a {o.update.kind}")
-    classes, shape = o.network.task.classes, o.network.task.shape
-    if o.labels is not None:
-        if o.count is None:
-            fail("'labels' are granted, so 'count' must be too")
-        targets_fit("labels", o.labels, o.count)
-    if o.label_counts is not None:
-        shaped("label_counts", o.label_counts, (classes,))
-        if o.label_counts.dtype != torch.int64 or bool((o.label_counts < 0).any()):
-            fail("'label_counts' must be whole numbers of at least 0")
-        if not o.network.task.objects and o.count != int(o.label_counts.sum()):
-            fail(f"'label_counts' sum to {int(o.label_counts.sum())}, 'count' is {o.count}")
-    if o.public is not None:
-        held = o.public.pictures.numel() // math.prod(shape)
-        shaped("public/pictures", o.public.pictures, (held, *shape))
-        targets_fit("public/labels", o.public.labels, held)
-        if held and not 0 <= float(o.public.pictures.min()) <= float(o.public.pictures.max()) <= 1:
-            fail("'public/pictures' must lie in [0, 1]")
-    if o.known_pixels is not None:
-        if o.count is None:
-            fail("'known_pixels' is granted, so 'count' must be too")
-        shaped("known_pixels", o.known_pixels, (o.count, *shape))
-        known = o.known_pixels[~torch.isnan(o.known_pixels)]
-        if not o.known_pixels.is_floating_point() or (
-            len(known) and not 0 <= float(known.min()) <= float(known.max()) <= 1
-        ):
-            fail("'known_pixels' must be floats in [0, 1], or NaN where a pixel is not given")
-
-
-def _sound(name: str, tensor: Tensor, o: Observation) -> bool:
-    """Finite; buffers, such as attention masks, may hold infinities, and known pixels NaN."""
-    group, _, own = name.partition("/")
-    if group == "known_pixels":
-        return not bool(torch.isinf(tensor).any())
-    if group == "buffers" or (group == "weights" and own not in o.update.tensors):
-        return not bool(torch.isnan(tensor).any())
-    return bool(torch.isfinite(tensor).all())
-
-
-def _classes(name: str, labels: Tensor, classes: int, fail: Any) -> None:
-    if labels.dtype != torch.int64:
-        fail(f"{name!r} has type {labels.dtype}, expected torch.int64")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        fail(f"{name!r} holds a class outside 0..{classes - 1}")
-
-
-def _objects(name: str, targets: Tensor, classes: int, fail: Any) -> None:
-    if targets.dtype != torch.int64:
-        fail(f"{name!r} has type {targets.dtype}, expected torch.int64")
-    found = targets[..., 0]
-    if targets.numel() and not int(found.min()) >= EMPTY:
-        fail(f"{name!r} holds a class below {EMPTY}")
-    held = targets[found != EMPTY]
-    _classes(name, held[:, 0], classes, fail)
-    if len(held) and not (
-        int(held[:, 1:].min()) >= 0 and int(held[:, 1:].max()) <= GRID and int(held[:, 3:].min()) > 0
-    ):
-        fail(f"{name!r} holds a box outside the picture, or without width or height")
 
 
 def _header(data: bytes, where: str) -> dict[str, Any]:

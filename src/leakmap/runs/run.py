@@ -13,7 +13,8 @@ from leakmap.attacker.attacks import attack
 from leakmap.attacker.reconstruction import Attempt, Reconstruction
 from leakmap.client.simulate import Batch, Round, simulate
 from leakmap.models.network import Network
-from leakmap.observation.observation import Observation, Public
+from leakmap.observation.contents import Public
+from leakmap.observation.observation import Observation
 from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Outcome, Reached, Trial
 from leakmap.scoring.lineup import pick_distractors

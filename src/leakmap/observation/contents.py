@@ -1,0 +1,34 @@
+"""What an Observation consists of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from leakmap.client_step import Share
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client shares, by parameter name. A gradient and a weight delta are never called the same thing.
+
+    Args:
+        kind: ``gradient`` or ``delta``.
+        tensors: One tensor for each trained parameter, in the order of the model.
+    """
+
+    kind: Share
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Public:
+    """Pictures that anyone could have.
+
+    Args:
+        pictures: ``(P, C, H, W)`` in [0, 1].
+        labels: Targets, as those of the client.
+    """
+
+    pictures: Tensor
+    labels: Tensor
