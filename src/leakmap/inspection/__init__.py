@@ -7,7 +7,8 @@ what a client's update depends on. Nothing is attacked and nothing here is a ver
 from leakmap.inspection.advice import Advice, advise
 from leakmap.inspection.flow import drawn
 from leakmap.inspection.probe import Probe, probe_update
-from leakmap.inspection.traits import Noise, Norm, Stage, Stem, Traits, read_traits
+from leakmap.inspection.reading import read_traits
+from leakmap.inspection.traits import Noise, Norm, Stage, Stem, Traits
 
 __all__ = [
     "Advice",
