@@ -20,6 +20,7 @@ from leakmap.client_step import arrange, local_signal
 from leakmap.errors import NotApplicable
 from leakmap.observation.contents import Public
 from leakmap.registry.spec import Spec
+from leakmap.report.markdown import wrapped
 
 ROUNDS, ITERATIONS, BATCH = 3, 6, 4
 NETWORKS = ("convnet", "resnet,blocks=1-1-1,width=24,preact=true,dropout=0.1", "resnet,blocks=2-2-2,width=16")
@@ -47,12 +48,13 @@ def main() -> None:
             except NotApplicable:
                 rows[name].append("–")
     print("# What an iteration costs\n")
-    print(
+    about = (
         "In plain training steps (forward and backward, as the client takes them) on the same network, "
         f"batch {BATCH}, 32 px: the median of {ROUNDS} interleaved rounds. L-BFGS evaluates several times in an "
         "iteration; dimitrov simulates a client of four local steps; a dash: without BatchNorm the attack does not "
         "apply.\n"
     )
+    print(wrapped(about))
     print("    python -m benchmarks.cost > docs/results/cost.md\n")
     print(f"| attack | {' | '.join(f'`{model}`' for model in NETWORKS)} |\n|---|{'---|' * len(NETWORKS)}")
     for name, cells in rows.items():

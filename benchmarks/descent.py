@@ -3,7 +3,7 @@
     python -m benchmarks.descent --data npz:cifar10_subset.npz --weights cifar10_resnet20.th --out runs/descent
 
 A race. Stage 1 plays every setting on the first 2 clients of every network and keeps the best third; stage 2 plays
-these on all 8 clients, the first 2 included. On each network settings are ranked by the mean likeness (normalized
+these on all 8 clients, the first 2 included. On each network settings are ranked by the mean NCC (normalized
 cross-correlation) of their reconstructions to the originals; the lowest mean rank over networks is chosen, ties going
 to the lower worst rank. Labels are granted. Settings share clients, starts and iterations. The former default and the
 published setting are kept in stage 2 whatever their rank. A run that leaves the finite numbers puts its setting last on
@@ -169,7 +169,7 @@ def page(runs: dict[str, list[Run]], casts: list[Cast], options: argparse.Namesp
             ranks = found.ranks[setting]
             rows.append([setting, f"{statistics.fmean(ranks):.1f}", f"{max(ranks):g}", *cells])
         lines += table(["setting", "mean rank", "worst", *found.nets], rows)
-        lines += ["Likeness, and PSNR in dB: means over clients.", ""]
+        lines += ["NCC, and PSNR in dB: means over clients.", ""]
     if (last := rankings.get("Stage 2")) is not None:
         lines += [*_chosen(last), *_plateaus(last, casts, options)]
     return "\n".join([*lines, *_facts(records, casts, options)]) + "\n"
@@ -181,8 +181,8 @@ def _arguments() -> str:
 
 
 def _cell(found: Ranking, net: str, setting: Setting) -> str:
-    likeness, psnr = (statistics.fmean(found.values(net, setting, name)) for name in ("ncc", "psnr"))
-    return f"{likeness:.3f}, {psnr:.1f}" if math.isfinite(likeness) else "failed"
+    ncc, psnr = (statistics.fmean(found.values(net, setting, name)) for name in ("ncc", "psnr"))
+    return f"{ncc:.3f}, {psnr:.1f}" if math.isfinite(ncc) else "failed"
 
 
 def _chosen(found: Ranking) -> list[str]:
@@ -201,7 +201,7 @@ def _chosen(found: Ranking) -> list[str]:
         f"**Chosen: {chosen}.** Below, chosen − other, paired over clients, with 95 % intervals. Chosen on these very "
         "clients, it is flattered by a comparison with the former default, the best of a network still more so.",
         "",
-        *table(["network", "− former: likeness", "PSNR", "best here", "− best: likeness", "PSNR"], rows),
+        *table(["network", "− former: NCC", "PSNR", "best here", "− best: NCC", "PSNR"], rows),
     ]
 
 

@@ -19,6 +19,7 @@ from leakmap.attacker.labels import recover
 from leakmap.client.simulate import Batch
 from leakmap.errors import NotApplicable, NotGranted
 from leakmap.observation.contents import Public
+from leakmap.report.markdown import wrapped
 from leakmap.scoring.score import overlap
 from leakmap.seeds import generator
 
@@ -67,7 +68,7 @@ def main() -> None:
                             continue
                         values = overlap(labels.y, batch.y), labels.confidence
                         found.setdefault((client, kind, public, name), []).append(values)
-    print(page(rules, found, options.data))
+    print(wrapped(page(rules, found, options.data)))
 
 
 def page(rules: list[str], found: dict[tuple[str, str, int, str], list[tuple[float, float]]], data: str) -> str:

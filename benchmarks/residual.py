@@ -46,20 +46,20 @@ class Result:
         name: Of the member.
         update: How much of the update it leaves unexplained.
         buffers: How much of the returned running statistics.
-        likeness: To the truth.
+        ncc: With the truth.
     """
 
     name: str
     update: float
     buffers: float
-    likeness: float
+    ncc: float
 
 
 UPDATE, BOTH, TRUTH = "the update alone", "the update and the returned running statistics", "the truth (oracle)"
 CHOICES: dict[str, Callable[[Result], float]] = {
     UPDATE: lambda result: result.update,
     BOTH: lambda result: result.update + result.buffers,
-    TRUTH: lambda result: -result.likeness,
+    TRUTH: lambda result: -result.ncc,
 }
 """Yardstick -> what is lowest for the result that it chooses."""
 
@@ -83,15 +83,15 @@ def results(trial: Trial, setup: Setup, told: Callable[[float], None]) -> list[R
 
 def table(clients: list[list[Result]], options: argparse.Namespace) -> str:
     """Markdown."""
-    rows = ["| result | likeness | clients |", "|---|---|---|"]
+    rows = ["| result | NCC | clients |", "|---|---|---|"]
     for name in dict.fromkeys(result.name for of in clients for result in of):
-        alike = [result.likeness for of in clients for result in of if result.name == name]
+        alike = [result.ncc for of in clients for result in of if result.name == name]
         rows.append(f"| always `{name}` | {interval(alike, '.3f')} | {len(alike)} |")
     chosen = {choice: [min(of, key=lowest) for of in clients] for choice, lowest in CHOICES.items()}
     for choice, best in chosen.items():
         counts = ", ".join(f"`{name}` {count}" for name, count in Counter(result.name for result in best).most_common())
-        rows.append(f"| chosen by {choice} | {interval([r.likeness for r in best], '.3f')} | {counts} |")
-    gains = [b.likeness - a.likeness for a, b in zip(chosen[UPDATE], chosen[BOTH], strict=True)]
+        rows.append(f"| chosen by {choice} | {interval([r.ncc for r in best], '.3f')} | {counts} |")
+    gains = [b.ncc - a.ncc for a, b in zip(chosen[UPDATE], chosen[BOTH], strict=True)]
     rows += ["", f"Gain of the second choice over the first: {interval(gains, '+.3f')}, p {paired_p(gains):.2g}."]
     rows += [f"`{options.model}`, {len(clients)} clients with public pictures, {options.steps} iterations."]
     return "\n".join(rows) + f" {versions()}."

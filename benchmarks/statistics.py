@@ -54,7 +54,7 @@ class Cell:
         accuracy: Of the network on public pictures.
         chosen: Attack -> rehearsed weight of its statistics.
         outcomes: Column -> one outcome for each client.
-        likeness: Column -> mean normalized cross-correlation of each client's pictures.
+        ncc: Column -> mean normalized cross-correlation of each client's pictures.
     """
 
     weights: str
@@ -62,7 +62,7 @@ class Cell:
     accuracy: float
     chosen: Mapping[str, float]
     outcomes: Mapping[str, list[Outcome]]
-    likeness: Mapping[str, list[float]]
+    ncc: Mapping[str, list[float]]
 
 
 def plans(options: argparse.Namespace) -> dict[tuple[str, int], Plan]:
@@ -147,7 +147,7 @@ def _finish(trials, prepared: Prepared, store: Store, options, report) -> dict[s
 
 def page(cells: list[Cell], options: argparse.Namespace) -> str:
     """Markdown."""
-    head = ["weights", "B", "attack", "weight", "ncc", "PSNR", "first", "p(ranks)", "term"]
+    head = ["weights", "B", "attack", "weight", "NCC", "PSNR", "first", "p(ranks)", "term"]
     rows: list[list[object]] = []
     for cell in cells:
         for name, of in cell.outcomes.items():
@@ -157,7 +157,7 @@ def page(cells: list[Cell], options: argparse.Namespace) -> str:
             term = statistics.fmean(o.objective for o in of)
             figures = [
                 cell.chosen.get(ATTACKS.get(name, ""), ""),
-                interval(cell.likeness[name], ".3f"),
+                interval(cell.ncc[name], ".3f"),
                 f"{statistics.fmean(v for s in scores for v in s.values['psnr']):.1f}",
                 f"{first} of {sum(map(len, ranks))}",
                 f"{rank_sum_p(ranks, [s.galleries for s in scores]):.2g}",
@@ -173,7 +173,7 @@ def page(cells: list[Cell], options: argparse.Namespace) -> str:
     accuracies = ", ".join(f"{cell.weights} {cell.accuracy:.0%}" for cell in cells if cell.batch == cells[0].batch)
     lines = [
         *table(head, rows),
-        *table(["weights", "B", "comparison", "ncc", "p", "Holm", "PSNR"], compared),
+        *table(["weights", "B", "comparison", "NCC", "p", "Holm", "PSNR"], compared),
         f"{options.victims} clients, {options.steps} iterations. Accuracy on public pictures: {accuracies}.",
         f"{versions()}.",
     ]
@@ -187,7 +187,7 @@ def _compared(cell: Cell, left: str, right: str) -> tuple[str, list[float], floa
     def minus(a: list[float], b: list[float]) -> list[float]:
         return [x - y for x, y in zip(a, b, strict=True)]
 
-    gains = minus(cell.likeness[left], cell.likeness[right])
+    gains = minus(cell.ncc[left], cell.ncc[right])
     return f"{left} − {right}", gains, paired_p(gains), minus(decibels(left), decibels(right))
 
 

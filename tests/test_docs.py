@@ -89,3 +89,44 @@ def test_the_attack_of_the_contributing_page_keeps_the_contract(task):
 
 def test_the_catalogue_page_is_the_one_that_leakmap_prints():
     assert (ROOT / "docs" / "catalogue.md").read_text() == markdown()
+
+
+PAGES = [
+    page
+    for page in sorted(ROOT.rglob("*.md"))
+    if not {".venv", "runs", "node_modules"} & {*page.relative_to(ROOT).parts}
+    and not any(part.startswith(".") for part in page.relative_to(ROOT).parts)
+]
+OLD_WORDS = {
+    r"likeness|yardstick|\bemphasis\b|normalis|theat(re|er)|\b(cast|scene|scenery)\b|\bplay(s|ed)?\b|\bhint(s|ed)?\b": (),
+    r"\bkinks?\b": ("engine.md", "glossary.md"),
+    r"(?<!--)\bgate\b": ("glossary.md",),
+}
+"""Words that gave way to the field's own, and the pages that explain one of them."""
+
+
+def prose(page: Path) -> list[str]:
+    """The lines of a page that are neither code nor a table."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    return [line for line in text.splitlines() if not line.startswith(("|", "    "))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_has_short_lines_and_the_words_of_the_field(page):
+    assert max(map(len, prose(page))) <= 160
+    text = page.read_text(encoding="utf-8")
+    for words, places in OLD_WORDS.items():
+        if page.name not in places:
+            assert not re.findall(words, text, re.I)
+
+
+def test_the_glossary_is_in_alphabetical_order_and_names_places_that_exist():
+    rows = re.findall(r"^\| \*\*(.+?)\*\* \| .+\. \| (.+) \|$", (ROOT / "docs" / "glossary.md").read_text(), re.M)
+    terms = [term.lower() for term, _ in rows]
+    assert terms == sorted(set(terms))
+    assert len(terms) > 60
+    for _, places in rows:
+        for place in re.findall(r"`([a-z_/]+(?:\.py|/))`", places):
+            assert (ROOT / "src" / "leakmap" / place).exists(), place
+        for link in re.findall(r"\(([a-z]+\.md)", places):
+            assert (ROOT / "docs" / link).exists(), link

@@ -33,7 +33,7 @@ COMPARED = (("frozen", "exact"), ("exact, other start", "exact"))
 CAST = ("ConvNet", "pre-act, train, B=4", "pre-act, briefly trained, train, B=4", "ResNet-20, trained")
 """Titles in benchmarks.descent_runs."""
 CHOSEN = {net.title: net for net in NETS if net.title in CAST}
-MEASURES = {"psnr": ("PSNR, dB", "+.2f"), "ncc": ("ncc", "+.3f"), "rank": ("rank", "+.1f")}
+MEASURES = {"psnr": ("PSNR, dB", "+.2f"), "ncc": ("NCC", "+.3f"), "rank": ("rank", "+.1f")}
 
 
 @cache
@@ -136,7 +136,7 @@ def page(found: Found, options: argparse.Namespace) -> list[str]:
         "clients whose loss is above 1e-4, training pictures that no other table attacks). Line-ups have "
         f"{' or '.join(map(str, galleries))} candidates. *Other start* shows how much chance alone moves a client.",
         "",
-        *table(["network", "engine", "PSNR", "ncc", "rank", "ranked first", "term", "ms per iteration"], rows),
+        *table(["network", "engine", "PSNR", "NCC", "rank", "ranked first", "term", "ms per iteration"], rows),
         "Paired differences, means over clients with 95 % intervals; bold: the interval leaves out 0. A rank is a mean "
         "over the pictures of a client; lower is better.",
         "",
@@ -149,5 +149,5 @@ def _means(arms: list[Any]) -> list[str]:
         return statistics.fmean(arm[name] for arm in arms)
 
     cost = 1000 * statistics.median(arm["seconds"] for arm in arms)
-    scores = f"{mean('psnr'):.2f}", f"{mean('likeness'):.3f}", f"{mean('rank'):.1f}", f"{mean('first'):.0%}"
+    scores = f"{mean('psnr'):.2f}", f"{mean('ncc'):.3f}", f"{mean('rank'):.1f}", f"{mean('first'):.0%}"
     return [*scores, f"{mean('term'):.3g}", f"{cost:.3g}"]

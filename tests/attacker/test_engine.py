@@ -346,7 +346,7 @@ MODELS = {
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
-def test_differences_with_frozen_kinks_agree_with_double_backward(model, mode, task):
+def test_differences_with_frozen_switches_agree_with_double_backward(model, mode, task):
     context = context_of(model, task, LocalRule(mode=mode))
     close(*both(context, guess_of(context, task)))
 
@@ -467,7 +467,7 @@ def own_context(task, *layers, rule=None, count=2):
     return context_of_network(build_network(task, stacked(*layers)), rule or LocalRule(), count)
 
 
-def test_a_network_whose_kinks_are_held_keeps_its_differences(task):
+def test_a_network_whose_switches_are_frozen_keeps_its_differences(task):
     context = context_of("convnet,width=8", task)
     guess = guess_of(context, task)
     engine = Engine(context, DISTANCES["cosine"])
@@ -479,7 +479,7 @@ def test_a_network_whose_kinks_are_held_keeps_its_differences(task):
     assert str(engine).startswith("frozen (one-sided, 1e-05), 1 checks against double backward, lowest cosine 0.9")
 
 
-def test_a_kink_that_is_not_held_is_found_out_and_double_backward_taken(task):
+def test_a_switch_that_is_not_frozen_is_found_out_and_double_backward_taken(task):
     context = own_context(task, nn.Tanh(), Planted(), Planted())
     guess = guess_of(context, task)
     exact = Engine(context, DISTANCES["cosine"], kind="exact").value_and_grad(guess)
@@ -509,7 +509,7 @@ def test_without_double_backward_differences_are_held_against_central_ones(task)
     assert cosine(pull.gradient, true.gradient) > AGREEMENT
 
 
-def test_without_double_backward_and_with_a_kink_not_held_it_refuses(task):
+def test_without_double_backward_and_with_a_switch_not_frozen_it_refuses(task):
     context = own_context(task, Sigmoid(), Planted())
     engine = Engine(context, DISTANCES["cosine"])
     with pytest.raises(NotApplicable, match="cannot be trusted: the network has no double backward"):
@@ -531,7 +531,7 @@ def test_the_check_is_repeated(task, monkeypatch):
 
 
 @pytest.mark.parametrize("smooth", [True, False], ids=["double backward", "none"])
-def test_a_kink_that_comes_later_is_caught_at_the_next_check(smooth, task, monkeypatch):
+def test_a_switch_that_comes_later_is_caught_at_the_next_check(smooth, task, monkeypatch):
     monkeypatch.setattr(selfcheck, "EVERY", 3)
     monkeypatch.setattr(Turning, "turned", False)
     layers = [WrittenOut() if smooth else Sigmoid(), Turning()]

@@ -164,7 +164,7 @@ def test_an_audit_with_the_suite_shows_what_each_member_reached(tmp_path):
     assert "rgap" in page
 
 
-def test_the_yardstick_covers_the_returned_buffers_too(task):
+def test_the_update_residual_covers_the_returned_buffers_too(task):
     for rule in (LocalRule(), LocalRule("delta", epochs=2, lr=0.1)):
         round, observation = observed(
             "resnet,blocks=1-1,width=8", task, rule=rule, threat=ThreatModel("known"), count=4

@@ -396,7 +396,7 @@ def test_without_replay_another_draw_is_made(name):
 
 
 @pytest.mark.parametrize("name", SMOOTH)
-def test_what_has_no_kink_is_computed_anew(name):
+def test_what_has_no_switch_is_computed_anew(name):
     """A custom function too, whose forward runs without gradients."""
     function = SMOOTH[name]
     switches = recorded(function)
@@ -639,7 +639,7 @@ RARER = {
 
 
 @pytest.mark.parametrize("name", RARER)
-def test_rarer_kinks_are_held_too(name):
+def test_rarer_switches_are_frozen_too(name):
     replay_is_smooth(RARER[name])
 
 
@@ -655,7 +655,7 @@ LEFT = {
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_some_kinks_are_left_to_the_self_check(name):
+def test_some_switches_are_left_to_the_self_check(name):
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         replay_is_smooth(LEFT[name])
 

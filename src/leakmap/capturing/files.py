@@ -34,7 +34,7 @@ def read_state(path: Path | str, names: Sequence[str] | None = None) -> dict[str
 
     safetensors; a checkpoint of torch, see :func:`leakmap.models.network.read_weights`; ``.npz`` with arrays by name;
     ``.npz`` with ``arr_0``, ``arr_1``, … as ``np.savez(file, *arrays)`` writes them; or ``.npy`` with one array after
-    another. What the file is decides, not what it is called.
+    another. The content of the file decides its format; its name does not matter.
 
     Args:
         path: The file.

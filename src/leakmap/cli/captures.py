@@ -69,13 +69,15 @@ def facts_(
 
 def capture_(
     before: Annotated[Path, typer.Option(help="What the server sent: safetensors, checkpoint or npz.")],
-    after: Annotated[Path, typer.Option(help="What came back.")],
-    facts: Annotated[Path, typer.Option(help="What the payload cannot tell; leakmap facts MODEL prints one.")],
+    after: Annotated[Path, typer.Option(help="What the client returned.")],
+    facts: Annotated[
+        Path, typer.Option(help="File of facts that the payload cannot tell; leakmap facts MODEL prints one.")
+    ],
     out: Annotated[Path, typer.Option(help="The Observation file to write.")],
     kind: Annotated[
-        Literal["weights", "delta", "gradient"], typer.Option(help="What came back: weights after training, …")
+        Literal["weights", "delta", "gradient"], typer.Option(help="What the file of --after holds.")
     ] = "weights",
-    count: Annotated[int | None, typer.Option(help="Pictures of the client.")] = None,
+    count: Annotated[int | None, typer.Option(help="How many pictures the client holds.")] = None,
     order: Annotated[Path | None, typer.Option(help="Names of arrays without names, one on each line.")] = None,
     model: Model = None,
     loss: OwnLoss = None,
@@ -157,16 +159,18 @@ def attack_(
     file: File,
     how: Annotated[str, typer.Option("--attack", help="NAME[,key=value…].")] = DEFAULT,
     steps: Annotated[int | None, typer.Option(help="Iterations.")] = None,
-    seed: Annotated[int, typer.Option(help="Everything random follows.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for the result; the same one is not attacked again.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is random.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the result; what is finished there is not run again.")
+    ] = None,
     model: Model = None,
     loss: OwnLoss = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Attack an Observation file: what an honest-but-curious server would see. Nothing but the file is read.
+    """Attack an Observation file, as an honest-but-curious server would. Nothing but the file is read.
 
-    Whether it is like the client's pictures only leakmap audit --observation can say, which knows them.
+    Only leakmap audit --observation, which is given the client's pictures, can score the result.
 
     [bold]Example[/bold]
 
@@ -195,7 +199,9 @@ def attack_(
 
 
 def watch(
-    folder: Annotated[Path, typer.Argument(help="Where captures come: round-0001/client-0.safetensors, …")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder in which captures arrive, as round-0001/client-0.safetensors.")
+    ],
     truth: Annotated[
         Path | None, typer.Option(help="Folder with the clients' pictures: client-0.npz, or a folder client-0.")
     ] = None,
@@ -206,14 +212,14 @@ def watch(
     ] = "unknown",
     model: Model = None,
     loss: OwnLoss = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results; the same one continues.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; the same folder continues.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once, then stop.")] = False,
-    seed: Annotated[int, typer.Option(help="Everything random follows.")] = 0,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is random.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; 0 runs in this one.")] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Audit a folder of captures as they come, and draw leakage against the round. Ctrl-C stops; it continues.
+    """Audit a folder of captures as they arrive, and draw leakage against the round. The same command continues.
 
     [bold]Example[/bold]
 

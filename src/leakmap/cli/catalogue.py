@@ -13,6 +13,7 @@ from leakmap.client.data import sources
 from leakmap.defences import defences
 from leakmap.models import models
 from leakmap.registry.registry import Registry
+from leakmap.report.markdown import wrapped
 from leakmap.scoring.metrics import metrics
 from leakmap.threat import letter_of
 
@@ -100,4 +101,4 @@ def markdown() -> str:
             lines.append(f"| {' | '.join((f'`{entry.name}`', entry.summary, *own, settings, entry.source))} |")
         if registry is attacks:
             lines += ["", _ABOUT_ATTACKS]
-    return "\n".join(lines) + "\n"
+    return wrapped("\n".join(lines)) + "\n"

@@ -72,7 +72,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Can the updates that federated clients send be turned back into their pictures?"""
@@ -83,21 +83,21 @@ def root(
 def audit(
     plan: Plan,
     tuned: Annotated[
-        Path | None, typer.Option(help="Settings from leakmap tune: its tuned.json.", rich_help_panel=ATTACK)
+        Path | None, typer.Option(help="The tuned.json that leakmap tune wrote.", rich_help_panel=ATTACK)
     ] = None,
     control: Annotated[
         Literal["none", "swapped"],
         typer.Option(help="swapped: a null audit, updates of other pictures.", rich_help_panel=ATTACK),
     ] = "none",
     metric: Annotated[
-        list[str] | None, typer.Option(help="Besides PSNR and SSIM; repeatable.", rich_help_panel=RUN)
+        list[str] | None, typer.Option(help="A further metric besides PSNR and SSIM; repeatable.", rich_help_panel=RUN)
     ] = None,
     observation: Annotated[
         list[Path] | None,
-        typer.Option(help="What a real client sent; repeatable.", rich_help_panel=REAL),
+        typer.Option(help="Observation file of a real client; repeatable.", rich_help_panel=REAL),
     ] = None,
     truth: Annotated[
-        list[str] | None, typer.Option(help="The pictures that it held, one for each.", rich_help_panel=REAL)
+        list[str] | None, typer.Option(help="Pictures that this client held, once for each.", rich_help_panel=REAL)
     ] = None,
     others: Annotated[
         str | None, typer.Option(help="Pictures of the same kind that no client held.", rich_help_panel=REAL)
@@ -156,7 +156,7 @@ def tune(
         int | None, typer.Option(help=f"Simulated public clients; {REHEARSALS} by default.", rich_help_panel=TUNING)
     ] = None,
     objective: Annotated[
-        Literal["ncc", "ssim", "psnr"], typer.Option(help="Its mean is maximised.", rich_help_panel=TUNING)
+        Literal["ncc", "ssim", "psnr"], typer.Option(help="The score whose mean is maximised.", rich_help_panel=TUNING)
     ] = "ncc",
     oracle: Annotated[
         bool, typer.Option("--oracle", help="Tune on the victims themselves: an upper bound.", rich_help_panel=TUNING)
@@ -207,7 +207,7 @@ def inspect_(
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Side of the pictures; 224 for torchvision and timm, else 32.")
     ] = None,
-    channels: Annotated[int, typer.Option(min=1, help="Of the pictures.")] = 3,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of the pictures.")] = 3,
     classes: Annotated[int, typer.Option(help="Outputs of the model.")] = 10,
     weights: Annotated[Path | None, typer.Option(help="safetensors, or a torch checkpoint.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
@@ -232,8 +232,8 @@ def inspect_(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for results; the same one resumes.")] = Path("runs/demo"),
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results; the same folder resumes.")] = Path("runs/demo"),
+    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; 0 runs in this one.")] = None,
 ) -> None:
     """One client that leaks and one that resists, on built-in photographs, in a few minutes."""
     with progress_bar() as progress:
@@ -247,7 +247,7 @@ def demo(
 
 @app.command("list")
 def list_(
-    markdown: Annotated[bool, typer.Option("--markdown", help="As a page of documentation.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a page of documentation.")] = False,
 ) -> None:
     """Every model, data source, defence, attack, label rule and metric, with its settings."""
     if markdown:

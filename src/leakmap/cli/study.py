@@ -28,21 +28,21 @@ from leakmap.study.results import cell_rows, conclusions, score_rows, write_tabl
 from leakmap.study.running import Standing, merge, run_study, standing
 
 app = typer.Typer(
-    help="Run many audits, the product of axes in a study file; resume, share out, report.",
+    help="Run many audits, the product of the axes of a study file; resume them, share them out, report on them.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
 File = Annotated[Path, typer.Argument(help="A study file (TOML).")]
-Scale = Annotated[str | None, typer.Option(help="Which [scale.NAME] of the file.")]
+Scale = Annotated[str | None, typer.Option(help="The [scale.NAME] of the file to use.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the study; by default runs/NAME-OF-THE-FILE.")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Worker processes; 0 runs in this one.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Address = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster, auto, or local.")]
 Gpus = Annotated[float, typer.Option(min=0, help="GPUs of each run, with --ray.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many runs.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Count and time, run nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Count the runs and estimate their time; run nothing.")]
 Filters = Annotated[
-    list[str] | None, typer.Option("--only", metavar="AXIS=VALUE", help="Only cells that stand there; repeatable.")
+    list[str] | None, typer.Option("--only", metavar="AXIS=VALUE", help="Only the cells with this value; repeatable.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -54,7 +54,7 @@ def run(
     out: Out = None,
     limit: Limit = None,
     filters: Filters = None,
-    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only this share of the runs.")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts of the runs.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed runs again.")] = False,
     dry_run: DryRun = False,
     workers: Workers = None,
@@ -101,7 +101,7 @@ def run(
 
 @app.command()
 def status(file: File, scale: Scale = None, out: Out = None, as_json: AsJson = False) -> None:
-    """Say what is finished, failed and missing, and what the rest will take."""
+    """Say what is finished, failed and missing, and how long the rest will take."""
     study, folder = read_study(file, scale), _folder(file, out)
     found = standing(study, folder)
     with progress_bar() as progress:
@@ -160,7 +160,7 @@ def export(
 
 @app.command("merge")
 def merge_(
-    folder: Annotated[Path, typer.Argument(help="Where to; made if it does not exist.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to merge into; made if it does not exist.")],
     sources: Annotated[list[Path], typer.Argument(help="Folders of shards.")],
 ) -> None:
     """Bring the runs of several folders into one."""
@@ -171,16 +171,18 @@ def merge_(
 def reproduce(
     paper: Annotated[str, typer.Argument(help="paper: arXiv 2508.19819.")],
     scale: Annotated[
-        Literal["cpu", "gpu"], typer.Option(help="cpu: hours on two cores; gpu: the full protocol.")
+        Literal["cpu", "gpu"], typer.Option(help="cpu takes hours on two cores; gpu is the full protocol.")
     ] = "cpu",
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Pictures in place of the built-in ones, as in an audit; a second one with objects."),
+        typer.Option(
+            help="Pictures in place of the built-in ones, as in an audit; a second time for pictures with objects."
+        ),
     ] = None,
     claims: Annotated[
         list[str] | None, typer.Option("--claim", help="Only this claim, such as C1; repeatable.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results; the same one resumes.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; the same folder resumes.")] = None,
     limit: Limit = None,
     dry_run: DryRun = False,
     workers: Workers = None,

@@ -54,7 +54,7 @@ class Paths:
         for index in flow.outputs:
             used |= self._upstream[index]
         for node in flow.nodes:
-            if self._normalises(node):
+            if self._normalizes(node):
                 self._by_index[node.index] = replace(node, kind="norm", name="by hand")
         self.nodes = [node for index, node in self._by_index.items() if used >> index & 1]
 
@@ -191,7 +191,7 @@ class Paths:
             depth[node.index] = max((depth.get(i, 0) for i in node.inputs), default=0) + (node.kind == "weight")
         return depth
 
-    def _normalises(self, node: Node) -> bool:
+    def _normalizes(self, node: Node) -> bool:
         """Whether features are divided by a root of what a mean over them gave: a normalization written by hand."""
         if node.name not in ("mul", "div") or len(node.inputs) != 2 or len(set(node.sizes)) == 1:
             return False

@@ -12,6 +12,7 @@ from leakmap.errors import BadSetting
 from leakmap.files import write_json
 from leakmap.plan.plan import Progress
 from leakmap.registry.spec import near_misses
+from leakmap.report.markdown import wrapped
 from leakmap.report.page import interval
 from leakmap.report.study import Cell as Concluded
 from leakmap.runs.runner import Runner
@@ -185,7 +186,7 @@ def page(judged: Sequence[Judged], *, command: str, ran_on: str) -> str:
                 name, effect, count = _told(one.claim, shown)
                 ranks = interval(asdict(shown.ranks.difference))
                 lines.append(f"| {name} | {effect} | {shown.effect.p:.2g} | {ranks} | {count} | {shown.says} |")
-    return "\n".join(lines) + "\n"
+    return wrapped("\n".join(lines)) + "\n"
 
 
 def _told(claim: Claim, shown: Shown) -> list[str]:

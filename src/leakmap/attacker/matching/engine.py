@@ -85,7 +85,7 @@ class Engine:
         self._full_squares = _dots(self._target, self._target)
         self._entry_weights: list[Tensor] | None = None
         self._room: list[Tensor] = []
-        self._emphasise()
+        self._reweight()
         self._penalties = tuple(penalties)
         watched = dict.fromkeys(name for penalty in penalties for name in penalty.layers)
         self._trace = Trace(module, watched) if penalties else None
@@ -99,7 +99,7 @@ class Engine:
         """Tells the number of the iteration, at which a random weighting may be drawn anew."""
         if self._weighting is not None and self._weighting.every and step % self._weighting.every == 0:
             self._draws = step // self._weighting.every
-            self._emphasise()
+            self._reweight()
 
     def value_and_grad(self, guess: Guess) -> Pull:
         """The matching term and the penalties at a guess, and their gradient.
@@ -162,7 +162,7 @@ class Engine:
     def _selected(self, shared: Sequence[Tensor]) -> list[Tensor]:
         return [shared[place] for place in self._places]
 
-    def _emphasise(self) -> None:
+    def _reweight(self) -> None:
         if self._weighting is not None:
             self._entry_weights = self._weighting(self._target, self._draws, self._seed)
         self._target_squares = _dots(self._weighted(self._target), self._target)

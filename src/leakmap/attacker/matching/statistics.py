@@ -168,7 +168,7 @@ def layer_statistics(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     elif type(layer).__name__.endswith("2d"):
         variance, mean = torch.var_mean(x, 1, correction=0)
     else:
-        over = list(range(-len(_normalised_shape(layer)), 0))
+        over = list(range(-len(_normalized_shape(layer)), 0))
         variance, mean = torch.var_mean(x, over, correction=0)
     return mean.mean().view(1), variance.mean().view(1)
 
@@ -287,6 +287,6 @@ def _placed(target: Target, device: torch.device, dtype: torch.dtype) -> Target:
     )
 
 
-def _normalised_shape(layer: nn.Module) -> tuple[int, ...]:
+def _normalized_shape(layer: nn.Module) -> tuple[int, ...]:
     shape = getattr(layer, "normalized_shape", ())
     return tuple(shape)

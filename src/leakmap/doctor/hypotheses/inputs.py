@@ -66,7 +66,7 @@ def _listed(values: Sequence[float]) -> str:
 def fitted_normalization(case: Case) -> Candidates:
     """Mean and standard deviation of every channel by damped Gauss-Newton: those of a user's own data are in no list.
 
-    Begins at the nearest of the usual constants. The kinks of a network make the update jump, so slopes are taken over
+    Begins at the nearest of the usual constants. Switches of the network make the update jump, so slopes are taken over
     steps as wide as what is missing. What a BatchNorm behind the first layer takes away is not found, and does not
     matter.
     """

@@ -64,7 +64,8 @@ def scale(case: Case) -> Candidates:
 def learning_rate(case: Case) -> Candidates:
     """Gauss-Newton steps on the logarithm of the rate, the slope from the last two simulations; then round numbers.
 
-    One plain step is linear in the rate and done at once. After several, kinks of the network leave many local minima.
+    One plain step is linear in the rate and done at once. After several, switches of the network leave many local
+    minima.
     """
     if case.rule.share != "delta" or not case.factor > 0:
         return
