@@ -98,7 +98,8 @@ PAGES = [
     and not any(part.startswith(".") for part in page.relative_to(ROOT).parts)
 ]
 OLD_WORDS = {
-    r"likeness|yardstick|\bemphasis\b|normalis|theat(re|er)|\b(cast|scene|scenery)\b|\bplay(s|ed)?\b|\bhint(s|ed)?\b": (),
+    r"likeness|yardstick|\bemphasis\b|normalis|\bhint(s|ed)?\b": (),
+    r"theat(re|er)|\b(cast|scene|scenery|play(s|ed)?)\b": (),
     r"\bkinks?\b": ("engine.md", "glossary.md"),
     r"(?<!--)\bgate\b": ("glossary.md",),
 }

@@ -261,6 +261,7 @@ class Training:
         state = {**dict(zip(self.names, parameters, strict=True)), **self._fixed}
         found: list[Tensor] = []
         for i in range(len(x)):
+            # The passes that only measure norms must not move the buffers of the training.
             own = {**state, **{name: buffer.clone() for name, buffer in self.buffers.items()}}
             value = self._value(own, x[i : i + 1], y[i : i + 1])
             gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
@@ -313,6 +314,7 @@ def local_signal(
     defence = training.defence
     source = None if noise_seed is None else generator(noise_seed, "defence")
     parameters, memory, shared = training.start, [], []
+    # With a seed, the caller's random stream goes on as if the client had drawn nothing.
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else [], enabled=dropout_seed is not None):
         if dropout_seed is not None:
             torch.manual_seed(dropout_seed)
@@ -365,7 +367,9 @@ def _adam(
     before = memory or [torch.zeros_like(g) for g in (*gradients, *gradients)]
     first = [beta1 * m + (1 - beta1) * g for m, g in zip(before[: len(gradients)], gradients, strict=True)]
     second = [beta2 * v + (1 - beta2) * g * g for v, g in zip(before[len(gradients) :], gradients, strict=True)]
+    # Bias correction counts steps from 1.
     size, scale = rule.lr / (1 - beta1 ** (step + 1)), (1 - beta2 ** (step + 1)) ** 0.5
+    # The square root has an infinite slope at 0; both branches are kept finite, or autograd would make NaN of it.
     roots = [torch.where(v > 0, v.where(v > 0, 1.0).sqrt(), 0.0) for v in second]
     moved = zip(parameters, first, roots, strict=True)
     return [p - size * m / (root / scale + epsilon) for p, m, root in moved], [*first, *second]

@@ -110,17 +110,20 @@ def client_passes(observation: Observation) -> Passes:
     expected = rule.forwards(count) if rule and count else 1
     forwards: dict[str, int] = {}
     for name in layers:
+        # Inference mode writes nothing, so even rounding leaves no trace: the comparison can be exact.
         if all(torch.equal(sent[f"{name}.{which}"], returned[f"{name}.{which}"]) for which in RUNNING):
             continue
         counter = f"{name}.num_batches_tracked"
         counted = 0
         if counter in sent and counter in returned:
             change = float(returned[counter]) - float(sent[counter])
+            # A hostile file could otherwise ask for a mixture of any length.
             if not 0 <= change <= MOST_PASSES:
                 raise NotApplicable(
                     f"{counter!r} changed by {change:g}; a client makes 0 to {MOST_PASSES} forward passes in a round."
                 )
             counted = round(change)
+        # A client may return moved statistics beside a counter that it left behind.
         forwards[name] = counted if counted > 0 else expected
     return Passes("train" if forwards else "eval", forwards)
 
@@ -143,6 +146,7 @@ def recover_statistics(observation: Observation) -> dict[str, BatchStatistics]:
     found: dict[str, BatchStatistics] = {}
     for name, forwards in passes.forwards.items():
         momentum = layers[name].momentum
+        # No batch has any weight in such a layer, and unmix would divide by 0.
         if momentum == 0:
             continue
         tracked = float(sent.get(f"{name}.num_batches_tracked", torch.tensor(0)))
@@ -166,6 +170,7 @@ def unmix(sent: Tensor, returned: Tensor, momentum: float | None, forwards: int,
 
     Source: arXiv:2508.19819, and Hatamizadeh et al. 2022, arXiv:2202.06924, for one step.
     """
+    # The difference cancels most digits and is then divided by 1 - kept, 0.1 for one pass with torch's default.
     before, after = sent.double(), returned.double()
     if momentum is None:
         return ((tracked + forwards) * after - tracked * before) / forwards
@@ -179,6 +184,7 @@ def mixture(momentum: float | None, forwards: int) -> Tensor:
         return torch.full((forwards,), 1 / forwards, dtype=torch.float64)
     age = torch.arange(forwards - 1, -1, -1, dtype=torch.float64)
     weights = momentum * (1 - momentum) ** age
+    # The sum is 1 - (1 - m)^K; the rest of the weight is on the statistic that was sent, which unmix takes off.
     return weights / weights.sum()
 
 

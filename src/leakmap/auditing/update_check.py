@@ -76,6 +76,7 @@ class UpdateCheck:
                 f"Updates of other pictures and of noise have cosines {self.cos_other:.4f} and {self.cos_noise:.4f} to "
                 "this one: it hardly depends on the picture."
             )
+        # cos_precise is NaN where float64 cannot be computed; every comparison with NaN is false, so no flag is raised.
         if self.loss < SATURATED_LOSS or self.cos_precise < PRECISION:
             found["saturated"] = (
                 f"The client's loss is {self.loss:.1e} and its update has cosine {self.cos_precise:.3f} to the same "
@@ -111,10 +112,12 @@ def check_update(
     calm = replace(rule, dropout=0.0, defence=NONE)
     rows: list[dict[str, float]] = []
     for i, (network, batch, other) in enumerate(zip(networks, batches, others, strict=True)):
+        # "gate" names the random stream: under another name, the same seed would probe with other noise.
         noise = torch.rand(batch.pictures.shape, generator=generator(seed, "gate", i)).to(batch.pictures)
         own = _update(network, calm, batch)
         norms = [float(tensor.double().norm()) for tensor in own.values()]
         norm = math.hypot(*norms)
+        # Tensors come in the order of the model's declaration, so the last one belongs to the head.
         last = list(own)[-1].rpartition(".")[0]
         head = [name.rpartition(".")[0] == last for name in own]
         rows.append(

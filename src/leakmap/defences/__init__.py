@@ -71,6 +71,7 @@ class Gaussian:
     def factor(self, tensors: Sequence[Tensor]) -> Tensor:
         """By what all tensors together are multiplied so that their norm is at most ``clip``: 0-dim, at most 1."""
         norm = torch.stack([tensor.norm() for tensor in tensors]).norm()
+        # Never above 1: a small update is not scaled up. 1e-30 keeps an update of zeros from giving NaN.
         return (self.clip / norm.clamp(min=1e-30)).clamp(max=1.0)
 
     def disturbed(self, tensors: Sequence[Tensor], source: torch.Generator | None, examples: int = 1) -> list[Tensor]:

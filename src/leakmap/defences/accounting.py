@@ -45,6 +45,7 @@ def epsilon(defence: str, *, batch_size: int, dataset_size: int, rounds: int, de
     except ImportError:
         raise BadSetting(f"epsilon needs the package opacus; install it with: {INSTALL}.") from None
     accountant = accountants.RDPAccountant()
+    # One entry stands for all rounds; calling the accountant's step() would count them one by one.
     accountant.history = [(gaussian.noise, batch_size / dataset_size, rounds)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the best order lies at the end of those it tries

@@ -33,6 +33,7 @@ def clip_noise(*, clip: Bound = 1.0, noise: Multiplier = 0.01) -> Defence:
 
     def simulate(update: Sequence[Tensor], observed: Sequence[Tensor]) -> Simulated:
         factor = gaussian.factor(update)
+        # The factor is passed on as a constant slope: its own derivative is left out.
         return Simulated([tensor * factor for tensor in update], [factor] * len(update))
 
     return Defence(share, simulate, gaussian=gaussian, left="ratios", exact=noise == 0)

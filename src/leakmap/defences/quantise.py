@@ -28,12 +28,14 @@ def quantise(
 
     Source: Alistarh et al. 2017, "QSGD", arXiv:1610.02132, with the largest magnitude in place of the norm.
     """
+    # On each side of 0, so that 0 and both extremes are levels.
     levels = 2 ** (bits - 1) - 1
 
     def share(update: Sequence[Tensor], source: torch.Generator | None) -> list[Tensor]:
         return [_rounded(tensor, levels, source if rounding == "stochastic" else None) for tensor in update]
 
     def simulate(update: Sequence[Tensor], observed: Sequence[Tensor]) -> Simulated:
+        # At 2 bits an attack reached 16.4 dB with the staircase and 14.6 without it (docs/defences.md).
         if rounding == "stochastic" or levels > 1:
             return Simulated(list(update))
         return _softly_rounded(update, levels)
@@ -48,6 +50,7 @@ def _step(tensor: Tensor, levels: int) -> Tensor:
 def _rounded(tensor: Tensor, levels: int, source: torch.Generator | None) -> Tensor:
     """To the nearest level; with a source of randomness to the one below, after adding up to one level."""
     step = _step(tensor, levels)
+    # A tensor of zeros has step 0 and must stay zero.
     scaled = tensor / torch.where(step > 0, step, 1.0)
     if source is None:
         return scaled.round() * step
@@ -62,4 +65,5 @@ def _softly_rounded(update: Sequence[Tensor], levels: int) -> Simulated:
         tensor - SOFT * turn.sin() / (2 * math.pi) * step
         for tensor, turn, step in zip(update, turns, steps, strict=True)
     ]
+    # The slope lies between 0.1 and 1.9: nowhere level, so every entry can still move.
     return Simulated(tensors, [1 - SOFT * turn.cos() for turn in turns])

@@ -25,9 +25,11 @@ def topk(*, keep: Annotated[float, Field(gt=0, le=1)] = 0.1) -> Defence:
     """
 
     def share(update: Sequence[Tensor], source: torch.Generator | None) -> list[Tensor]:
+        # Rounded up, so that every tensor sends at least one entry.
         return [_largest(tensor, math.ceil(keep * tensor.numel())) for tensor in update]
 
     def simulate(update: Sequence[Tensor], observed: Sequence[Tensor]) -> Simulated:
+        # An entry that happens to be exactly 0 counts as not sent: the server cannot tell it from one.
         sent = [(tensor != 0).to(tensor.dtype) for tensor in observed]
         return Simulated([tensor * mask for tensor, mask in zip(update, sent, strict=True)], sent)
 

@@ -20,8 +20,10 @@ def cross_correlation(pictures: Tensor, candidates: Tensor) -> Tensor:
     """Normalized cross-correlation of every pair, in [-1, 1]; 0 for a constant picture."""
 
     def unit(x: Tensor) -> Tensor:
+        # In float64 rounding stays far below the differences that decide a rank.
         x = x.flatten(1).double()
         x = x - x.mean(1, keepdim=True)
+        # A constant picture is 0 after centring; the clamp leaves it at 0 in place of NaN.
         return x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
     return unit(pictures) @ unit(candidates).T
@@ -51,6 +53,7 @@ def rank(pictures: Tensor, truth: Tensor, distractors: Tensor, similarity: Simil
     """
     scores = similarity(pictures, torch.cat([truth[None], distractors])).max(0).values
     others = scores[1:]
+    # A reconstruction that ties with all candidates, as a constant one does, gets the middle rank.
     return 1 + float((others > scores[0]).sum()) + 0.5 * float((others == scores[0]).sum())
 
 

@@ -186,6 +186,7 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict("inconclusive", ("No client has all of its runs.", *evidence.blocking.values()))
     found = line_up(evidence.clients)
     swapped = line_up(evidence.swapped)
+    # At least one picture, or a share of a small audit would round to none.
     needed = max(1, math.ceil(SHARE * found.n))
     exact = recovered(evidence.clients, "psnr", EXACT_PSNR)
     visible = recovered(evidence.clients, "ssim", VISIBLE_SSIM)
@@ -193,10 +194,12 @@ def judge(evidence: Evidence) -> Verdict:
         f"The line-up ranks the true picture first in {found.hits} of {found.n} cases (chance {found.chance:.1%}, "
         f"rank-sum p = {found.p:.2g}); on swapped updates in {swapped.hits} of {swapped.n} (p = {swapped.p:.2g})."
     )
+    # Swapped updates know nothing of the truth. If they rank it above chance, the line-up is not fair.
     if swapped.above_chance and over_swapped(evidence) >= OVER_SWAPPED_ALPHA:
         return Verdict(
             "inconclusive", (ranks, "Swapped updates rank above chance too: audit more clients, or with another seed.")
         )
+    # Recovered pictures are evidence whatever the flags say, so these levels come before the blocking flags.
     if exact >= needed and found.above_chance:
         return Verdict("exact", (f"{exact} of {found.n} pictures are recovered above {EXACT_PSNR:.0f} dB PSNR.", ranks))
     if visible >= needed and found.above_chance:
@@ -204,8 +207,10 @@ def judge(evidence: Evidence) -> Verdict:
     beats_swapped = found.rank_one.value > swapped.rank_one.value
     if found.rank_one.value >= TIMES_CHANCE * found.chance and found.rank_one.low > found.chance and beats_swapped:
         return Verdict("partial", (ranks,))
+    # From here on only weak signals are left, which a flag may explain.
     if evidence.blocking:
         return Verdict("inconclusive", (ranks, *evidence.blocking.values()))
+    # A weak signal must also be stronger than that of updates which cannot hold the pictures.
     if found.above_chance and found.p < swapped.p:
         return Verdict("statistical", (ranks,))
     above = [m for m in ("psnr", "ssim") if above_every_floor(evidence.clients, m)]

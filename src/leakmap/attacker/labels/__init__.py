@@ -84,6 +84,7 @@ def recover(observation: Observation, rule: str, seed: int) -> Labels:
             refused.append(error)
     if not found:
         raise refused[0]
+    # max keeps the first of equals, and fitting_rules puts the rule that wins ties first.
     return max(found, key=lambda labels: labels.confidence)
 
 
@@ -98,6 +99,7 @@ def placed(observation: Observation, classes: Tensor, seed: int) -> Tensor:
     task, count = observation.network.task, observation.count or 1
     source = generator(seed, "boxes")
     sides = 0.2 + 0.4 * torch.rand(len(classes), 2, generator=source)
+    # Centres are drawn such that no box leaves the picture.
     centres = sides / 2 + (1 - sides) * torch.rand(len(classes), 2, generator=source)
     drawn = torch.cat([classes.cpu()[:, None].float(), centres, sides], 1)
     return pack([drawn[i::count][: task.objects] for i in range(count)], task.objects).to(observation.network.device)

@@ -30,5 +30,6 @@ def labels_of_set(signal: Tensor, observation: Observation, rule: str) -> Labels
     """Labels from the classes with a negative ``signal`` ``(classes,)``, repeated or cut to the number of examples."""
     total = observation.count or 0
     found = int((signal < 0).sum())
+    # Stable, so ties go to the lower class on every machine; at least one class, even if no entry is negative.
     lowest = signal.argsort(stable=True)[: max(1, min(found, total))]
     return Labels(repeated(lowest, total), rule, min(found, total) / max(found, total))

@@ -29,8 +29,10 @@ def solve_counts(confusion: Tensor, bias: Tensor, observation: Observation) -> T
     """
     total, classes, smoothing = observation.count or 0, len(bias), label_smoothing(observation)
     identity = torch.eye(classes, dtype=bias.dtype, device=bias.device)
+    # The first equation says that the counts sum to the number of examples.
     system = torch.cat([torch.ones_like(bias)[None], confusion.T - (1 - smoothing) * identity])
     values = torch.cat([bias.new_tensor([1.0]), bias + smoothing / classes]) * total
+    # Classes that are predicted alike make the system singular; pinv then takes the solution of least norm.
     return torch.linalg.pinv(system) @ values
 
 
@@ -40,6 +42,7 @@ def largest_remainder(real: Tensor, total: int) -> Tensor:
     whole = scaled.floor().long()
     missing = total - int(whole.sum())
     if missing > 0:
+        # Where all counts are 0, more labels are missing than there are classes: the order repeats.
         order = (scaled - whole).argsort(descending=True, stable=True)
         whole[order.repeat(missing // len(order) + 1)[:missing]] += 1
     return whole
@@ -87,5 +90,7 @@ def agreement(real: Tensor, whole: Tensor, noise: float) -> float:
         noise: Standard deviation that the noise in the update gives each real count.
     """
     rounded = float((real - whole).abs().sum())
+    # Gaussian noise of deviation 1 has a mean magnitude of sqrt(2 / pi).
     expected = len(whole) * noise * (2 / math.pi) ** 0.5
+    # A label in the wrong class is missing from one class and too much in another, so it counts twice in the sum.
     return max(0.0, 1.0 - 0.5 * max(rounded, expected) / int(whole.sum()))

@@ -165,11 +165,14 @@ def view(observation: Observation, head: Head, x: Tensor, weights: Mapping[str, 
     size = AT_ONCE
     if rule.mode == "train" and any(isinstance(layer, _BatchNorm) for layer in module.modules()):
         size = -(-(rule.batch_size or observation.count or len(x)) // rule.accumulate)
+        # BatchNorm in training mode refuses a single value; without the rule the mode is a guess, so two are taken.
         size = max(size, 2 if observation.rule is None else 1)
+        # A partial last batch would have batch statistics of another size than the client's.
         x = x[: max(1, len(x) // size) * size]
     parts = x.split(size)[:PARTS]
     seen: list[Tensor] = []
     hook = module.get_submodule(head.name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with hook, torch.no_grad():
         outputs = [functional_call(module, dict(weights or observation.network.weights), (part,)) for part in parts]
+    # Counts are read off the difference of predictions and gradients, which are nearly equal for absent classes.
     return View(torch.cat(seen).double(), torch.cat(outputs).double().softmax(1))

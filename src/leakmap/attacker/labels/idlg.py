@@ -24,6 +24,7 @@ def idlg() -> LabelRule:
         head = head_gradient(observation)
         signal = head.weight.sum(1) if head.bias is None else head.bias
         lowest = signal.topk(2, largest=False).values
+        # 1e-30 gives a gradient of zeros the margin 0 in place of NaN.
         margin = (lowest[1] - lowest[0]) / (signal.abs().max() + 1e-30)
         return Labels(signal.argmin().view(1), "idlg", float(margin.clamp(0, 1)))
 

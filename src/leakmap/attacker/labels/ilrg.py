@@ -41,11 +41,13 @@ def class_predictions(observation: Observation, head: Head, bias: Tensor) -> Ten
     """``(classes, classes)``: row ``c`` is the prediction for the features that the gradient shows of class ``c``."""
     readable = bias.abs() > ROUNDING * bias.abs().max()
     absent = bias > 0
+    # Rows of absent classes hold features of all examples: a class that cannot be read gets their mean.
     common = head.weight[absent].sum(0) / bias[absent].sum().clamp(min=1e-30)
     features = common.expand_as(head.weight).clone()
     features[readable] = head.weight[readable] / bias[readable, None]
     names = [f"{head.name}.weight", f"{head.name}.bias"]
     weight, own = (observation.network.weights[name].double() for name in names)
+    # After several steps the mean gradient belongs, on average, to the weights halfway along.
     if observation.rule and observation.rule.steps(observation.count or 1) > 1:
         weight, own = (
             w + observation.update.tensors[n].double() / 2 for w, n in zip((weight, own), names, strict=True)

@@ -42,6 +42,7 @@ def labels_by_share(signal: Tensor, factor: float, noise: float, observation: Ob
         rule: Name of the rule.
     """
     total = observation.count or 0
+    # Without a negative entry there is no impact to read; -1 keeps the divisions below defined.
     impact = factor * float(signal.clamp(max=0).sum()) / total or -1.0
     counts = greedy(signal, impact, 0.0, total)
     rest = signal / impact - counts

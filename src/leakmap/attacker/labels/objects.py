@@ -32,6 +32,7 @@ def objects() -> LabelRule:
         signal = _class_signal(observation)
         present = (signal < 0).nonzero()[:, 0]
         if not len(present):
+            # A client may hold no object whose push outweighs the rest; the likeliest class is taken, at confidence 0.
             present = signal.argmin()[None]
         pull = signal[present].abs().clamp(min=1e-30)
         counts = (pull / pull.min()).round().clamp(1, MOST_OF_A_CLASS).long()
@@ -48,6 +49,7 @@ def _class_signal(observation: Observation) -> Tensor:
         NotApplicable: the update holds none.
     """
     classes, tensors = observation.network.task.classes, observation.update.tensors
+    # A delta is a step down the gradient, so its sign is the opposite.
     sign = 1.0 if observation.update.kind == "gradient" else -1.0
     module = observation.network.module()
     biases = [
@@ -56,6 +58,7 @@ def _class_signal(observation: Observation) -> Tensor:
         if isinstance(layer, nn.Conv2d | nn.Linear) and f"{name}.bias" in tensors and _about_classes(name)
     ]
     exact = [bias for bias in biases if len(bias) == classes]
+    # torchvision's heads with a softmax put the background first.
     with_background = [bias[1:] for bias in biases if len(bias) == classes + 1]
     of_anchors = [
         bias.view(-1, classes).sum(0)

@@ -42,6 +42,7 @@ def rlu(*, rounds: int = 3, draws: int = 4) -> LabelRule:
         for _ in range(rounds):
             y = listed(largest_remainder(real.clamp(min=0), total))
             confidence = torch.stack([erroneous_confidence(observation, y, source) for _ in range(draws)]).nanmean(0)
+            # A class that no simulated client held has no prediction of its own and takes the mean of the others.
             common = confidence.nanmean(0)
             real = solve_counts(torch.where(confidence.isnan(), common, confidence), bias, observation)
         whole = largest_remainder(real.clamp(min=0), total)

@@ -73,6 +73,7 @@ Family = Callable[[Tensor], Tensor]
 def _families(observation: Observation, head: Head) -> list[tuple[Family, Tensor]]:
     """What fits the gradient, each with the norms to try."""
     weights = observation.network.weights
+    # The gradient of one example is (p - y) h, of rank one: its first singular vectors are both up to sign and scale.
     left, sizes, right = torch.linalg.svd(head.weight, full_matrices=False)
     logits = weights[f"{head.name}.weight"].double() @ right[0]
     if head.bias is None:
@@ -99,6 +100,7 @@ def _closest(family: Family, norms: Tensor, several: int) -> Tensor:
         distance = misshape(family(norms), several)
         dips = 1 + ((distance[1:-1] <= distance[:-2]) & (distance[1:-1] <= distance[2:])).nonzero()[:, 0]
         dips = torch.cat([dips, distance.argmin()[None]])
+        # On the coarse grid a false dip can be as deep as the true one, so several are searched finely.
         dips = dips[distance[dips].argsort()[:DIPS]]
         norms = (norms[dips, None] * ZOOM.to(norms.device)).flatten()
     y = family(norms)

@@ -63,6 +63,7 @@ class Pixels:
         full = size == list(task.shape[1:])
         x = start if full else F.interpolate(start, size=size, mode="bilinear", align_corners=False)
         low, high = task.bounds(x)
+        # Clamped before the leaf is made: the clamp must not be part of what is differentiated.
         x = (x.clamp(low, high) if self.box else x).detach().clone().requires_grad_()
 
         def decode() -> Tensor:
@@ -127,6 +128,7 @@ def merge_epochs(x: Tensor, y: Tensor) -> Tensor:
     merged = [x[0]]
     for epoch in x[1:]:
         cost = torch.cdist(first, epoch.flatten(1)).square()
+        # More than any squared distance in the box, so a picture is never matched to one of another class.
         cost = cost + 1e9 * (y[:, None] != y[None]).to(cost)
         _, columns = linear_sum_assignment(cost.cpu().numpy())
         merged.append(epoch[torch.as_tensor(columns, device=x.device)])

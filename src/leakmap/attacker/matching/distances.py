@@ -39,6 +39,7 @@ def angular(dots: Tensor, squares: Tensor, target_squares: Tensor) -> tuple[Tens
     """
     value, a, b = _cosine(dots.sum(), squares.sum(), target_squares.sum())
     cos = 1 - value
+    # The angle has an infinite slope at cosine 1, which is the truth; the clamp keeps the derivative finite.
     slope = 1 / (math.pi * (1 - cos.square()).clamp(min=1e-12).sqrt())
     return cos.acos() / math.pi, a * slope, b * slope
 
@@ -50,11 +51,14 @@ def squared(dots: Tensor, squares: Tensor, target_squares: Tensor) -> tuple[Tens
     """
     scale = target_squares.sum().clamp(min=1e-30)
     value = (squares.sum() - 2 * dots.sum() + target_squares.sum()) / scale
+    # Near the truth the three sums cancel, and rounding can leave less than 0.
     return value.clamp(min=0), -2 / scale, 2 / scale
 
 
 def _cosine(dot: Tensor, square: Tensor, target_square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # Roots first: the product of two squares would underflow for updates that are small but not zero.
     product = square.sqrt() * target_square.sqrt()
+    # NaN counts as alive, so a search that left the finite numbers is noticed.
     alive = (product > 0) | product.isnan()
     safe = torch.where(alive, product, torch.ones_like(product))
     c = torch.where(alive, (dot / safe).clamp(-1, 1), torch.zeros_like(dot))

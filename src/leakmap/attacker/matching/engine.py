@@ -89,6 +89,7 @@ class Engine:
         self._penalties = tuple(penalties)
         watched = dict.fromkeys(name for penalty in penalties for name in penalty.layers)
         self._trace = Trace(module, watched) if penalties else None
+        # With weight 0 only the penalties pull, and they take a single derivative: there is nothing to approximate.
         self._derivative: Derivative = Exact() if kind == "exact" or not weight else Frozen()
         self.check = SelfCheck() if kind == "auto" and weight else None
 
@@ -144,6 +145,7 @@ class Engine:
         plain = defended.tensors
         value, a, b = self._distance(*self._products(plain))
         if self._weighting is not None and self._weighting.every:
+            # Each draw weighs other entries, so its value cannot be compared with that of another draw.
             value = self._distance(_dots(plain, self._target), _dots(plain, plain), self._full_squares)[0]
         along: list[Tensor | None] = [None] * len(client.shared)
         if self._weight:
@@ -191,5 +193,6 @@ class Engine:
 
 
 def _dots(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """``(tensors,)`` inner products in float64."""
+    """``(tensors,)`` inner products, in float64."""
+    # Each product runs in the update's own precision, for speed; only what is made of them needs float64.
     return torch.stack([torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(left, right, strict=True)]).double()

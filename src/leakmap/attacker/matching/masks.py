@@ -73,6 +73,7 @@ def open_masks(module: nn.Module, rule: LocalRule) -> Masks:
 
 
 def _rate_and_kind(layer: nn.Module) -> tuple[float, str] | None:
+    # They keep mean and variance by an affine map, so a mask over 1 - rate would not be their operation.
     if isinstance(layer, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
         return None
     if isinstance(layer, (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)):

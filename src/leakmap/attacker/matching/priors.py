@@ -66,6 +66,7 @@ class SmoothVariation:
         if self.opponents and x.shape[1] == 3:
             red, green, blue = x.unbind(1)
             x = torch.cat([x, torch.stack([red - green, red - blue, green - blue], 1)], 1)
+        # The outer power of 0.5 has an infinite slope at 0, which flat areas reach.
         across = F.pad(x, (0, 1)).diff(dim=-1).abs() + 1e-8
         down = F.pad(x, (0, 0, 0, 1)).diff(dim=-2).abs() + 1e-8
         return self.weight * (across**self.p + down**self.p).pow(self.q).mean()
@@ -112,6 +113,7 @@ class SamePictures:
         if x.ndim < 5 or len(x) < 2:
             return x.new_zeros(())
         kernel = torch.randn(self.filters, x.shape[2], 3, 3, generator=generator(self.seed, "same pictures")).to(x)
+        # Responses to unit noise then have variance 1, however many channels there are.
         kernel = kernel / (9 * x.shape[2]) ** 0.5
         summaries = torch.stack([F.conv2d(epoch, kernel, padding=1).amax(0) for epoch in x])
         pairs = (summaries[:, None] - summaries[None]).square().flatten(2).mean(2)

@@ -130,6 +130,8 @@ def calibrated(differences: Differences, targets: Mapping[str, Target], first: f
         if spread is None:
             raise ValueError("the calibrated form needs the deviation between batches")
         for value, deviation in zip(pair, spread, strict=True):
+            # A channel that hardly varies between public batches would otherwise outweigh all others.
+            # 1e-12 covers layers in which no channel varies.
             floor = EPSILON * deviation.max() + 1e-12
             terms.append((value / (deviation + floor)).square())
     terms[0], terms[1] = first * terms[0], first * terms[1]
@@ -144,9 +146,12 @@ def difference(layer: nn.Module, inputs: list[Tensor], target: Target) -> tuple[
     scale = 1.0
     if target.unbiased:
         sizes = [x.numel() // x.shape[1] for x in inputs]
+        # A single element has no unbiased variance; its factor is 1 in place of infinity.
         bessel = torch.tensor([n / max(n - 1, 1) for n in sizes]).to(variances)
+        # Compared with the denominator n - 1, of which buffers are made; weighed with n, as the other sources are.
         variances, scale = variances * bessel[:, None], (sizes[-1] - 1) / sizes[-1]
     mixture = target.mixture
+    # If the simulation makes another number of passes than the buffers show, their weights do not apply.
     if mixture is None or len(mixture) != len(inputs):
         mixture = means.new_full((len(inputs),), 1 / len(inputs))
     return mixture @ means - target.mean, (mixture @ variances - target.variance) * scale

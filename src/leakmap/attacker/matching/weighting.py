@@ -71,6 +71,7 @@ class ByDepth:
 
     def __call__(self, target: Sequence[Tensor], draw: int, seed: int) -> Weights:
         """A number for each tensor."""
+        # The order of the tensors is that of the model's declaration, which is taken for depth.
         depth = torch.arange(len(target), dtype=target[0].dtype, device=target[0].device)
         return list((-depth).exp() if self.decay == "exponential" else 1 - depth / len(target))
 
@@ -117,6 +118,7 @@ class Partial:
     def _kept(self, tensor: Tensor, source: torch.Generator) -> Tensor:
         if self.by == "random":
             return (torch.rand(tensor.shape, generator=source) < self.share).to(tensor)
+        # At least one entry, or a small tensor such as a bias would drop out.
         count = max(1, round(self.share * tensor.numel()))
         lowest = tensor.abs().flatten().topk(count).values[-1]
         return (tensor.abs() >= lowest).to(tensor.dtype)
