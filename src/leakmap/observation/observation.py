@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from leakmap.client_step import LocalRule, Share
+from leakmap.client_step import COUNT_LIMIT, LocalRule, Share
 from leakmap.errors import BadSetting, NotGranted, ObservationError, UnknownName
 from leakmap.models.network import Code, Network
-from leakmap.observation.manifest import COUNT_LIMIT, DTYPES, SCHEMA, Manifest
+from leakmap.observation.manifest import DTYPES, SCHEMA, Manifest
 from leakmap.problem.objects import EMPTY, GRID
 from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
