@@ -74,7 +74,9 @@ def test_json_is_all_that_stdout_holds(call):
     assert code == 0
     result = json.loads(out)
     assert result["verdict"]["level"] == "exact"
-    assert result["command"].startswith("leakmap audit --model mlp,hidden=16 --attack linear --image-size 16 --victims 3")
+    assert result["command"].startswith(
+        "leakmap audit --model mlp,hidden=16 --attack linear --image-size 16 --victims 3"
+    )
 
 
 def test_the_gate_decides_the_exit_code(call):
@@ -96,6 +98,7 @@ def test_the_gate_decides_the_exit_code(call):
         (["--model", "mlp", "--batch-size", "5", "--local-steps", "4", "--share", "delta"], "--batch-size"),
         (["--model", "mlp", "--epochs", "2"], "share='delta'"),
         (["--model", "mlp", "--victims", "0"], "victims"),
+        (["--model", "mlp", "--known-pixels", "1.0"], "known_pixels"),
         (["--model", "mlp", "--victims", "400"], "too few"),
         (["--model", "mlp", "--gate", "bad"], "--gate"),
         (["--model", "mlp", "--mode", "test"], "mode"),
