@@ -11,6 +11,7 @@ import typer
 from leakmap import LocalRule, attack, attacks
 from leakmap.cli.catalogue import REGISTRIES, markdown
 from leakmap.cli.main import app
+from leakmap.study.file import tables
 from tests.conftest import observed, pictures
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +66,13 @@ def test_every_command_line_is_one_that_leakmap_takes(words):
     read = typer.main.get_command(app).commands[command].make_context(command, options)
     if spec := read.params.get("attack"):
         attacks.build(spec)
+
+
+@pytest.mark.parametrize("kind", tables())
+def test_the_page_on_studies_names_every_setting(kind):
+    head = "| top |" if kind == "study" else f"| `[{kind}]` |"
+    (row,) = (line for line in (ROOT / "docs" / "study.md").read_text().splitlines() if line.startswith(head))
+    assert all(f"`{key}`" in row for key in tables()[kind])
 
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda r: r.kind)

@@ -6,9 +6,9 @@ every model and every rule without randomness.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from leakmap.defences import NONE, defence_of
 from leakmap.errors import BadSetting, ModelError
 from leakmap.problem.task import Loss, loss_of
+from leakmap.registry.declared import Declared, check, entries
 from leakmap.seeds import generator
 
 Share = Literal["gradient", "delta"]
 Mode = Literal["train", "eval"]
+COUNT_LIMIT = 2**20
+"""Most pictures of a client that a file may claim."""
 
 
 @dataclass(frozen=True)
@@ -45,35 +48,39 @@ class LocalRule:
         defence: Specification of what it does to its update, see :mod:`leakmap.defences`.
     """
 
-    share: Share = "gradient"
-    mode: Mode = "train"
-    epochs: int = 1
-    batch_size: int | None = None
-    lr: float = 0.01
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    dropout: float | None = None
-    accumulate: int = 1
-    shuffle: bool = False
-    defence: str = NONE
+    share: Annotated[Share, Declared("What it sends.")] = "gradient"
+    mode: Annotated[Mode, Declared("Of the client's network.", note="train, or eval for frozen BatchNorm")] = "train"
+    epochs: Annotated[
+        int, Declared("Local epochs.", least=1, limit=10**4, sent=("epochs", "local_epochs"), local=True)
+    ] = 1
+    batch_size: Annotated[
+        int | None,
+        Declared(
+            "Pictures of one local step, where --local-steps splits them otherwise.",
+            option="local_batch_size",
+            hidden=True,
+            least=1,
+            expected="at least 1, or None for all",
+            limit=COUNT_LIMIT,
+            note="of one local step; leave it out for all pictures at once",
+            sent=("batch_size",),
+            local=True,
+        ),
+    ] = None
+    lr: Annotated[float, Declared("Local learning rate.", above=0, sent=("lr", "learning_rate"))] = 0.01
+    momentum: Annotated[float, Declared("Of SGD.", least=0, below=1, sent=("momentum",), local=True)] = 0.0
+    weight_decay: Annotated[float, Declared("Local weight decay.", least=0, sent=("weight_decay",), local=True)] = 0.0
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Declared("Local optimiser.", local=True)] = "sgd"
+    dropout: Annotated[
+        float | None,
+        Declared("Replaces every rate.", least=0, below=1, note="rate that replaces that of every dropout layer"),
+    ] = None
+    accumulate: Annotated[int, Declared("Micro-batches of a step.", least=1, limit=10**4, later=True)] = 1
+    shuffle: Annotated[bool, Declared("A new order each epoch.", later=True, local=True)] = False
+    defence: Annotated[str, Declared("NAME[,key=value…].", limit=512, later=True)] = NONE
 
     def __post_init__(self) -> None:
-        checks = [
-            (self.share in ("gradient", "delta"), "share", "'gradient' or 'delta'"),
-            (self.mode in ("train", "eval"), "mode", "'train' or 'eval'"),
-            (self.optimizer in ("sgd", "adam", "adamw"), "optimizer", "'sgd', 'adam' or 'adamw'"),
-            (self.epochs >= 1, "epochs", "at least 1"),
-            (self.batch_size is None or self.batch_size >= 1, "batch_size", "at least 1, or None for all"),
-            (self.lr > 0, "lr", "positive"),
-            (0 <= self.momentum < 1, "momentum", "in [0, 1)"),
-            (self.weight_decay >= 0, "weight_decay", "at least 0"),
-            (self.dropout is None or 0 <= self.dropout < 1, "dropout", "in [0, 1), or None"),
-            (self.accumulate >= 1, "accumulate", "at least 1"),
-        ]
-        for good, name, expected in checks:
-            if not good:
-                raise BadSetting(f"A local rule's {name} must be {expected}; got {getattr(self, name)!r}.")
+        check(self, "A local rule's")
         if self.share == "gradient" and (self.epochs != 1 or self.batch_size is not None):
             raise BadSetting("A client that shares a gradient takes no local steps; use share='delta' for several.")
         if self.share == "gradient" and self.shuffle:
@@ -83,6 +90,11 @@ class LocalRule:
         if self.momentum and self.optimizer != "sgd":
             raise BadSetting(f"momentum belongs to sgd; {self.optimizer} has moments of its own.")
         defence_of(self.defence)
+
+    def without_steps(self) -> "LocalRule":
+        """The rule of a client that shares one gradient and is else the same."""
+        usual = {entry.name: entry.default for entry in entries(LocalRule) if entry.declared.local}
+        return replace(self, **usual, share="gradient")
 
     def steps(self, count: int) -> int:
         """Local steps that a client with ``count`` pictures takes."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from leakmap.errors import BadSetting
 from leakmap.observation.contents import Public
 from leakmap.observation.observation import Observation
 from leakmap.problem.objects import unpack
+from leakmap.registry.declared import Declared, check
 from leakmap.seeds import generator
 
 
@@ -30,24 +31,25 @@ class ThreatModel:
             good start.
     """
 
-    labels: Literal["unknown", "counts", "known"] = "unknown"
-    count: bool = True
-    rule: bool = True
-    buffers: bool = True
-    public: int = 0
-    known_pixels: float = 0.0
+    labels: Annotated[Literal["unknown", "counts", "known"], Declared("Of the client's pictures.")] = "unknown"
+    count: Annotated[bool, Declared("How many pictures the client has.", hidden=True)] = True
+    rule: Annotated[bool, Declared("What the client does.", hidden=True)] = True
+    buffers: Annotated[bool, Declared("Returned BatchNorm buffers.")] = True
+    public: Annotated[int, Declared("Public pictures it holds.", least=0, expected="at least 0 pictures")] = 0
+    known_pixels: Annotated[
+        float,
+        Declared(
+            "Share of true pixels; study of starts.",
+            least=0,
+            below=1,
+            expected="a share of the true pixels in [0, 1)",
+        ),
+    ] = 0.0
 
     def __post_init__(self) -> None:
-        if self.labels not in ("unknown", "counts", "known"):
-            raise BadSetting(f"A threat model's labels must be 'unknown', 'counts' or 'known'; got {self.labels!r}.")
+        check(self, "A threat model's")
         if self.labels != "unknown" and not self.count:
             raise BadSetting("Whoever knows the labels knows how many examples there are: grant count too.")
-        if self.public < 0:
-            raise BadSetting(f"A threat model's public must be at least 0 pictures; got {self.public}.")
-        if not 0 <= self.known_pixels < 1:
-            raise BadSetting(
-                f"A threat model's known_pixels is a share of the true pixels in [0, 1); got {self.known_pixels}."
-            )
         if self.known_pixels and not self.count:
             raise BadSetting("Whoever is given true pixels knows how many examples there are: grant count too.")
 

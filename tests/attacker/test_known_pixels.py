@@ -10,9 +10,7 @@ from leakmap.attacker.matching.starts import first_guess
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.auditing.recipe import trials
-from leakmap.cli.main import app
 from leakmap.errors import BadSetting, NotGranted
-from leakmap.plan.command import command
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
 from leakmap.runs.run import held_by, seen_by_server
@@ -105,14 +103,3 @@ def test_an_audit_with_a_hint_gives_the_floors_the_same_pixels_and_is_no_evidenc
     assert found.result["knowledge"]["granted"]["known_pixels"] == 0.3
     assert found.result["knowledge"]["attacker_used"].endswith("with known_pixels")
     assert set(found.result["metrics"]["psnr"]["floors"]) >= {"prior_only", "swapped"}
-
-
-def test_the_command_line_repeats_the_hint():
-    from typer.testing import CliRunner
-
-    assert "--known-pixels 0.3" in command(PLAN)
-    assert "--known-pixels" not in command(
-        replace(PLAN, threat=ThreatModel("known"), attack=Spec("inverting_gradients"))
-    )
-    refused = CliRunner().invoke(app, ["audit", "--model", "convnet", "--known-pixels", "1.0"])
-    assert isinstance(refused.exception, BadSetting)

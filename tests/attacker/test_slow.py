@@ -33,7 +33,7 @@ def test_the_post_activation_twin_is_not_picked_out(shared, tmp_path):
 
 
 def test_the_null_audit_is_at_chance(shared, tmp_path):
-    assert audited(shared, tmp_path, control="swapped").level == "none_found"
+    assert audited(shared, tmp_path, null=True).level == "none_found"
 
 
 def test_a_shallow_wide_network_in_inference_mode_is_recovered(shared, tmp_path):

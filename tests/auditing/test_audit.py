@@ -42,7 +42,7 @@ def test_the_closed_form_on_its_leaking_network_is_exact(tmp_path):
 
 
 def test_a_null_audit_of_the_same_is_at_chance(tmp_path):
-    plan = replace(PLAN, attack=Spec("linear"), victims=12, control="swapped")
+    plan = replace(PLAN, attack=Spec("linear"), victims=12, null=True)
     found = perform(plan, prepare(plan))
     assert found.level == "none_found"
     assert found.result["verdict"]["statement"].startswith("Null audit")
@@ -64,7 +64,7 @@ def test_floors_use_the_settings_of_the_attack():
     planned = trials(plan, *prepare(plan).digests)
     assert planned["prior_only"][0].attack == Spec("prior_only", {"of": "inverting_gradients", "steps": 4, "tv": 0.5})
     assert {t.swap for t in planned["swapped"]} == {1}
-    null = replace(plan, control="swapped")
+    null = replace(plan, null=True)
     assert {t.swap for t in trials(null, *prepare(null).digests)["swapped"]} == {2}
 
 

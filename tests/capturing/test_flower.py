@@ -247,7 +247,7 @@ def test_a_capture_that_fails_breaks_no_round(flower, tmp_path, caplog):
         ({"std": (0.0, 1.0, 1.0)}, "positive"),
         ({"loss": "cross_entropi"}, "no loss"),
         ({"shape": (1, 32, 32), "mean": (0.5,), "std": (1.0,), "model": "torchvision/resnet18"}, "takes 3 channels"),
-        ({"rule": RuleFacts(momentum=2.0)}, "momentum"),
+        ({"rule": RuleFacts(momentum=0.9, optimizer="adam")}, "momentum"),
         ({"rule": RuleFacts(defence="clip_nois")}, "defence"),
         ({"model": "nets.py:build"}, "code of your own"),
         ({"loss": "nets.py:loss"}, "code of your own"),

@@ -33,7 +33,7 @@ def call(monkeypatch, capsys, tmp_path):
 def test_help_and_version(call):
     code, out, _ = call("audit", "--help")
     assert code == 0
-    for word in ("Model", "Data", "Client", "What the server sees", "Attack", "Run", "Examples", "--control"):
+    for word in ("Model", "Data", "Client", "What the server sees", "Attack", "Run", "Examples", "--null"):
         assert word in out
     assert "--budget" in call("tune", "--help")[1]
     assert call("--version")[1].startswith("leakmap ")
@@ -74,13 +74,15 @@ def test_json_is_all_that_stdout_holds(call):
     assert code == 0
     result = json.loads(out)
     assert result["verdict"]["level"] == "exact"
-    assert result["command"].startswith("leakmap audit --model mlp,hidden=16 --data samples")
+    assert result["command"].startswith(
+        "leakmap audit --model mlp,hidden=16 --attack linear --image-size 16 --victims 3"
+    )
 
 
 def test_the_gate_decides_the_exit_code(call):
     assert call(*EXACT, "--gate", "partial", "--out", "a")[0] == 1
     assert call(*EXACT, "--gate", "exact", "--out", "a")[0] == 1
-    null = [*EXACT, "--control", "swapped", "--out", "b", "--gate", "partial"]
+    null = [*EXACT, "--null", "--out", "b", "--gate", "partial"]
     assert call(*null)[0] == 0
     fails = ["audit", "--model", "convnet,width=8", *SMALL, "--attack", "linear", "--gate", "partial"]
     assert call(*fails)[0] == 2
@@ -96,6 +98,7 @@ def test_the_gate_decides_the_exit_code(call):
         (["--model", "mlp", "--batch-size", "5", "--local-steps", "4", "--share", "delta"], "--batch-size"),
         (["--model", "mlp", "--epochs", "2"], "share='delta'"),
         (["--model", "mlp", "--victims", "0"], "victims"),
+        (["--model", "mlp", "--known-pixels", "1.0"], "known_pixels"),
         (["--model", "mlp", "--victims", "400"], "too few"),
         (["--model", "mlp", "--gate", "bad"], "--gate"),
         (["--model", "mlp", "--mode", "test"], "mode"),

@@ -25,7 +25,6 @@ from leakmap.client_step import Training
 from leakmap.defences import defence_of
 from leakmap.defences.accounting import epsilon
 from leakmap.errors import BadSetting, ModelError, NotApplicable, ObservationError, UnknownName
-from leakmap.plan.command import command
 from tests.conftest import batch_of, observed
 
 BATCHNORM, DROPPING = "resnet,blocks=1,width=4", "convnet,width=4,dropout=0.3"
@@ -305,12 +304,6 @@ def test_a_delta_of_signs_is_only_turned_around(task):
     _, observation = observed("convnet,width=8", task, rule=rule, count=1)
     for name, tensor in mean_gradient(observation, observation.update.tensors).items():
         assert torch.equal(tensor, -observation.update.tensors[name].double())
-
-
-def test_the_command_of_an_audit_names_the_defence():
-    plan = Plan("convnet", "samples", LocalRule(defence="topk,keep=0.1"))
-    assert "--defence topk,keep=0.1" in command(plan)
-    assert "--defence" not in command(Plan("convnet", "samples"))
 
 
 def test_epsilon_is_infinite_without_noise_and_impossible_numbers_are_refused():

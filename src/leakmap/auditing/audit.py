@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ def audit(
     batch_size: int = 1,
     classes: int | None = None,
     normalization: str = "data",
-    control: Literal["none", "swapped"] = "none",
+    null: bool = False,
     metrics: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
@@ -60,7 +60,7 @@ def audit(
         batch_size: Pictures of each client.
         classes: Outputs of the model; by default the highest label plus one.
         normalization: See :class:`Plan`.
-        control: ``swapped`` for a null audit.
+        null: Whether to make a null audit, see :class:`Plan`.
         metrics: Besides PSNR and SSIM.
         seed: Everything random derives from it.
         device: Where to compute.
@@ -79,7 +79,7 @@ def audit(
         victims=victims,
         batch_size=batch_size,
         normalization=normalization,
-        control=control,
+        null=null,
         classes=classes,
         metrics=tuple(metrics),
         seed=seed,

@@ -22,16 +22,13 @@ from leakmap.errors import BadSetting, DataError, ModelError
 from leakmap.models.network import Code, Network, build_network
 from leakmap.observation.observation import Observation
 from leakmap.plan.plan import Captured, Plan, check
+from leakmap.plan.written import CAPTURED, settings, values_of
 from leakmap.problem.objects import EMPTY
 from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
 from leakmap.registry.user_code import is_user_code
 from leakmap.runs.setup import Setup
 
-_OF_CLIENT = (
-    *("data", "rule", "weights", "train_epochs", "calibrate", "image_size"),
-    *("victims", "batch_size", "classes", "normalization", "tuned"),
-)
 REPLAYS = 1e-3
 """Relative distance up to which a client that is simulated at its own pictures is the client that sent the update."""
 
@@ -91,7 +88,7 @@ def prepare_captured(
     """The plan and the setups of an audit of real updates.
 
     Args:
-        plan: Attack, granted labels and public pictures, metrics, control and seed; of the client only the user's own
+        plan: Attack, granted labels and public pictures, metrics, null and seed; of the client only the user's own
             model and loss, where the Observations name such.
         files: What each client sent.
         truths: Specification of the pictures that each client held, in the order of its local steps.
@@ -109,11 +106,11 @@ def prepare_captured(
         )
     if not others:
         raise BadSetting("Give --others with pictures of the same kind that no client held: line-ups are made of them.")
-    usual = Plan(model="", data="samples")
-    if told := [name for name in _OF_CLIENT if getattr(plan, name) != getattr(usual, name)]:
-        raise BadSetting(
-            f"With --observation the client is what its file says; leave the options of its {', '.join(told)} out."
-        )
+    values = values_of(plan)
+    told = [one.flag for one in settings() if one.declared.table in CAPTURED and values[one.path] != one.default]
+    told += ["--tuned"] if plan.tuned is not None else []
+    if told:
+        raise BadSetting(f"With --observation the client is what its file says; leave out {', '.join(told)}.")
     observations = [read_observation(file, *typed_in(plan)) for file in files]
     first = observations[0]
     rule, task, count = _same(observations, files)

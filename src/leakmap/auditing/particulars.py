@@ -197,7 +197,7 @@ def statement(plan: Plan, verdict: Verdict, clients: Sequence[Client], attacked:
         "visual": "Pictures can be recognised in what is recovered from the update",
         "exact": "Pictures are recovered almost pixel by pixel from the update",
     }[verdict.level]
-    null = "Null audit: every update came from other pictures. " if plan.control == "swapped" else ""
+    null = "Null audit: every update came from other pictures. " if plan.null else ""
     if plan.threat.known_pixels:
         null = f"{null}The server was given {plan.threat.known_pixels:.3g} of the true pixels. "
     if not clients:

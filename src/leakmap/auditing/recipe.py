@@ -26,7 +26,7 @@ def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
     ``attack`` is what is judged; ``swapped`` and ``prior_only`` are its floors; ``control`` is the planted client that
     is known to leak: an architecture that leaks to this attack, in inference mode, one picture.
     """
-    own = 1 if plan.control == "swapped" else 0
+    own = 1 if plan.null else 0
     base = Trial(
         main,
         plan.rule,

@@ -3,17 +3,16 @@
 import json
 import re
 import tomllib
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from leakmap.client_step import LocalRule, Share
+from leakmap.client_step import COUNT_LIMIT, LocalRule, Share
 from leakmap.errors import BadSetting
-from leakmap.observation.manifest import COUNT_LIMIT
 from leakmap.observation.observation import Observation
 from leakmap.problem.task import Task
+from leakmap.registry.declared import Entry, entries, file_model
 from leakmap.registry.spec import Spec
 
 LONGEST = 2**20
@@ -23,22 +22,16 @@ _DEEP = re.compile(r"""(?<![\w"'-])(?:(?>[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ 
 """A key of more than 40 parts: reading one takes time in the square of their number."""
 
 
-class RuleFacts(BaseModel):
-    """What the client does locally, see :class:`leakmap.client_step.LocalRule`; how it shares is in the payload."""
+class RuleFacts(file_model(LocalRule, strict=False, without=("share",))):
+    """What the client does locally: the fields of :class:`leakmap.LocalRule`, all optional, by keyword.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    How it shares is in the payload.
+    """
 
-    mode: Literal["train", "eval"] = "train"
-    epochs: Annotated[int, Field(ge=1, le=10**4)] = 1
-    batch_size: Annotated[int, Field(ge=1, le=COUNT_LIMIT)] | None = None
-    lr: Annotated[Number, Field(gt=0)] = 0.01
-    momentum: Number = 0.0
-    weight_decay: Number = 0.0
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    dropout: Number | None = None
-    accumulate: Annotated[int, Field(ge=1, le=10**4)] = 1
-    shuffle: bool = False
-    defence: Annotated[str, Field(max_length=512)] = "none"
+    if TYPE_CHECKING:  # the fields are derived, so a type checker sees none
+
+        def __init__(self, **told: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
 
     def rule(self, share: Share) -> LocalRule:
         """The local rule of a client that shares so.
@@ -93,7 +86,7 @@ def facts_of(observation: Observation) -> Facts:
     task, rule = network.task, observation.rule
     told = None
     if rule is not None:
-        told = RuleFacts(**{name: value for name, value in asdict(rule).items() if name != "share"})
+        told = RuleFacts(**{one.name: getattr(rule, one.name) for one in _told()})
     return Facts(
         model=str(network.model),
         shape=task.shape,
@@ -152,37 +145,28 @@ def as_toml(facts: Facts) -> str:
         "# What an update cannot tell about itself. A wrong line here turns a leaking update into noise:",
         "# leakmap doctor FILE --replay DATA says which line is wrong.",
         "",
-        f"model = {_quoted(facts.model)}  # NAME[,key=value...], or file.py:function",
-        f"shape = {list(facts.shape)}  # channels, height and width of an input",
-        f"classes = {facts.classes}  # outputs of the model",
-        f"mean = {list(facts.mean)}  # of pictures in [0, 1]; zeros where the client does not normalize",
-        f"std = {list(facts.std)}  # ones where it does not",
-        f"loss = {_quoted(facts.loss)}  # or cross_entropy,label_smoothing=0.1, or file.py:function",
-        f"objects = {facts.objects}  # for detection: the most objects of a picture",
+        _line("model", facts.model, "NAME[,key=value...], or file.py:function"),
+        _line("shape", list(facts.shape), "channels, height and width of an input"),
+        _line("classes", facts.classes, "outputs of the model"),
+        _line("mean", list(facts.mean), "of pictures in [0, 1]; zeros where the client does not normalize"),
+        _line("std", list(facts.std), "ones where it does not"),
+        _line("loss", facts.loss, "or cross_entropy,label_smoothing=0.1, or file.py:function"),
+        _line("objects", facts.objects, "for detection: the most objects of a picture"),
         _line("count", facts.count, "pictures of the client; leave it out if every client says it itself"),
         "",
     ]
     rule = facts.rule or RuleFacts()
-    table = [
-        "[rule]  # leave the table out if the clients do not tell",
-        f"mode = {_quoted(rule.mode)}  # train, or eval for frozen BatchNorm",
-        f"epochs = {rule.epochs}",
-        _line("batch_size", rule.batch_size, "of one local step; leave it out for all pictures at once"),
-        f"lr = {rule.lr}",
-        f"momentum = {rule.momentum}",
-        f"weight_decay = {rule.weight_decay}",
-        f"optimizer = {_quoted(rule.optimizer)}  # sgd, adam or adamw",
-        _line("dropout", rule.dropout, "rate that replaces that of every dropout layer"),
-        f"accumulate = {rule.accumulate}  # micro-batches of a step",
-        f"shuffle = {str(rule.shuffle).lower()}",
-        f"defence = {_quoted(rule.defence)}",
-    ]
+    table = ["[rule]  # leave the table out if the clients do not tell"]
+    table += [_line(told.name, getattr(rule, told.name), told.note) for told in _told()]
     return "\n".join([*lines, *(table if facts.rule else [f"# {line}" for line in table])]) + "\n"
 
 
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _told() -> list[Entry]:
+    return [one for one in entries(LocalRule) if one.name in RuleFacts.model_fields]
 
 
 def _line(name: str, value: object, told: str) -> str:
-    return f"# {name} =  # {told}" if value is None else f"{name} = {value}  # {told}"
+    if value is None:
+        return f"# {name} =  # {told}"
+    written = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"{name} = {written}  # {told}"

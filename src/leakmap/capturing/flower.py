@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from leakmap.capturing.capture import capture, named, states
 from leakmap.capturing.facts import Facts, RuleFacts, read_facts
+from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, ModelError, ObservationError
 from leakmap.models.network import Code, build_network
+from leakmap.registry.declared import entries
 from leakmap.registry.user_code import is_user_code
 
 log = logging.getLogger("leakmap")
@@ -30,15 +32,7 @@ Mod = Callable[[Any, Any, Call], Any]
 """``(message, context, call_next) -> reply``, as in ``flwr.clientapp.typing``."""
 Strategy = TypeVar("Strategy")
 
-_RULE = {
-    "lr": "lr",
-    "learning_rate": "lr",
-    "epochs": "epochs",
-    "local_epochs": "epochs",
-    "batch_size": "batch_size",
-    "momentum": "momentum",
-    "weight_decay": "weight_decay",
-}
+_RULE = {key: one.name for one in entries(LocalRule) for key in one.declared.sent}
 """Key of the configuration that a server sends, with ``_`` for ``-`` -> fact of the local rule."""
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -79,18 +79,11 @@ def root(
 
 
 @app.command()
-@with_plan
+@with_plan()
 def audit(
     plan: Plan,
     tuned: Annotated[
         Path | None, typer.Option(help="The tuned.json that leakmap tune wrote.", rich_help_panel=ATTACK)
-    ] = None,
-    control: Annotated[
-        Literal["none", "swapped"],
-        typer.Option(help="swapped: a null audit, updates of other pictures.", rich_help_panel=ATTACK),
-    ] = "none",
-    metric: Annotated[
-        list[str] | None, typer.Option(help="A further metric besides PSNR and SSIM; repeatable.", rich_help_panel=RUN)
     ] = None,
     observation: Annotated[
         list[Path] | None,
@@ -126,7 +119,6 @@ def audit(
     """
     if gate is not None and gate not in LEVELS[1:]:
         raise BadSetting(f"--gate takes one of {', '.join(LEVELS[1:])}; got {gate!r}.")
-    plan = replace(plan, control=control, metrics=tuple(metric or ()))
     if tuned is not None:
         plan = read_tuned(tuned).applied_to(plan, tuned)
     with progress_bar() as progress:
@@ -148,7 +140,7 @@ def audit(
 
 
 @app.command()
-@with_plan
+@with_plan(without=("null", "metrics", "gallery"))
 def tune(
     plan: Plan,
     budget: Annotated[int, typer.Option(help="Attack settings to try.", rich_help_panel=TUNING)] = BUDGET,

@@ -1,133 +1,94 @@
 """The options that every command about a simulated client takes, as a plan."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_origin
 
 import typer
 
-from leakmap.attacker.attacks import DEFAULT
-from leakmap.client_step import LocalRule
-from leakmap.defences import NONE
-from leakmap.plan.plan import Plan, local_batch
+from leakmap.plan.plan import ATTACK, RUN, Plan
+from leakmap.plan.written import plan_of, settings
+from leakmap.registry.declared import Entry
 from leakmap.registry.spec import Spec
-from leakmap.threat import ThreatModel
 
-MODEL, DATA, CLIENT = "Model", "Data", "Client"
-SERVER, ATTACK, TUNING, RUN = "What the server sees", "Attack", "Tuning", "Run"
+TUNING = "Tuning"
 REAL = "Real updates in place of simulated clients"
 
 Out = Annotated[Path | None, typer.Option(help="Folder for results; the same one resumes.", rich_help_panel=RUN)]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=RUN)]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.", rich_help_panel=RUN)]
 
-
-def plan_of(
-    model: Annotated[
-        str | None, typer.Option(help="NAME[,key=value…] or path/to/file.py:function.", rich_help_panel=MODEL)
-    ] = None,
-    data: Annotated[
-        str, typer.Option(help="samples, npz:FILE, folder:DIR, cifar10:DIR or coco:DIR.", rich_help_panel=DATA)
-    ] = "samples",
-    weights: Annotated[
-        str | None, typer.Option(help="safetensors, or a torch checkpoint.", rich_help_panel=MODEL)
-    ] = None,
-    train_epochs: Annotated[int, typer.Option(help="Train briefly first.", rich_help_panel=MODEL)] = 0,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure fresh BatchNorm statistics first.", rich_help_panel=MODEL)
-    ] = False,
-    loss: Annotated[
-        str,
-        typer.Option(help="cross_entropy[,label_smoothing=E] or file.py:function.", rich_help_panel=MODEL),
-    ] = "cross_entropy",
-    image_size: Annotated[int | None, typer.Option(help="Crop and resize.", rich_help_panel=DATA)] = None,
-    victims: Annotated[int, typer.Option(help="Clients to audit.", rich_help_panel=DATA)] = 12,
-    batch_size: Annotated[int, typer.Option(help="Pictures of each client.", rich_help_panel=DATA)] = 1,
-    classes: Annotated[
-        int | None, typer.Option(help="Outputs of the model, if not those of the data.", rich_help_panel=DATA)
-    ] = None,
-    normalization: Annotated[
-        str, typer.Option(help="data, imagenet, cifar10 or MEAN/…:STD/….", rich_help_panel=DATA)
-    ] = "data",
-    mode: Annotated[
-        Literal["train", "eval"], typer.Option(help="Of the client's network.", rich_help_panel=CLIENT)
-    ] = "train",
-    share: Annotated[
-        Literal["gradient", "delta"], typer.Option(help="What it sends.", rich_help_panel=CLIENT)
-    ] = "gradient",
-    local_steps: Annotated[int, typer.Option(help="Mini-batches in an epoch.", rich_help_panel=CLIENT)] = 1,
-    epochs: Annotated[int, typer.Option(help="Local epochs.", rich_help_panel=CLIENT)] = 1,
-    lr: Annotated[float, typer.Option(help="Local learning rate.", rich_help_panel=CLIENT)] = 0.01,
-    momentum: Annotated[float, typer.Option(help="Of SGD.", rich_help_panel=CLIENT)] = 0.0,
-    weight_decay: Annotated[float, typer.Option(help="Local weight decay.", rich_help_panel=CLIENT)] = 0.0,
-    optimizer: Annotated[
-        Literal["sgd", "adam", "adamw"], typer.Option(help="Local optimiser.", rich_help_panel=CLIENT)
-    ] = "sgd",
-    dropout: Annotated[float | None, typer.Option(help="Replaces every rate.", rich_help_panel=CLIENT)] = None,
-    accumulate: Annotated[int, typer.Option(help="Micro-batches of a step.", rich_help_panel=CLIENT)] = 1,
-    shuffle: Annotated[bool, typer.Option("--shuffle", help="A new order each epoch.", rich_help_panel=CLIENT)] = False,
-    defence: Annotated[str, typer.Option(help="NAME[,key=value…].", rich_help_panel=CLIENT)] = NONE,
-    labels: Annotated[
-        Literal["unknown", "counts", "known"],
-        typer.Option(help="Of the client's pictures.", rich_help_panel=SERVER),
-    ] = "unknown",
-    buffers: Annotated[bool, typer.Option(help="Returned BatchNorm buffers.", rich_help_panel=SERVER)] = True,
-    public: Annotated[int, typer.Option(help="Public pictures it holds.", rich_help_panel=SERVER)] = 0,
-    known_pixels: Annotated[
-        float, typer.Option(help="Share of true pixels; study of starts.", rich_help_panel=SERVER)
-    ] = 0.0,
-    attack: Annotated[str, typer.Option(help="NAME[,key=value…].", rich_help_panel=ATTACK)] = DEFAULT,
-    steps: Annotated[int | None, typer.Option(help="Iterations.", rich_help_panel=ATTACK)] = None,
-    restarts: Annotated[int | None, typer.Option(help="Independent starts.", rich_help_panel=ATTACK)] = None,
-    seed: Annotated[int, typer.Option(help="Everything random follows.", rich_help_panel=RUN)] = 0,
-) -> Plan:
-    """The options that every command about a client takes, as a plan."""
-    spec = Spec.parse(attack)
-    chosen = {"steps": steps, "restarts": restarts}
-    return Plan(
-        model=model or "",
-        data=data,
-        rule=LocalRule(
-            share=share,
-            mode=mode,
-            epochs=epochs,
-            batch_size=local_batch(batch_size, local_steps),
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            optimizer=optimizer,
-            dropout=dropout,
-            accumulate=accumulate,
-            shuffle=shuffle,
-            defence=defence,
-        ),
-        threat=ThreatModel(labels, buffers=buffers, public=public, known_pixels=known_pixels),
-        attack=Spec(spec.name, spec.params | {key: value for key, value in chosen.items() if value is not None}),
-        weights=weights,
-        train_epochs=train_epochs,
-        calibrate=calibrate,
-        image_size=image_size,
-        victims=victims,
-        batch_size=batch_size,
-        classes=classes,
-        normalization=normalization,
-        loss=loss,
-        seed=seed,
-    )
+_OF_ATTACK = {
+    "steps": Annotated[int | None, typer.Option(help="Iterations.", rich_help_panel=ATTACK)],
+    "restarts": Annotated[int | None, typer.Option(help="Independent starts.", rich_help_panel=ATTACK)],
+}
+"""Settings of attacks that have an option besides ``--attack``; those of the plan's fields are declared with them."""
 
 
-def with_plan(function: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of :func:`plan_of` in front of its own, and hands it the plan they make."""
-    shared = inspect.signature(plan_of).parameters
-    own = [p for name, p in inspect.signature(function).parameters.items() if name != "plan"]
+def options(of: type = Plan, without: Collection[str] = ()) -> dict[str, inspect.Parameter]:
+    """The options of a plan as parameters of a command, by the path of the setting, and those of the attack.
 
-    @wraps(function)
-    def called(**values: Any) -> None:
-        plan = plan_of(**{name: values.pop(name) for name in shared})
-        function(plan, **values)
+    Args:
+        of: A dataclass whose fields are declared.
+        without: Paths of settings that the command does not take.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for entry in settings(of):
+        if entry.declared.help and entry.path not in without:
+            found[entry.path] = _parameter(entry)
+        if entry.path == "attack":
+            found |= {name: _keyword(name, None, annotation) for name, annotation in _OF_ATTACK.items()}
+    return found
 
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shared.values(), *own)]
-    called.__dict__["__signature__"] = inspect.Signature(parameters)
-    return called
+
+def _parameter(entry: Entry) -> inspect.Parameter:
+    said, hint, default = entry.declared, entry.hint, entry.default
+    flag = [entry.flag] if hint is bool and not default else []
+    if hint is Spec:
+        hint, default = str, str(default)
+    elif get_origin(hint) is tuple:
+        hint, default = list[str] | None, None
+    elif entry.required:
+        hint, default = hint | None, None
+    how = typer.Option(*flag, help=said.help, rich_help_panel=said.panel, hidden=said.hidden)
+    return _keyword(entry.option, default, Annotated[hint, how])
+
+
+def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def typed_plan(typed: dict[str, Any]) -> Plan:
+    """The plan that typed options make.
+
+    Args:
+        typed: By name; the options of a plan are taken out, others are left.
+    """
+    values = {path: typed.pop(p.name) for path, p in options().items() if p.name in typed}
+    spec = Spec.parse(values["attack"])
+    chosen = {name: value for name in _OF_ATTACK if (value := values.pop(name)) is not None}
+    given = {path: value for path, value in values.items() if value is not None}
+    return plan_of({"model": "", **given, "attack": Spec(spec.name, spec.params | chosen)})
+
+
+def with_plan(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the :func:`options` of a plan in front of its own, and hands it the plan they make.
+
+    Args:
+        without: Paths of settings that the command does not take.
+    """
+
+    def decorated(function: Callable[..., None]) -> Callable[..., None]:
+        own = [p for name, p in inspect.signature(function).parameters.items() if name != "plan"]
+
+        @wraps(function)
+        def called(**typed: Any) -> None:
+            function(typed_plan(typed), **typed)
+
+        parameters = [*options(without=without).values(), *(p.replace(kind=p.KEYWORD_ONLY) for p in own)]
+        called.__dict__["__signature__"] = inspect.Signature(parameters)
+        return called
+
+    return decorated

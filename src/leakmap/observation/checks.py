@@ -6,10 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from leakmap.client_step import LocalRule
+from leakmap.client_step import COUNT_LIMIT, LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.contents import Public, Update
-from leakmap.observation.manifest import COUNT_LIMIT
 from leakmap.problem.objects import EMPTY, GRID
 from leakmap.problem.task import Task
 

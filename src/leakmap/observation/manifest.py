@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from leakmap.client_step import COUNT_LIMIT, LocalRule
+from leakmap.registry.declared import file_model
+
 SCHEMA = 1
-COUNT_LIMIT = 2**20
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 DTYPES = {str(dtype): dtype for dtype in (*FLOATS, *WHOLE)}
@@ -38,21 +40,8 @@ class TaskManifest(_Strict):
     objects: Annotated[int, Field(ge=0, le=10**4)] = 0
 
 
-class RuleManifest(_Strict):
-    """The local rule."""
-
-    share: Literal["gradient", "delta"]
-    mode: Literal["train", "eval"]
-    epochs: Annotated[int, Field(ge=1, le=10**4)]
-    batch_size: Annotated[int, Field(ge=1, le=COUNT_LIMIT)] | None
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    momentum: float
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    optimizer: Literal["sgd", "adam", "adamw"]
-    dropout: float | None
-    accumulate: Annotated[int, Field(ge=1, le=10**4)] = 1
-    shuffle: bool = False
-    defence: _Name = "none"
+class RuleManifest(file_model(LocalRule, strict=True)):
+    """The local rule; its fields are those that are declared there."""
 
 
 class TensorManifest(_Strict):

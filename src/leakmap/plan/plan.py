@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -10,6 +10,8 @@ from leakmap.attacker.attacks import DEFAULT, attacks
 from leakmap.attacker.reconstruction import Attack
 from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting
+from leakmap.registry.declared import Declared
+from leakmap.registry.declared import check as check_values
 from leakmap.registry.spec import Spec
 from leakmap.scoring.lineup import GALLERY
 from leakmap.scoring.metrics import metrics
@@ -17,6 +19,9 @@ from leakmap.threat import ThreatModel
 
 Progress = Callable[[str, float], None]
 """``(what is being done, finished fraction)``."""
+
+MODEL, DATA, CLIENT = "Model", "Data", "Client"
+SERVER, ATTACK, RUN = "What the server sees", "Attack", "Run"
 
 Scalar = str | int | float | bool | None
 Column = Literal["rehearsal-tuned", "oracle-tuned"]
@@ -96,42 +101,52 @@ class Plan:
         normalization: ``data`` (mean and deviation of the public pictures), ``imagenet``, ``cifar10`` or
             ``M/M/M:S/S/S``.
         loss: ``cross_entropy[,label_smoothing=E]`` or a user's ``file.py:function``.
-        control: ``swapped`` turns the whole audit into a null audit: every update comes from other pictures.
+        seed: Everything random derives from it.
+        null: Whether this is a null audit: every update comes from other pictures.
         metrics: Besides PSNR and SSIM.
         gallery: Candidates in a line-up.
         captured: Real updates in place of simulated ones.
-        seed: Everything random derives from it.
     """
 
-    model: str
-    data: str
-    rule: LocalRule = field(default_factory=LocalRule)
-    threat: ThreatModel = field(default_factory=ThreatModel)
-    attack: Spec = field(default_factory=lambda: Spec(DEFAULT))
-    tuned: Tuning | None = None
-    weights: str | None = None
-    train_epochs: int = 0
-    calibrate: bool = False
-    image_size: int | None = None
-    victims: int = 12
-    batch_size: int = 1
-    classes: int | None = None
-    normalization: str = "data"
-    loss: str = "cross_entropy"
-    control: Literal["none", "swapped"] = "none"
-    metrics: tuple[str, ...] = ()
-    gallery: int = GALLERY
-    captured: Captured | None = None
-    seed: int = 0
+    model: Annotated[str, Declared("NAME[,key=value…] or path/to/file.py:function.", MODEL, table="model", key="name")]
+    data: Annotated[
+        str,
+        Declared("samples, npz:FILE, folder:DIR, cifar10:DIR or coco:DIR.", DATA, table="data", key="source"),
+    ] = "samples"
+    rule: Annotated[LocalRule, Declared(panel=CLIENT, table="client")] = field(default_factory=LocalRule)
+    threat: Annotated[ThreatModel, Declared(panel=SERVER, table="threat")] = field(default_factory=ThreatModel)
+    attack: Annotated[Spec, Declared("NAME[,key=value…].", ATTACK, table="attack", key="name")] = field(
+        default_factory=lambda: Spec(DEFAULT)
+    )
+    tuned: Annotated[Tuning | None, Declared()] = None
+    weights: Annotated[
+        str | None, Declared("safetensors, or a torch checkpoint.", MODEL, table="weights", key="file")
+    ] = None
+    train_epochs: Annotated[int, Declared("Train briefly first.", MODEL, table="weights", least=0)] = 0
+    calibrate: Annotated[bool, Declared("Measure fresh BatchNorm statistics first.", MODEL, table="weights")] = False
+    image_size: Annotated[int | None, Declared("Crop and resize.", DATA, table="data")] = None
+    victims: Annotated[int, Declared("Clients to audit.", DATA, table="data", least=1)] = 12
+    batch_size: Annotated[int, Declared("Pictures of each client.", DATA, table="data", least=1)] = 1
+    classes: Annotated[int | None, Declared("Outputs of the model, if not those of the data.", DATA, table="data")] = (
+        None
+    )
+    normalization: Annotated[str, Declared("data, imagenet, cifar10 or MEAN/…:STD/….", DATA, table="data")] = "data"
+    loss: Annotated[str, Declared("cross_entropy[,label_smoothing=E] or file.py:function.", MODEL, table="model")] = (
+        "cross_entropy"
+    )
+    seed: Annotated[int, Declared("Everything random follows.", RUN, table="study")] = 0
+    null: Annotated[bool, Declared("A null audit: updates of other pictures.", ATTACK, table="study")] = False
+    metrics: Annotated[
+        tuple[str, ...],
+        Declared("Besides PSNR and SSIM; repeatable.", RUN, option="metric", table="study", key="metrics"),
+    ] = ()
+    gallery: Annotated[int, Declared("Candidates in a line-up.", RUN, hidden=True, table="study", least=20)] = GALLERY
+    captured: Annotated[Captured | None, Declared()] = None
 
     def __post_init__(self) -> None:
-        for name, least in (("victims", 1), ("batch_size", 1), ("train_epochs", 0), ("gallery", 20)):
-            if getattr(self, name) < least:
-                raise BadSetting(f"{name} must be at least {least}; got {getattr(self, name)}.")
+        check_values(self)
         if self.calibrate and self.train_epochs:
             raise BadSetting("calibrate measures the statistics of untrained weights; training measures its own.")
-        if self.control not in ("none", "swapped"):
-            raise BadSetting(f"control must be 'none' or 'swapped'; got {self.control!r}.")
 
     @property
     def column(self) -> Literal["default", "given"] | Column:
@@ -182,20 +197,3 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise BadSetting(f"The device {device!r} cannot be used here: {reason}.") from None
-
-
-def local_batch(batch_size: int, local_steps: int) -> int | None:
-    """Pictures of one local step, when a client's pictures are split into ``local_steps`` mini-batches.
-
-    Raises:
-        BadSetting: they cannot be split so.
-    """
-    if local_steps == 1:
-        return None
-    part = -(-batch_size // max(local_steps, 1))
-    if local_steps < 1 or -(-batch_size // part) != local_steps:
-        raise BadSetting(
-            f"{batch_size} pictures cannot be split into {local_steps} mini-batches; "
-            "raise --batch-size, or repeat all pictures with --epochs."
-        )
-    return part

@@ -16,18 +16,17 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, get_origin
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from leakmap.attacker.attacks import DEFAULT
 from leakmap.capturing.facts import parse_toml
-from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, LeakmapError
-from leakmap.plan.plan import Plan, local_batch
+from leakmap.plan.plan import Plan
+from leakmap.plan.written import plan_of, settings
+from leakmap.registry.declared import Entry
 from leakmap.registry.spec import Spec, near_misses
-from leakmap.scoring.lineup import GALLERY
-from leakmap.threat import ThreatModel
 
 FILE_LIMIT, CELL_LIMIT = 2**20, 100_000
 Value = str | int | float | bool | None
@@ -132,19 +131,20 @@ def parse_study(content: Mapping[str, Any], text: str = "") -> Study:
             raise BadSetting(f"There is no table {kind!r} to have presets of; {near_misses(kind, _TABLES)}")
     sides = []
     for kind in _TABLES:
-        default: Any = {"model": None, "attack": DEFAULT, "data": "samples"}.get(kind, {})
+        default: Any = {"model": None, "attack": DEFAULT}.get(kind, {})
         given = content.get(kind, default)
         if given is None:
             raise BadSetting('A study needs a model: [model] with a name, or model = "NAME[,key=value…]".')
         sides.append(list(_alternatives(kind, given, own.get(kind, {}))))
-    sides.append(list(_product({"seed": top["seed"], "control": top["control"]}, "")))
+    rest = {key: top[key] for key in _paths("study") if top[key] is not None}
+    sides.append(list(_product({**rest, "metrics": tuple(rest.get("metrics", ()))}, "")))
     if math.prod(map(len, sides)) > CELL_LIMIT:
         raise BadSetting(f"The study has more than {CELL_LIMIT} cells; take values out of its lists.")
     cells: list[Cell] = []
     for choice in itertools.product(*sides):
         axes = {name: value for of_side, _ in choice for name, value in of_side.items()}
         if not any(_matches(axes, rule) for rule in top["exclude"]):
-            cells.append(Cell(axes, _plan(choice, tuple(top["metrics"]), top["gallery"])))
+            cells.append(Cell(axes, _plan(choice)))
     if not cells:
         raise BadSetting("Every cell of the study is excluded; loosen its [[exclude]] tables.")
     known = {name for side in sides for axes, _ in side for name in axes}
@@ -174,44 +174,41 @@ def _tables(*values: Any) -> bool:
     return all(isinstance(value, dict) for value in values)
 
 
+def tables(of: type = Plan) -> dict[str, dict[str, Any]]:
+    """Table -> its settings, as pydantic takes fields; ``study`` is the top of the file.
+
+    A model and an attack also take settings of their own, which are checked when they are built.
+
+    Args:
+        of: A dataclass whose fields are declared.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for entry in settings(of):
+        if entry.declared.table:
+            found.setdefault(entry.declared.table, {})[entry.key] = _field(entry)
+    return found
+
+
+def _field(entry: Entry) -> tuple[Any, Any]:
+    if get_origin(entry.hint) is tuple:
+        return list[str] | None, None
+    kind = str if entry.hint is Spec else entry.hint
+    return (kind | list[kind], ...) if entry.key == "name" else (kind | list[kind] | None, None)
+
+
+_FIELDS = tables()
+_TABLES = {kind: _FIELDS[kind] for kind in ("data", "model", "weights", "client", "threat", "attack")}
+"""The sides of an audit, in the order of the cells."""
+_OPEN = ("model", "attack")
+_LABEL = {"label": (str | None, None)}
 _TOP: dict[str, Any] = {
     "title": (str, "Study"),
-    "seed": (int | list[int], 0),
-    "control": (Literal["none", "swapped"] | list[Literal["none", "swapped"]], "none"),
-    "metrics": (list[str], []),
-    "gallery": (int, GALLERY),
+    **_FIELDS["study"],
     "exclude": (Annotated[list[dict[str, Any]], Field(max_length=1000)], []),
     "presets": (dict[str, dict[str, dict[str, Any]]], {}),
     "claim": (dict[str, Any], {}),
     "scale": (dict[str, dict[str, Any]], {}),
 }
-
-_PLAN, _RULE, _THREAT = get_type_hints(Plan), get_type_hints(LocalRule), get_type_hints(ThreatModel)
-_UNSET: Any = None
-
-
-def _fields(hints: Mapping[str, Any], names: str) -> dict[str, Any]:
-    return {name: (hints[name] | list[hints[name]] | None, _UNSET) for name in names.split()}
-
-
-_LABEL = {"label": (str | None, None)}
-_NAME = {"name": (str | list[str], ...)}
-_TABLES: dict[str, dict[str, Any]] = {
-    "data": {
-        "source": (str | list[str], "samples"),
-        **_fields(_PLAN, "image_size victims batch_size classes normalization"),
-    },
-    "model": {**_NAME, "loss": (str | list[str] | None, None)},
-    "weights": _fields({**_PLAN, "file": str}, "file train_epochs calibrate"),
-    "client": {
-        **_fields(_RULE, "share mode epochs lr momentum weight_decay optimizer dropout accumulate shuffle defence"),
-        "local_steps": (int | list[int] | None, None),
-    },
-    "threat": _fields(_THREAT, "labels count rule buffers public known_pixels"),
-    "attack": _NAME,
-}
-"""Table -> its settings. A model and an attack also take their own, which are checked when they are built."""
-_OPEN = ("model", "attack")
 
 
 @cache
@@ -321,26 +318,19 @@ def shown(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _plan(choice: Sequence[_Choice], metrics: tuple[str, ...], gallery: int) -> Plan:
-    data, model, weights, client, threat, attack, rest = (settings for _, settings in choice)
-    knobs = {name: value for name, value in model.items() if name not in ("name", "loss")}
-    spec, chosen = Spec.parse(model["name"]), Spec.parse(attack["name"])
-    own = {name: value for name, value in attack.items() if name != "name"}
-    batch = data.get("batch_size", 1)
-    rule = {name: value for name, value in client.items() if name != "local_steps"}
-    return Plan(
-        model=str(Spec(spec.name, spec.params | knobs)),
-        data=data["source"],
-        rule=LocalRule(**rule, batch_size=local_batch(batch, client.get("local_steps", 1))),
-        threat=ThreatModel(**threat),
-        attack=Spec(chosen.name, chosen.params | own),
-        weights=weights.get("file"),
-        train_epochs=weights.get("train_epochs", 0),
-        calibrate=weights.get("calibrate", False),
-        metrics=metrics,
-        gallery=gallery,
-        seed=rest["seed"],
-        control=rest["control"],
-        **{name: value for name, value in data.items() if name != "source"},
-        **({"loss": model["loss"]} if "loss" in model else {}),
-    )
+@cache
+def _paths(kind: str) -> dict[str, str]:
+    """Key in a table -> path of what it sets in a plan."""
+    return {entry.key: entry.path for entry in settings() if entry.declared.table == kind}
+
+
+def _plan(choice: Sequence[_Choice]) -> Plan:
+    values: dict[str, Any] = {}
+    for kind, (_, own) in zip((*_TABLES, "study"), choice, strict=True):
+        paths = _paths(kind)
+        values |= {paths[key]: value for key, value in own.items() if key in paths}
+        if kind in _OPEN:
+            spec = Spec.parse(own["name"])
+            knobs = {key: value for key, value in own.items() if key not in paths}
+            values[paths["name"]] = Spec(spec.name, spec.params | knobs)
+    return plan_of(values)

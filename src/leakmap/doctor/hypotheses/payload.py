@@ -25,17 +25,7 @@ def kind(case: Case) -> Candidates:
             "weights were sent, not their delta",
             case.shared({name: tensor - weights[name] for name, tensor in tensors.items()}),
         )
-        plain = replace(
-            case.rule,
-            share="gradient",
-            epochs=1,
-            batch_size=None,
-            momentum=0.0,
-            weight_decay=0.0,
-            optimizer="sgd",
-            shuffle=False,
-        )
-        yield "it is a gradient, not a delta", case.shared(tensors, plain)
+        yield "it is a gradient, not a delta", case.shared(tensors, case.rule.without_steps())
     else:
         moved = case.shared(tensors, replace(case.rule, share="delta"))
         rate = moved.rule.lr * moved.factor
