@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from leakmap.auditing.particulars import flags_of, promised
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from leakmap.attacker.labels import fitting_rules, recover
 from leakmap.attacker.matching.context import Guess, SearchContext
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
-from leakmap.auditing.particulars import flags_of, promised
 from leakmap.client_step import Training
 from leakmap.defences import defence_of
 from leakmap.defences.accounting import epsilon
