@@ -477,9 +477,9 @@ def read_result(path: Path | str) -> Result:
 def _other_schema(error: ValidationError, where: str) -> str:
     """The sentence for a result of another schema; empty if that is not what is wrong."""
     for one in error.errors(include_url=False):
-        if one["loc"] == ("schema",) and isinstance(number := one["input"], int):
+        if one["loc"] == ("schema",) and type(number := one["input"]) is int and 0 < number < 1000:
             return (
-                f"{where} has schema {number:.20g}, this version of leakmap reads schema {RESULT_SCHEMA}; "
+                f"{where} has schema {number}, this version of leakmap reads schema {RESULT_SCHEMA}; "
                 "run its command again, finished runs are kept."
             )
     return ""
