@@ -20,6 +20,8 @@ check: $(READY)
 
 docs: $(READY)
 	$(BIN)/leakmap list --markdown > docs/catalogue.md
+	$(BIN)/leakmap schema --markdown > docs/result.md
+	$(BIN)/leakmap schema > docs/result.schema.json
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=1800

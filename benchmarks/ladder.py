@@ -7,8 +7,8 @@ floors, and the effect of every step. With another --study only OUT/ladder.md is
 """
 
 import argparse
-from collections.abc import Hashable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from leakmap.auditing.prepare import prepare
 from leakmap.plan.plan import Plan
 from leakmap.report import study as study_report
 from leakmap.report.page import interval
+from leakmap.result.values import gain_over_best_floor, object_rank_score
 from leakmap.runs.run import held_by, seen_by_server
 from leakmap.runs.runner import default_workers
 from leakmap.runs.trial import Trial
-from leakmap.scoring.effects import contrast, gain_over_best_floor, rank_score
+from leakmap.scoring.effects import contrast
 from leakmap.scoring.score import overlap
 from leakmap.study.claims import VALUES
 from leakmap.study.file import read_study
@@ -101,7 +102,7 @@ def _column(mode: str, weights: str, cells: list[Cell], classes: Mapping[str, st
         rows.append(
             [
                 cell.axes["model"],
-                cell.result["verdict"]["level"].replace("_", " "),
+                cell.result.verdict.level.replace("_", " "),
                 *(_told(cells, value, [(1.0, own)]) for value in ("gain", "gain_in_boxes", "rank", "object_rank")),
                 *(_told(cells, value, before and [(1.0, own), (-1.0, before)]) for value in ("psnr", "rank")),
                 classes[str(cell.axes)],
@@ -113,24 +114,14 @@ def _column(mode: str, weights: str, cells: list[Cell], classes: Mapping[str, st
 
 def _told(cells: list[Cell], value: str, terms: list[tuple[float, dict[str, Any]]] | None) -> str:
     effect = contrast(cells, lambda cell: _VALUES[value](cell.result), terms) if terms else None
-    return "–" if effect is None else interval(asdict(effect.difference))
+    return "–" if effect is None else interval(effect.difference)
 
 
-def _gain_in_boxes(result: Mapping[str, Any]) -> Mapping[Hashable, float]:
-    return gain_over_best_floor(result, "psnr_in_boxes")
-
-
-def _object_rank(result: Mapping[str, Any]) -> Mapping[Hashable, float]:
-    named = {"ranks": "object_ranks", "galleries": "object_galleries"}
-    clients = [
-        {"client": client["client"], **{to: client[key] for to, key in named.items()}}
-        for client in result["clients"]
-        if client.get("object_ranks")
-    ]
-    return rank_score({"clients": clients})
-
-
-_VALUES = {**VALUES, "gain_in_boxes": _gain_in_boxes, "object_rank": _object_rank}
+_VALUES = {
+    **VALUES,
+    "gain_in_boxes": lambda result: gain_over_best_floor(result, "psnr_in_boxes"),
+    "object_rank": object_rank_score,
+}
 
 
 if __name__ == "__main__":

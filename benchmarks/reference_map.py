@@ -10,7 +10,6 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -21,6 +20,7 @@ from leakmap.inspection import read_traits
 from leakmap.inspection.reference import Entry, Reference, features, measured
 from leakmap.models.network import build_network
 from leakmap.registry.spec import Spec
+from leakmap.result.result import Result
 from leakmap.runs.runner import Local, default_workers
 from leakmap.study.file import read_study
 from leakmap.study.paper import versions
@@ -44,11 +44,11 @@ def main() -> None:
         concluded, why = conclusions(cells, options.folder, Local(default_workers()), progress)
     for place, reason in why.items():
         print(f"left out: {place}: {reason}")
-    networks: dict[str, list[Any]] = {}
+    networks: dict[str, list[Result]] = {}
     plans = {str(Spec.parse(one.cell.plan.model)): one.cell.plan for one in cells}
     for cell in concluded:
-        if cell.result["line_up"]["attack"] and not cell.result["unfinished"]:
-            networks.setdefault(str(Spec.parse(cell.result["plan"]["model"])), []).append(cell.result)
+        if cell.result.line_up.attack and not cell.result.unfinished:
+            networks.setdefault(str(Spec.parse(cell.result.plan.model)), []).append(cell.result)
     entries = []
     for model, results in networks.items():
         plan = plans[model]

@@ -39,7 +39,7 @@ def main() -> None:
         study = read_study(Path("studies/verdict") / f"{name}.toml")
         study = replace(study, cells=study.cells[: options.seeds])
         cells = run_to_end(study, options.out, options.workers)
-        levels[name] = Counter(cell.result["verdict"]["level"] for cell in cells)
+        levels[name] = Counter(cell.result.verdict.level for cell in cells)
         hits = sum(count for level, count in levels[name].items() if LEVELS.index(level) >= LEVELS.index(least))
         found = proportion_interval(hits, len(cells), len(cells))
         rows.append(

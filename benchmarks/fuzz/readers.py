@@ -124,7 +124,8 @@ def _of_runs(network: leakmap.Network, pictures: torch.Tensor) -> Iterator[Reade
         store.put(Outcome(trial, score, 0.1, (1.0, 0.1), {"used": "rule"}, None, (Reached("linear", 0.1, 1.0),), 1.0))
         outcome = store.path(trial.key).read_bytes()
         plan = (folder / "plan.json").read_bytes()
-        cell = {"state": "s", "result": json.dumps({"verdict": {"level": "none"}}), "order": json.dumps(["0/original"])}
+        result = _result()
+        cell = {"state": "s", "result": result, "order": json.dumps(["0/original"])}
         save_file({"0/original": (pictures[:2] * 255).to(torch.uint8)}, folder / "cell", metadata=cell)
         concluded = (folder / "cell").read_bytes()
     tried = {"settings": {"steps": 10}, "scores": [0.1, 0.2], "stopped": False, "failures": []}
@@ -143,8 +144,16 @@ def _of_runs(network: leakmap.Network, pictures: torch.Tensor) -> Iterator[Reade
     yield Reader("outcome", {f"trials/{trial.key}.safetensors": outcome}, lambda f: Store(f).read(trial.key))
     yield Reader("plan of a folder", {"plan.json": plan}, lambda f: read_json(f / "plan.json"))
     yield Reader("cell", {"cells/k.safetensors": concluded}, lambda f: results._read(f, planned, "s"))
+    yield Reader("result", {"r.json": result.encode()}, lambda f: leakmap.read_result(f / "r.json"))
     yield Reader("tuned settings", {"t.json": json.dumps(tuned).encode()}, lambda f: read_tuned(f / "t.json"))
     yield Reader("study", {"study.toml": STUDY.encode()}, studied)
+
+
+def _result() -> str:
+    """Of a small audit."""
+    held = load_pictures("samples", 16)
+    found = leakmap.audit("mlp,hidden=2", held.images, held.labels, attack="linear", victims=1)
+    return found.result.as_json()
 
 
 def _of_pictures() -> Iterator[Reader]:

@@ -31,6 +31,8 @@ from leakmap.plan.plan import Plan
 from leakmap.plan.tuned import Tuned, read_tuned
 from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
+from leakmap.result.result import Result, read_result
+from leakmap.result.schema import result_schema
 from leakmap.scoring.metrics import metrics
 from leakmap.scoring.score import Score, score
 from leakmap.threat import ThreatModel, observe
@@ -48,6 +50,7 @@ __all__ = [
     "Plan",
     "Public",
     "Reconstruction",
+    "Result",
     "Round",
     "RuleFacts",
     "Score",
@@ -69,7 +72,9 @@ __all__ = [
     "observe",
     "prepare",
     "read_facts",
+    "read_result",
     "read_tuned",
+    "result_schema",
     "score",
     "simulate",
     "tune",

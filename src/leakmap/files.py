@@ -35,11 +35,16 @@ DAMAGED = (
 """What a file ends in that is not what leakmap wrote."""
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes text under a temporary name and renames it."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON under a temporary name and renames it; numbers that are not finite become null."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -65,15 +70,40 @@ def read_typed(path: Path, kind: type[T], what: str) -> T:
         StoreError: there is no such file, or it does not hold that.
     """
     try:
+        return TypeAdapter(kind).validate_json(read_limited(path, what))
+    except ValidationError as error:
+        raise StoreError(refusal(error, str(path), what)) from None
+
+
+def read_limited(path: Path, what: str) -> bytes:
+    """The bytes of a file of at most :data:`JSON_LIMIT`.
+
+    Args:
+        path: The file.
+        what: What the file should hold, for the message.
+
+    Raises:
+        StoreError: there is no such file, or it is larger.
+    """
+    try:
         if path.stat().st_size > JSON_LIMIT:
             raise StoreError(f"{path} is larger than {JSON_LIMIT} bytes; expected {what}.")
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}); expected {what}.") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = f"{'.'.join(map(str, first['loc']))[:80]!r}: " if first["loc"] else ""
-        raise StoreError(f"{path} does not hold {what} ({place}{first['msg']}); make it again.") from None
+
+
+def refusal(error: ValidationError, where: str, what: str) -> str:
+    """The first thing that is wrong with what was read, as a sentence.
+
+    Args:
+        error: What the check said.
+        where: What was read.
+        what: What it should hold.
+    """
+    first = error.errors(include_url=False)[0]
+    place = f"{'.'.join(map(str, first['loc']))[:80]!r}: " if first["loc"] else ""
+    return f"{where} does not hold {what} ({place}{first['msg']}); make it again."
 
 
 def finite(value: Any) -> Any:

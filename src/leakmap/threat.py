@@ -71,11 +71,11 @@ def letter_of(facts: Iterable[str]) -> str:
 
     B knows picture statistics such as smoothness and range, which every attack here uses; C adds the local rule; D
     public pictures; E statistics of the client's own data, which returned buffers are. ``+`` marks labels or counts,
-    which their ladder leaves open, and ``with known_pixels`` true pixels, which none of its attackers holds.
+    which their ladder leaves open, and ``with known pixels`` true pixels, which none of its attackers holds.
     """
     facts = set(facts)
     letter = "E" if "buffers" in facts else "D" if "public" in facts else "C" if "rule" in facts else "B"
-    return f"{letter}{'+' if 'labels' in facts else ''}{' with known_pixels' if 'known_pixels' in facts else ''}"
+    return f"{letter}{'+' if 'labels' in facts else ''}{' with known pixels' if 'known_pixels' in facts else ''}"
 
 
 def observe(

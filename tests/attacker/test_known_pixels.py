@@ -98,8 +98,8 @@ def test_an_audit_with_a_hint_gives_the_floors_the_same_pixels_and_is_no_evidenc
     assert any(not torch.equal(own[name], other[name]) for name in own)
     found = perform(PLAN, prepared)
     assert found.level == "inconclusive"
-    assert "known_pixels" in found.result["flags"]
-    assert "0.3 of the true pixels" in found.result["verdict"]["statement"]
-    assert found.result["knowledge"]["granted"]["known_pixels"] == 0.3
-    assert found.result["knowledge"]["attacker_used"].endswith("with known_pixels")
-    assert set(found.result["metrics"]["psnr"]["floors"]) >= {"prior_only", "swapped"}
+    assert "known_pixels" in found.result.flags
+    assert "0.3 of the true pixels" in found.result.verdict.statement
+    assert found.result.knowledge.granted.known_pixels == 0.3
+    assert found.result.knowledge.attacker_used.endswith("with known pixels")
+    assert set(found.result.metrics["psnr"].floors) >= {"prior_only", "swapped"}

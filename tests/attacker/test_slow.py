@@ -22,14 +22,14 @@ def test_a_pre_activation_client_in_training_mode_leaks(shared, tmp_path):
     """Claim C3 of arXiv:2508.19819, its leaking side, at this scale."""
     found = audited(shared, tmp_path)
     assert found.level in ("partial", "visual", "exact")
-    assert found.result["line_up"]["swapped"]["hits"] <= 1
+    assert found.result.line_up.swapped.hits <= 1
 
 
 def test_the_post_activation_twin_is_not_picked_out(shared, tmp_path):
     """The resisting side: first ranks at chance, and nothing above the floors."""
     found = audited(shared, tmp_path, model="resnet,blocks=1-1-1,width=24,preact=false")
-    assert found.result["line_up"]["attack"]["rank_one"]["low"] <= found.result["line_up"]["attack"]["chance"]
-    assert not found.result["metrics"]["psnr"]["above_every_floor"]
+    assert found.result.line_up.attack.rank_one.low <= found.result.line_up.attack.chance
+    assert not found.result.metrics["psnr"].above_every_floor
 
 
 def test_the_null_audit_is_at_chance(shared, tmp_path):
@@ -56,4 +56,4 @@ def test_a_zeroed_head_is_inconclusive(shared, tmp_path):
     }
     found = audited(shared, tmp_path / "o", threat=ThreatModel(labels="known"), **data)
     assert found.level == "inconclusive"
-    assert "degenerate_update" in found.result["flags"]
+    assert "degenerate_update" in found.result.flags

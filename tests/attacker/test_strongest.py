@@ -151,14 +151,14 @@ def test_a_member_that_fails_is_recorded_and_a_suite_without_a_result_is_an_erro
 def test_an_audit_with_the_suite_shows_what_each_member_reached(tmp_path):
     plan = Plan("resnet,blocks=1,width=4", "samples", image_size=16, victims=2, attack=Spec("strongest", {"steps": 2}))
     found = perform(plan, prepare(plan))
-    suite = found.result["suite"]
-    rows = {member["name"]: member for member in suite["members"]}
-    assert suite["version"] == "v1"
-    assert sum(row["won"] for row in rows.values()) == 2
-    assert rows["recovered_statistics"]["ran"] == 2
-    assert rows["linear"]["ran"] == 0
-    assert "suite v1" in found.result["verdict"]["statement"]
-    assert found.result["closed_forms"]["qualify"] == []
+    suite = found.result.suite
+    rows = {member.name: member for member in suite.members}
+    assert suite.version == "v1"
+    assert sum(row.won for row in rows.values()) == 2
+    assert rows["recovered_statistics"].ran == 2
+    assert rows["linear"].ran == 0
+    assert "suite v1" in found.result.verdict.statement
+    assert found.result.closed_forms.qualify == ()
     page = found.save(tmp_path).read_text()
     assert "What each attack of the suite reached" in page
     assert "rgap" in page

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from torch import nn
 
 import leakmap
@@ -32,12 +33,12 @@ def test_the_closed_form_on_its_leaking_network_is_exact(tmp_path):
     plan = replace(PLAN, attack=Spec("linear"), victims=4)
     found = perform(plan, prepare(plan), Store(tmp_path))
     assert found.level == "exact"
-    assert found.result["line_up"]["attack"]["hits"] == 4
-    assert found.result["line_up"]["swapped"]["hits"] == 0
-    labels = found.result["labels"]
-    assert (labels["source"], labels["rule"], labels["right"]) == ("inferred", "idlg", 1.0)
-    stored = json.loads((tmp_path / "result.json").read_text())
-    assert stored == json.loads(json.dumps(found.result))
+    assert found.result.line_up.attack.hits == 4
+    assert found.result.line_up.swapped.hits == 0
+    labels = found.result.labels
+    assert (labels.source, labels.rule, labels.right) == ("inferred", "idlg", 1.0)
+    assert leakmap.read_result(tmp_path / "result.json") == found.result
+    Draft202012Validator(leakmap.result_schema()).validate(json.loads((tmp_path / "result.json").read_text()))
     assert {f.name for f in tmp_path.iterdir()} == {"plan.json", "result.json", "report.html", "trials"}
 
 
@@ -45,15 +46,15 @@ def test_a_null_audit_of_the_same_is_at_chance(tmp_path):
     plan = replace(PLAN, attack=Spec("linear"), victims=12, null=True)
     found = perform(plan, prepare(plan))
     assert found.level == "none_found"
-    assert found.result["verdict"]["statement"].startswith("Null audit")
+    assert found.result.verdict.statement.startswith("Null audit")
 
 
 def test_every_score_has_its_floors_and_every_row_its_pictures():
     found = perform(PLAN, prepare(PLAN))
     assert len(found.rows) == 3
-    for row in found.result["clients"]:
+    for row in found.result.finished:
         for metric in ("psnr", "ssim"):
-            assert set(row["floors"][metric]) == {"prior_only", "swapped", "mean_picture", "nearest_public"}
+            assert set(row.floors[metric]) == {"prior_only", "swapped", "mean_picture", "nearest_public"}
     assert set(found.rows[0]) == {
         "original", "reconstruction", "prior only", "swapped update", "mean picture", "nearest public",
     }  # fmt: skip
@@ -87,8 +88,8 @@ def test_an_interrupted_audit_resumes_without_repeating_and_ends_with_the_same_b
     assert (store.folder / "report.html").exists()
     kept = set((store.folder / "trials").iterdir())
     found = perform(PLAN, prepared, store, progress=lambda what, fraction: ran.append(what))
-    assert found.result["resumed_runs"] == len(kept) >= 3
-    assert found.result["unfinished"] == 0
+    assert found.result.resumed_runs == len(kept) >= 3
+    assert found.result.unfinished == 0
     assert scores(store, PLAN, prepared) == scores(whole, PLAN, prepared)
 
 
@@ -97,7 +98,7 @@ def test_a_damaged_outcome_is_run_again(tmp_path):
     perform(PLAN, prepared, store)
     first = next((tmp_path / "trials").iterdir())
     first.write_bytes(first.read_bytes()[:50])
-    assert perform(PLAN, prepared, store).result["unfinished"] == 0
+    assert perform(PLAN, prepared, store).result.unfinished == 0
     assert store.get(
         next(t for ts in trials(PLAN, *prepared.digests).values() for t in ts if store.path(t.key) == first)
     )
@@ -117,7 +118,7 @@ def test_processes_give_the_same_bytes_as_this_one(tmp_path):
     perform(plan, prepared, here)
     seen = []
     found = perform(plan, prepared, there, workers=2, progress=lambda what, fraction: seen.append(fraction))
-    assert found.result["unfinished"] == 0
+    assert found.result.unfinished == 0
     assert scores(here, plan, prepared) == scores(there, plan, prepared)
     assert seen[-1] == pytest.approx(1.0)
 
@@ -137,18 +138,18 @@ def test_own_architecture_and_loss_reach_other_processes(tmp_path):
     )
     plan = replace(PLAN, model=f"{source}:build", loss=f"{source}:loss", threat=ThreatModel("known"), victims=2)
     found = perform(plan, prepare(plan), Store(tmp_path / "o"), workers=2)
-    assert not found.result["failures"]
-    assert not found.result["unfinished"]
+    assert not found.result.failures
+    assert not found.result.unfinished
 
 
 def test_a_failing_attack_is_recorded_counted_and_inconclusive():
     plan = replace(PLAN, model="convnet,width=8", attack=Spec("linear"))
     found = perform(plan, prepare(plan))
     assert found.level == "inconclusive"
-    assert {f["kind"] for f in found.result["failures"]} == {"NotApplicable"}
-    assert "failed_runs" in found.result["flags"]
-    assert all("failure" in row for row in found.result["clients"])
-    assert any("does not begin with one" in reason for reason in found.result["verdict"]["reasons"])
+    assert {f.kind for f in found.result.failures} == {"NotApplicable"}
+    assert "failed_runs" in found.result.flags
+    assert found.result.finished == []
+    assert any("does not begin with one" in reason for reason in found.result.verdict.reasons)
 
 
 def test_a_zeroed_head_is_inconclusive_with_the_flag_that_says_why():
@@ -158,7 +159,7 @@ def test_a_zeroed_head_is_inconclusive_with_the_flag_that_says_why():
     main = replace(prepared.main, network=replace(prepared.main.network, weights=weights))
     found = perform(plan, replace(prepared, main=main))
     assert found.level == "inconclusive"
-    assert "its weights are zero" in found.result["flags"]["degenerate_update"]
+    assert "its weights are zero" in found.result.flags["degenerate_update"]
 
 
 def test_a_saturated_client_is_flagged():
@@ -170,8 +171,7 @@ def test_a_saturated_client_is_flagged():
     labels = network.module()(network.task.normalize(victims.images.float() / 255)).argmax(1)
     main = replace(prepared.main, network=network, groups=replace(victims, labels=labels))
     found = perform(plan, replace(prepared, main=main))
-    assert "flags" in found.result
-    assert set(found.result["flags"]) & {"saturated", "degenerate_update"}
+    assert set(found.result.flags) & {"saturated", "degenerate_update"}
 
 
 def test_batches_shared_as_weight_deltas(tmp_path):
@@ -183,10 +183,10 @@ def test_batches_shared_as_weight_deltas(tmp_path):
         threat=ThreatModel(labels="counts", public=8),
     )
     found = perform(plan, prepare(plan), Store(tmp_path))
-    row = found.result["clients"][0]
-    assert len(row["ranks"]) == len(row["scores"]["psnr"]) == 3
-    assert row["labels_right"] == 1
-    assert found.result["knowledge"]["attacker"] == "E+"
+    row = found.result.finished[0]
+    assert len(row.ranks) == len(row.scores["psnr"]) == 3
+    assert row.labels_right == 1
+    assert found.result.knowledge.attacker == "E+"
 
 
 def test_from_python_with_a_module_and_pictures_in_memory():
@@ -246,7 +246,8 @@ def test_victims_never_reach_an_attack(monkeypatch):
 def test_the_report_needs_no_network_and_escapes_what_users_wrote(tmp_path):
     plan = replace(PLAN, victims=2)
     found = perform(plan, prepare(plan))
-    found.result["plan"]["model"] = "<script>alert(1)</script>"
+    typed = replace(found.result.plan, model="<script>alert(1)</script>")
+    found = replace(found, result=found.result.model_copy(update={"plan": typed}))
     text = found.save(tmp_path).read_text()
     assert "<script" not in text
     addresses = set(re.findall(r"https?://[^\"'<> )]+", text))

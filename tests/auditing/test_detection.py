@@ -230,14 +230,14 @@ def test_an_audit_of_a_users_own_detector(own, tmp_path):
     store = Store(tmp_path / "out")
     found = perform(plan, prepare(plan), store)
     result = found.result
-    assert not result["failures"]
-    assert result["verdict"]["level"] != "exact"
-    assert {"psnr", "ssim", "psnr_in_boxes", "psnr_around_boxes"} == set(result["metrics"])
-    assert result["objects"]["attack"]["n"] == result["objects"]["swapped"]["n"] > 0
-    assert result["labels"]["rule"] == "objects"
-    assert "--calibrate" in result["command"]
-    assert len(result["clients"][0]["classes"]) == 1
-    assert perform(plan, prepare(plan), store).result["resumed_runs"] == 12
+    assert not result.failures
+    assert result.verdict.level != "exact"
+    assert {"psnr", "ssim", "psnr_in_boxes", "psnr_around_boxes"} == set(result.metrics)
+    assert result.objects.attack.n == result.objects.swapped.n > 0
+    assert result.labels.rule == "objects"
+    assert "--calibrate" in result.command
+    assert len(result.finished[0].classes) == 1
+    assert perform(plan, prepare(plan), store).result.resumed_runs == 12
 
 
 def test_detectors_and_pictures_must_fit(own):

@@ -55,9 +55,9 @@ def test_repeated_classes_in_a_batch_are_recovered(task):
 def test_a_single_channel_and_several_galleries_in_one_batch_are_kept_apart():
     plan = Plan("mlp,hidden=16", "samples", image_size=16, victims=2, batch_size=4, attack=Spec("linear"))
     found = perform(plan, prepare(plan))
-    sizes = {size for row in found.result["clients"] for size in row["galleries"]}
+    sizes = {size for row in found.result.finished for size in row.galleries}
     assert len(sizes) > 1
-    assert found.result["line_up"]["gallery"] == [min(sizes), max(sizes)]
+    assert found.result.line_up.gallery == (min(sizes), max(sizes))
 
 
 def test_results_of_other_code_are_not_resumed(tmp_path):
@@ -124,7 +124,7 @@ def test_a_zeroed_head_is_seen_on_networks_of_two_layers(model):
     top = list(network.weights)[-1].rpartition(".")[0]
     zeroed = {name: t * 0 if name.startswith(top) else t for name, t in network.weights.items()}
     main = replace(prepared.main, network=replace(network, weights=zeroed))
-    assert "degenerate_update" in perform(plan, replace(prepared, main=main)).result["flags"]
+    assert "degenerate_update" in perform(plan, replace(prepared, main=main)).result.flags
 
 
 def test_pictures_of_more_than_8_bits_are_refused_and_not_clipped(tmp_path):
@@ -155,5 +155,5 @@ def test_a_failed_run_is_tried_again_by_the_same_command(tmp_path, monkeypatch):
         patch.setattr(room, "attack", fail)
         assert perform(plan, prepared, store).level == "inconclusive"
     again = perform(plan, prepared, store)
-    assert not again.result["failures"]
-    assert not again.result["unfinished"]
+    assert not again.result.failures
+    assert not again.result.unfinished

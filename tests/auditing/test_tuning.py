@@ -226,11 +226,11 @@ def test_nothing_to_rehearse_on_and_nothing_but_failures_are_said():
 def test_columns_stand_in_the_result(tmp_path):
     plan = tuned().applied_to(PLAN, "there/tuned.json")
     found = perform(plan, prepare(plan), Store(tmp_path)).result
-    assert found["settings"]["column"] == "rehearsal-tuned"
-    assert "3 settings × 2 public clients, ncc" in found["settings"]["statement"]
-    assert found["plan"]["attack"]["params"] == tuned().attacks["inverting_gradients"].settings
-    assert not {"oracle_tuned", "rehearsed_elsewhere"} & set(found["flags"])
-    assert found["command"].endswith("--tuned there/tuned.json")
+    assert found.settings.column == "rehearsal-tuned"
+    assert "3 settings × 2 public clients, ncc" in found.settings.statement
+    assert found.plan.attack.params == tuned().attacks["inverting_gradients"].settings
+    assert not {"oracle_tuned", "rehearsed_elsewhere"} & set(found.flags)
+    assert found.command.endswith("--tuned there/tuned.json")
     assert "rehearsal-tuned, 3 settings" in (tmp_path / "report.html").read_text()
     assert PLAN.column == "given"
     assert replace(PLAN, attack=Spec("inverting_gradients")).column == "default"
@@ -238,7 +238,7 @@ def test_columns_stand_in_the_result(tmp_path):
 
 def test_what_was_rehearsed_elsewhere_is_flagged():
     plan = tuned().applied_to(replace(PLAN, rule=replace(PLAN.rule, mode="eval")))
-    flag = perform(plan, prepare(plan)).result["flags"]["rehearsed_elsewhere"]
+    flag = perform(plan, prepare(plan)).result.flags["rehearsed_elsewhere"]
     assert "rule.mode" in flag
     assert "weights" not in flag
 
@@ -253,9 +253,9 @@ def test_settings_that_saw_a_victim_are_refused_unless_they_are_called_oracle_tu
     assert set(oracle.pictures) == set(groups.digests(groups.victims))
     plan = oracle.applied_to(PLAN)
     found = perform(plan, prepare(plan)).result
-    assert found["settings"]["column"] == "oracle-tuned"
-    assert "upper bound" in found["flags"]["oracle_tuned"]
-    assert "oracle-tuned" in found["verdict"]["statement"]
+    assert found.settings.column == "oracle-tuned"
+    assert "upper bound" in found.flags["oracle_tuned"]
+    assert "oracle-tuned" in found.verdict.statement
 
 
 def test_settings_beside_a_tuned_file_must_be_those_that_it_was_tuned_with():
@@ -320,7 +320,7 @@ def test_the_members_of_the_suite_are_tuned_in_turn_and_keep_their_own_settings(
     weight = found.attacks["recovered_statistics"].settings["weight"]
     assert applied.attack.params["recovered_statistics.weight"] == weight
     assert "means of 2 attacks" in str(applied.tuned)
-    assert perform(applied, prepare(applied)).result["settings"]["column"] == "rehearsal-tuned"
+    assert perform(applied, prepare(applied)).result.settings.column == "rehearsal-tuned"
     with pytest.raises(BadSetting, match="not tuned with inverting_gradients: steps=3"):
         found.applied_to(replace(plan, attack=Spec("strongest", {"steps": 3})))
 

@@ -20,7 +20,8 @@ from leakmap.attacker.labels import fitting_rules, recover
 from leakmap.attacker.matching.context import Guess, SearchContext
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
-from leakmap.auditing.particulars import flags_of, promised
+from leakmap.auditing.flags import flags_of
+from leakmap.auditing.method import promised
 from leakmap.client_step import Training
 from leakmap.defences import defence_of
 from leakmap.defences.accounting import epsilon
@@ -320,8 +321,8 @@ def test_without_opacus_an_audit_says_how_to_install_it(monkeypatch):
         epsilon("dp_sgd", batch_size=1, dataset_size=1, rounds=1, delta=1e-5)
     found = promised(Plan("convnet", "samples", LocalRule(defence="dp_sgd")))
     assert found is not None
-    assert found["epsilon"] is None
-    assert "pip install 'leakmap[dp]'" in found["statement"]
+    assert found.epsilon is None
+    assert "pip install 'leakmap[dp]'" in found.statement
 
 
 def test_epsilon_grows_with_rounds_and_falls_with_noise_and_sampling():
@@ -336,8 +337,8 @@ def test_epsilon_grows_with_rounds_and_falls_with_noise_and_sampling():
     gaussian = of(1, 1, 1, 1)
     assert 4.3 < gaussian < 6, "one release of the Gaussian mechanism with noise multiplier 1"
     found = promised(Plan("convnet", "samples", LocalRule("delta", epochs=3, defence="dp_sgd,noise=1")))
-    assert found["epsilon"] == of(1, 1, 1, 3)
-    assert "one picture" in found["statement"]
+    assert found.epsilon == of(1, 1, 1, 3)
+    assert "one picture" in found.statement
 
 
 def test_the_suite_runs_against_a_defended_client(task):

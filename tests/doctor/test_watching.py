@@ -4,7 +4,6 @@ import copy
 import json
 import socket
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from typer.testing import CliRunner
 import leakmap
 from leakmap import Facts, RuleFacts
 from leakmap.auditing.captured import held_pictures, prepare_captured, read_observation
+from leakmap.auditing.conclude import Audit
 from leakmap.auditing.perform import perform
 from leakmap.cli.main import app
 from leakmap.client.data import load_pictures
@@ -29,6 +29,7 @@ from leakmap.registry.spec import Spec
 from leakmap.runs.setup import Setup
 from leakmap.runs.store import Store
 from leakmap.threat import ThreatModel
+from tests.result.made_up import finished, made_up
 
 CLIENTS, COUNT, SIZE = 2, 2, 16
 PLAN = Plan("", "samples", threat=ThreatModel("known"), attack=Spec.parse("inverting_gradients,steps=3"))
@@ -107,14 +108,14 @@ def test_an_audit_scores_what_was_really_sent(federation, tmp_path):
     plan, prepared = prepare_captured(PLAN, files, truths, others)
     assert prepared.flags == {}
     found = perform(plan, prepared, Store(tmp_path))
-    assert [client["client"] for client in found.result["clients"]] == [0, 1]
-    assert not found.result["failures"]
-    assert found.result["line_up"]["swapped"]["n"] == CLIENTS * COUNT
+    assert [client.client for client in found.result.finished] == [0, 1]
+    assert not found.result.failures
+    assert found.result.line_up.swapped.n == CLIENTS * COUNT
     assert all(
         f"--observation {file} --truth {truth}" in command(plan) for file, truth in zip(files, truths, strict=True)
     )
     again = perform(plan, prepare_captured(PLAN, files, truths, others)[1], Store(tmp_path))
-    assert again.result["resumed_runs"] == 3 * CLIENTS + 6
+    assert again.result.resumed_runs == 3 * CLIENTS + 6
 
 
 def test_no_picture_of_a_client_is_among_the_others(federation):
@@ -139,7 +140,7 @@ def test_a_wrong_fact_makes_finding_nothing_inconclusive(federation, tmp_path):
     assert "does_not_replay" in prepared.flags
     found = perform(plan, prepared)
     assert found.level == "inconclusive"
-    assert "doctor" in found.result["flags"]["does_not_replay"]
+    assert "doctor" in found.result.flags["does_not_replay"]
 
 
 def test_a_stage_keeps_what_was_captured(federation, tmp_path):
@@ -210,9 +211,9 @@ def test_a_watched_folder_is_audited_as_it_fills(federation, tmp_path, monkeypat
     monkeypatch.setattr(watching, "perform", lambda *a, **k: calls.append(a) or perform(*a, **k))
     watch = Watch(folder, tmp_path / "out", PLAN, root / "truth", others)
     rows = look(watch)
-    assert [row["name"] for row in rows] == ["round-0001/client-0"]
-    assert all(row["done"] == ["checking", "auditing"] and row["rank_score"] is not None for row in rows)
-    assert not [finding for row in rows for finding in row["findings"] if finding["level"] == "wrong"]
+    assert [row.name for row in rows] == ["round-0001/client-0"]
+    assert all(row.done == ("checking", "auditing") and row.rank_score is not None for row in rows)
+    assert not [finding for row in rows for finding in row.findings if finding.level == "wrong"]
     assert len(calls) == 1
 
     (folder / "round-0002").mkdir()
@@ -220,21 +221,20 @@ def test_a_watched_folder_is_audited_as_it_fills(federation, tmp_path, monkeypat
     (folder / "round-0002" / "client-5.safetensors").write_bytes(b"\x80junk")
     rows = look(watch)
     assert len(calls) == 2
-    last = {row["name"]: row for row in rows}
-    assert last["round-0002/client-0"]["level"]
-    assert last["round-0002/client-5"]["findings"][0]["level"] == "wrong"
-    assert "not scored" in last["round-0002/client-5"]["note"]
+    last = {row.name: row for row in rows}
+    assert last["round-0002/client-0"].level
+    assert last["round-0002/client-5"].findings[0].level == "wrong"
+    assert "not scored" in last["round-0002/client-5"].note
     assert look(watch) == rows
     assert len(calls) == 2
     assert all((watch.out / name).is_file() for name in ("watch.json", "watch.html", "leakage.png"))
-    assert (watch.out / last["round-0002/client-0"]["report"]).is_file()
+    assert (watch.out / last["round-0002/client-0"].report).is_file()
 
 
 def test_an_interrupted_look_repeats_nothing(federation, tmp_path, monkeypatch):
     root, files, _, others = federation
     watch = Watch(files[0].parents[1], tmp_path, PLAN, root / "truth", others)
-    client = {"client": 0, "ranks": [1.0], "galleries": [20]}
-    found = SimpleNamespace(level="none_found", result={"clients": [client], "metrics": {}})
+    found = Audit(made_up(finished(0, (1.0,), (20,))), [])
     calls = []
 
     def once(*args, **kwargs):
@@ -249,7 +249,7 @@ def test_an_interrupted_look_repeats_nothing(federation, tmp_path, monkeypatch):
     stored = json.loads((tmp_path / "watch.json").read_text())["captures"]
     assert [row["done"] for row in stored.values()] == [["checking", "auditing"], ["checking"]]
     monkeypatch.setattr(watching, "perform", lambda *a, **k: calls.append(a) or found)
-    assert [row["rank_score"] for row in look(watch)] == [1.0, 1.0]
+    assert [row.rank_score for row in look(watch)] == [1.0, 1.0]
     assert len(calls) == 2
 
 

@@ -279,7 +279,7 @@ def test_the_attackers_letter():
     assert ThreatModel(buffers=False).letter == "C"
     assert ThreatModel(buffers=False, rule=False).letter == "B"
     assert ThreatModel("known", buffers=False).letter == "C+"
-    assert ThreatModel("known", known_pixels=0.1).letter == "E+ with known_pixels"
+    assert ThreatModel("known", known_pixels=0.1).letter == "E+ with known pixels"
 
 
 def test_a_hint_shows_its_share_of_true_pixels_in_all_channels_and_nothing_else(task):

@@ -1,15 +1,16 @@
 """Cells of a study made up from known leakage, scored and judged by the real code."""
 
 import math
-from dataclasses import asdict
 
 import torch
 
-from leakmap.files import finite
+from leakmap import LocalRule, Plan, ThreatModel
+from leakmap.auditing.conclude import gains, line_ups
 from leakmap.report.study import Cell
-from leakmap.scoring.verdict import Client, Evidence, gain_over_floors, judge, line_up
+from leakmap.result.result import FailedRun, LostClient, VerdictResult
+from leakmap.scoring.verdict import Client, Evidence, judge
 from leakmap.seeds import generator
-from leakmap.threat import ThreatModel
+from tests.result.made_up import finished, made_up
 
 GALLERY = 100
 FLOORS = {"prior_only": 13.0, "swapped": 10.5, "mean_picture": 12.5, "nearest_public": 13.5}
@@ -49,62 +50,27 @@ def cell(axes, leakage, *, clients=12, batch=1, side=32, pictures=True, threat=N
         judged.append(Client(ranks, (GALLERY,) * batch, {"psnr": psnr, "ssim": ssim}, floors))
         chance = tuple(float(math.ceil(u * GALLERY)) for u in uniform(batch))
         swapped.append(Client(chance, (GALLERY,) * batch, judged[-1].scores))
-        rows.append(
-            {
-                "client": client, "classes": ["cat"] * batch, "ranks": ranks, "galleries": (GALLERY,) * batch,
-                "scores": judged[-1].scores, "floors": floors, "swapped_ranks": chance, "labels_right": 1.0,
-                "objective": 0.1, "curve": [1.0, 0.1], "seconds": 3.0, "notes": {"used": "rule"},
-            }
-        )  # fmt: skip
+        rows.append(finished(client, ranks, (GALLERY,) * batch, judged[-1].scores, floors, swapped_ranks=chance))
         if pictures:
             pictured.append(_pictures(leakage, batch, side, random, victims, source, client))
     control = [Client((1.0,), (GALLERY,), {"psnr": (20.0,), "ssim": (0.5,)}) for _ in range(6)]
-    failures = [
-        {"role": "attack", "client": clients - 1 - i, "kind": "NonFinite", "message": "loss"} for i in range(failed)
-    ]
-    rows += [{"client": clients - 1 - i, "failure": "NonFinite: loss"} for i in range(failed)]
+    lost = range(clients - failed, clients)
+    failures = [FailedRun(role="attack", client=one, kind="NonFinite", message="loss") for one in lost]
+    rows += [LostClient(client=one, failure="NonFinite: loss") for one in lost]
     flags = {"failed_runs": f"{failed} runs failed, the first with NonFinite: loss"} if failed else {}
     verdict = judge(Evidence(judged, swapped, control, flags))
-    threat = threat or ThreatModel()
-    granted = {fact: getattr(threat, fact) for fact in ("labels", "count", "rule", "buffers", "public")}
-    summed = {
-        key: {**asdict(found), "above_chance": found.above_chance}
-        for key, of in (("attack", judged), ("swapped", swapped), ("control", control))
-        if of
-        for found in [line_up(of)]
-    }
-    result = {
-        "schema": 1,
-        "verdict": {"level": verdict.level, "reasons": verdict.reasons, "statement": f"Made up: {name}."},
-        "line_up": {"gallery": [GALLERY, GALLERY] if judged else None, "attack": None, "swapped": None} | summed,
-        "metrics": {metric: asdict(gain_over_floors(judged, metric)) for metric in ("psnr", "ssim")} if judged else {},
-        "settings": {"column": "default", "statement": "default"},
-        "suite": None,
-        "labels": {
-            "source": "inferred",
-            "rule": "idlg",
-            "confidence": 1.0,
-            "right": 1.0,
-            "statement": "inferred by idlg",
-        },
-        "flags": flags,
-        "update_check": {},
-        "closed_forms": {"qualify": [], "reasons": []},
-        "knowledge": {"attacker": threat.letter, "attacker_used": "C", "granted": granted, "used": ["rule"]},
-        "clients": rows,
-        "failures": failures,
-        "unfinished": 0,
-        "pictures": {"victims": clients},
-        "accuracy": 0.2,
-        "plan": {"model": "resnet", "rule": {"mode": axes.get("client.mode", "train")}},
-        "command": f"leakmap audit --seed {axes.get('seed', 0)} --model resnet",
-        "control_model": "convnet",
-        "seconds": 40.0,
-        "seconds_of_runs": 36.0 * clients,
-        "resumed_runs": 0,
-        "versions": {"leakmap": "0.1.0", "torch": "2.14", "device": "cpu"},
-    }
-    return Cell(axes, finite(result), pictured)
+    result = made_up(
+        *rows,
+        verdict=VerdictResult(level=verdict.level, reasons=verdict.reasons, statement=f"Made up: {name}."),
+        line_up=line_ups(judged, swapped, control),
+        metrics=gains(judged),
+        flags=flags,
+        failures=tuple(failures),
+        plan=Plan("resnet", "samples", LocalRule(mode=axes.get("client.mode", "train")), threat or ThreatModel()),
+        command=f"leakmap audit --seed {axes.get('seed', 0)} --model resnet",
+        seconds_of_runs=36.0 * clients,
+    )
+    return Cell(axes, result, pictured)
 
 
 def _pictures(leakage, batch, side, random, victims, source, client):

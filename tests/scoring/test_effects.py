@@ -11,11 +11,9 @@ from leakmap.errors import BadSetting
 from leakmap.scoring.effects import (
     axis_levels,
     equivalent,
-    gain_over_best_floor,
     holm,
     interaction,
     marginal_effects,
-    rank_score,
     spearman_interval,
     two_sided_p,
 )
@@ -221,28 +219,6 @@ def test_a_perfect_order_of_few_pairs_is_not_certain():
     assert (spearman_interval([1, 2, 3], [3, 1, 2]).low, spearman_interval([1, 1, 1, 1], [1, 2, 3, 4]).high) == (-1, 1)
     with pytest.raises(BadSetting, match="as many"):
         spearman_interval([1, 2], [1])
-
-
-def test_the_line_up_score_is_half_by_chance_whatever_the_gallery():
-    def result(gallery):
-        ranks = [float(rank) for rank in range(1, gallery + 1)]
-        return {
-            "clients": [{"client": 3, "ranks": ranks, "galleries": [gallery] * gallery}, {"client": 4, "failure": ""}]
-        }
-
-    assert rank_score(result(5)) == {3: pytest.approx(0.5)}
-    assert rank_score(result(100)) == {3: pytest.approx(0.5)}
-    assert rank_score({"clients": [{"client": 0, "ranks": [1.0], "galleries": [20]}]}) == {0: 1.0}
-
-
-def test_the_gain_is_over_the_floor_that_is_best_in_this_audit():
-    clients = [
-        {"client": 0, "scores": {"psnr": [14.0, 16.0]}, "floors": {"psnr": {"a": [10.0, 10.0], "b": [12.0, 12.0]}}},
-        {"client": 1, "scores": {"psnr": [None, 16.0]}, "floors": {"psnr": {"a": [10.0, 10.0], "b": [12.0, 12.0]}}},
-        {"client": 2, "failure": "not finished"},
-    ]
-    assert gain_over_best_floor({"metrics": {"psnr": {"best_floor": "b"}}, "clients": clients}) == {0: 3.0}
-    assert gain_over_best_floor({"metrics": {}, "clients": []}) == {}
 
 
 def test_levels_are_ordered_by_size_and_names_as_they_come():

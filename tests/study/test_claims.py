@@ -4,9 +4,11 @@ import pytest
 
 from leakmap.errors import BadSetting
 from leakmap.report.study import Cell
+from leakmap.result.result import LineUps
 from leakmap.study.claims import judge_claim, read_claim
 from leakmap.study.paper import page, parts_of, together, write_judged
 from leakmap.study.planning import planned
+from tests.result.made_up import finished, gain, line_up, made_up
 
 CLAIM = {
     "id": "T1",
@@ -18,28 +20,17 @@ CLAIM = {
 }
 AXES = {"knob": [0, 1], "seed": [0]}
 CLIENTS = 10
+FLOORS = {"psnr": {"prior_only": (10.0,), "swapped": (9.0,)}}
 
 
 def cell(knob, psnrs, ranks, control=1e-6, flags=None, unfinished=0):
     clients = [
-        {
-            "client": i,
-            "ranks": [rank],
-            "galleries": [100],
-            "scores": {"psnr": [psnr], "ssim": [0.1]},
-            "floors": {"psnr": {"prior_only": [10.0], "swapped": [9.0]}},
-        }
+        finished(i, (rank,), (100,), {"psnr": (psnr,), "ssim": (0.1,)}, FLOORS)
         for i, (psnr, rank) in enumerate(zip(psnrs, ranks, strict=True))
     ]
-    line_up = {"attack": None, "swapped": None, "control": {"p": control}}
-    result = {
-        "clients": clients,
-        "line_up": line_up,
-        "metrics": {"psnr": {"best_floor": "prior_only"}},
-        "flags": flags or {},
-        "failures": [],
-        "unfinished": unfinished,
-    }
+    line_ups = LineUps(gallery=(100, 100), attack=None, swapped=None, control=line_up(control))
+    metrics = {"psnr": gain("prior_only")}
+    result = made_up(*clients, line_up=line_ups, metrics=metrics, flags=flags or {}, unfinished=unfinished)
     return Cell({"knob": knob, "seed": 0}, result)
 
 

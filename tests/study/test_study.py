@@ -319,10 +319,10 @@ def test_a_conclusion_is_drawn_anew_only_when_runs_were_added(tiny, tmp_path):
     study = read_study(tiny)
     run_study(study, tmp_path, HERE, filters=["client.mode=train"], limit=3)
     cells, _ = conclusions(planned(study), tmp_path, HERE)
-    assert [cell.result["unfinished"] > 0 for cell in cells] == [True]
+    assert [cell.result.unfinished > 0 for cell in cells] == [True]
     run_study(study, tmp_path, HERE)
     cells, _ = conclusions(planned(study), tmp_path, HERE)
-    assert [cell.result["unfinished"] for cell in cells] == [0, 0]
+    assert [cell.result.unfinished for cell in cells] == [0, 0]
 
     def nobody(jobs, done, report):
         raise AssertionError("nothing is left to conclude")

@@ -14,10 +14,11 @@ from leakmap.plan.plan import Plan
 from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
 from leakmap.registry.user_code import user_code_digest
+from leakmap.result.result import Role
 from leakmap.runs.trial import Trial
 from leakmap.scoring.metrics import ALWAYS
 
-ROLES = ("attack", "swapped", "prior_only", "control")
+ROLES: tuple[Role, ...] = ("attack", "swapped", "prior_only", "control")
 
 
 def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:

@@ -251,7 +251,7 @@ def watch(
             time.sleep(PAUSE)
             rows = look(own, progress)
     if as_json:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=2, ensure_ascii=False))
         return
     console = Console()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -259,14 +259,14 @@ def watch(
         table.add_column(heading)
     told: dict[str, list[str]] = {}
     for row in rows:
-        colour = COLOURS.get(row["level"] or "", "dim")
-        gain = "–" if row["gain"] is None else f"{row['gain']:+.1f} dB"
-        table.add_row(row["name"], f"[{colour}]{row['level'] or '–'}[/]", number(row["rank_score"]), gain)
-        for finding in row["findings"]:
-            if finding["level"] == "wrong":
-                told.setdefault(f"{finding['name']}: {finding['sentence']}", []).append(row["name"])
-        if row["note"]:
-            told.setdefault(row["note"], []).append(row["name"])
+        colour = COLOURS.get(row.level or "", "dim")
+        gain = "–" if row.gain is None else f"{row.gain:+.1f} dB"
+        table.add_row(row.name, f"[{colour}]{row.level or '–'}[/]", number(row.rank_score), gain)
+        for finding in row.findings:
+            if finding.level == "wrong":
+                told.setdefault(f"{finding.name}: {finding.sentence}", []).append(row.name)
+        if row.note:
+            told.setdefault(row.note, []).append(row.name)
     console.print(table)
     for text, names in told.items():
         where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

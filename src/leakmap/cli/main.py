@@ -34,6 +34,7 @@ from leakmap.models.network import build_network
 from leakmap.plan.command import command
 from leakmap.plan.plan import Plan
 from leakmap.plan.tuned import read_tuned
+from leakmap.result.schema import result_page, result_schema
 from leakmap.runs.runner import default_workers
 from leakmap.runs.store import Store
 from leakmap.scoring.verdict import LEVELS
@@ -254,6 +255,14 @@ def list_(
             console.print(Padding(escape(", ".join(entry.settings)), (0, 0, 0, 4)))
 
 
+@app.command()
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a page of documentation.")] = False,
+) -> None:
+    """The JSON Schema of result.json, for programs that read it."""
+    typer.echo(result_page() if markdown else json.dumps(result_schema(), indent=2), nl=not markdown)
+
+
 def _named(plan: Plan) -> Plan:
     """The plan, if it names a model.
 
@@ -271,7 +280,7 @@ def _digest(plan: Plan) -> str:
 
 def _tell(found: Audit, folder: Path, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(found.result, indent=2, ensure_ascii=False))
+        typer.echo(found.result.as_json())
         return
     console = Console()
     describe(found.result, console)

@@ -1,7 +1,7 @@
 """Results and progress as a person reads them in a terminal of 80 columns."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from leakmap.plan.tuned import Tuned
 from leakmap.report.page import metric_name
+from leakmap.result.result import Result, SuiteResult
 
 COLOURS = {
     "inconclusive": "bright_black",
@@ -31,81 +32,83 @@ COLOURS = {
 }
 
 
-def describe(result: Mapping[str, Any], console: Console) -> None:
+def describe(result: Result, console: Console) -> None:
     """Prints verdict, line-up, metrics beside their floors, and flags."""
-    verdict = result["verdict"]
-    colour = COLOURS[verdict["level"]]
-    console.print(f"[reverse {colour}] {verdict['level']} [/] {escape(verdict['statement'])}", highlight=False)
-    for reason in verdict["reasons"]:
+    verdict = result.verdict
+    colour = COLOURS[verdict.level]
+    console.print(f"[reverse {colour}] {verdict.level} [/] {escape(verdict.statement)}", highlight=False)
+    for reason in verdict.reasons:
         console.print(Padding(escape(reason), (0, 0, 0, 2)), highlight=False)
-    if result["line_up"]["attack"]:
-        console.print(_line_up(result))
+    if result.line_up.gallery is not None:
+        console.print(_line_up(result, candidates(*result.line_up.gallery)))
         console.print(_metrics(result))
-        if result["suite"]:
-            _suite(result["suite"], console)
-        able = ", ".join(result["closed_forms"]["qualify"]) or "none qualifies; the report says why"
+        if result.suite:
+            _suite(result.suite, console)
+        able = ", ".join(result.closed_forms.qualify) or "none qualifies; the report says why"
         console.print(Padding(f"[dim]closed forms[/] {able}", (0, 0, 0, 2)), highlight=False)
-        console.print(Padding(f"[dim]labels[/] {escape(result['labels']['statement'])}", (0, 0, 0, 2)), highlight=False)
-    console.print(Padding(f"[dim]settings[/] {escape(result['settings']['statement'])}", (0, 0, 0, 2)), highlight=False)
-    if defence := result.get("defence"):
-        console.print(Padding(f"[dim]defence[/] {escape(defence['statement'])}", (0, 0, 0, 2)), highlight=False)
-    for name, text in result["flags"].items():
+        console.print(Padding(f"[dim]labels[/] {escape(result.labels.statement)}", (0, 0, 0, 2)), highlight=False)
+    console.print(Padding(f"[dim]settings[/] {escape(result.settings.statement)}", (0, 0, 0, 2)), highlight=False)
+    if result.defence:
+        console.print(Padding(f"[dim]defence[/] {escape(result.defence.statement)}", (0, 0, 0, 2)), highlight=False)
+    for name, text in result.flags.items():
         console.print(Padding(f"[yellow]{name}[/] {escape(text)}", (0, 0, 0, 2)), highlight=False)
 
 
-def _suite(suite: Mapping[str, Any], console: Console) -> None:
+def _suite(suite: SuiteResult, console: Console) -> None:
     found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in (f"suite {suite['version']}", "won", "median term", "first", "PSNR"):
+    for heading in (f"suite {suite.version}", "won", "median term", "first", "PSNR"):
         found.add_column(heading)
-    for member in suite["members"]:
-        if member["ran"]:
-            first, psnr = f"{member['first']} of {member['pictures']}", f"{member['values']['psnr']:.1f}"
-            found.add_row(member["name"], str(member["won"]), f"{member['term']:.2g}", first, psnr)
+    for member in suite.members:
+        if member.ran:
+            first, psnr = f"{member.first} of {member.pictures}", _told(member.values["psnr"], ".1f")
+            found.add_row(member.name, str(member.won), _told(member.term, ".2g"), first, psnr)
     console.print(found)
-    if left := [member["name"] for member in suite["members"] if not member["ran"]]:
+    if left := [member.name for member in suite.members if not member.ran]:
         console.print(Padding(f"[dim]did not apply[/] {', '.join(left)}", (0, 0, 0, 2)), highlight=False)
 
 
-def _line_up(result: Mapping[str, Any]) -> Table:
+def _line_up(result: Result, size: str) -> Table:
     found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", title=None)
-    for heading in ("line-up", "first", "share [95 %]", "chance", f"median of {candidates(result)}", "p"):
+    for heading in ("line-up", "first", "share [95 %]", "chance", f"median of {size}", "p"):
         found.add_column(heading)
-    rows = {"this update": result["line_up"]["attack"], "swapped": result["line_up"]["swapped"]}
-    rows["control"] = result["line_up"]["control"]
-    if objects := result["objects"]:
-        rows |= {"its objects": objects["attack"], "swapped objects": objects["swapped"]}
+    of = result.line_up
+    rows = {"this update": of.attack, "swapped": of.swapped, "control": of.control}
+    if objects := result.objects:
+        rows |= {"its objects": objects.attack, "swapped objects": objects.swapped}
     for name, row in rows.items():
         if row:
-            rate = row["rank_one"]
+            rate = row.rank_one
             found.add_row(
                 name,
-                f"{row['hits']} of {row['n']}",
-                f"{rate['value']:.0%} [{rate['low']:.0%}, {rate['high']:.0%}]",
-                f"{row['chance']:.1%}",
-                f"{row['median_rank']:g}",
-                f"{row['p']:.2g}",
+                f"{row.hits} of {row.n}",
+                f"{rate.value:.0%} [{rate.low:.0%}, {rate.high:.0%}]",
+                f"{row.chance:.1%}",
+                f"{row.median_rank:g}",
+                f"{row.p:.2g}",
             )
     return found
 
 
-def candidates(result: Mapping[str, Any]) -> str:
+def candidates(low: int, high: int) -> str:
     """How many candidates a line-up has, as text."""
-    low, high = result["line_up"]["gallery"]
     return str(low) if low == high else f"{low}–{high}"
 
 
-def _metrics(result: Mapping[str, Any]) -> Table:
+def _metrics(result: Result) -> Table:
     found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("ncc", "mean", "best floor", "gain over it [95 %]"):
+    for heading in ("metric", "mean", "best floor", "gain over it [95 %]"):
         found.add_column(heading)
-    for name, row in result["metrics"].items():
-        floor = f"{row['floors'][row['best_floor']]:.3g} ({row['best_floor']})"
-        low, high = row["gain"]["low"], row["gain"]["high"]
-        interval = "one client" if low is None else f"{low:+.3g}, {high:+.3g}"
-        found.add_row(
-            metric_name(name), f"{row['value']['value']:.3g}", floor, f"{row['gain']['value']:+.3g} [{interval}]"
-        )
+    for name, row in result.metrics.items():
+        floor = f"{_told(row.floors[row.best_floor], '.3g')} ({row.best_floor})"
+        low, high = row.gain.low, row.gain.high
+        interval = "one client" if low is None else f"{low:+.3g}, {_told(high, '+.3g')}"
+        gain = f"{_told(row.gain.value, '+.3g')} [{interval}]"
+        found.add_row(metric_name(name), _told(row.value.value, ".3g"), floor, gain)
     return found
+
+
+def _told(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def describe_tuned(tuned: Tuned, console: Console) -> None:

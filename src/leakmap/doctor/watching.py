@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -13,13 +12,13 @@ from leakmap.auditing.captured import prepare_captured, read_observation, typed_
 from leakmap.auditing.perform import perform
 from leakmap.doctor.checks import check
 from leakmap.errors import ObservationError, UsageError
-from leakmap.files import file_digest, read_json, write_json
+from leakmap.files import file_digest
 from leakmap.plan.plan import Plan, Progress
 from leakmap.report.watch import write_watch
+from leakmap.result.values import gain_over_best_floor, rank_score
+from leakmap.result.watched import CheckedFact, Digests, Watched, read_watched, write_watched
 from leakmap.runs.store import Store
-from leakmap.scoring.effects import gain_over_best_floor, rank_score
 
-SCHEMA = 2
 PAUSE = 5.0
 """Seconds between two looks into the folder."""
 
@@ -89,7 +88,7 @@ class Watch:
         return None
 
 
-def look(watch: Watch, progress: Progress = lambda what, fraction: None) -> list[dict[str, Any]]:
+def look(watch: Watch, progress: Progress = lambda what, fraction: None) -> list[Watched]:
     """Checks and audits what is new in the folder, once; writes ``watch.json``, ``leakage.png`` and ``watch.html``.
 
     Every result is written as soon as it is there: interrupted anywhere, the next look continues.
@@ -102,23 +101,21 @@ def look(watch: Watch, progress: Progress = lambda what, fraction: None) -> list
         A row for every capture, see docs/watch.md.
     """
     watch.out.mkdir(parents=True, exist_ok=True)
-    stored = read_json(watch.out / "watch.json")
-    known = stored.get("captures", {}) if isinstance(stored, dict) and stored.get("schema") == SCHEMA else {}
+    known = read_watched(watch.out / "watch.json")
     there = captures(watch.folder)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Watched] = {}
     for capture in there:
-        digests = {step: _digest(watch, capture, step) for step in STEPS}
+        digests = Digests(
+            checking=_digest(watch, capture, auditing=False), auditing=_digest(watch, capture, auditing=True)
+        )
         own = known.get(capture.name)
-        rows[capture.name] = own if own and own["digests"] == digests else _new(capture, digests, own)
+        rows[capture.name] = own if own and own.digests == digests else _new(capture, digests, own)
     for what, step in STEPS.items():
-        waiting = [one for one in there if what not in rows[one.name]["done"]]
+        waiting = [one for one in there if what not in rows[one.name].done]
         for i, capture in enumerate(waiting):
             row = rows[capture.name]
-            rows[capture.name] = (
-                row
-                | step(watch, capture, _part_of(progress, capture.name, i, len(waiting)))
-                | {"done": [*row["done"], what]}
-            )
+            changes = step(watch, capture, _part_of(progress, capture.name, i, len(waiting)))
+            rows[capture.name] = row.model_copy(update=changes | {"done": (*row.done, what)})
             _write(watch, list(rows.values()))
     _write(watch, list(rows.values()))
     return list(rows.values())
@@ -128,11 +125,11 @@ def _part_of(progress: Progress, name: str, done: int, of: int) -> Progress:
     return lambda what, fraction: progress(f"{name}: {what}", (done + fraction) / of)
 
 
-def _digest(watch: Watch, capture: Capture, step: str) -> str:
-    """SHA-256 of all that a step's result follows from: what changes is done again."""
+def _digest(watch: Watch, capture: Capture, auditing: bool) -> str:
+    """SHA-256 of all that checking, or auditing, follows from: what changes is done again."""
     stat = capture.file.stat()
     own: list[Any] = [_content(capture.file, stat.st_size, stat.st_mtime_ns), *typed_in(watch.plan)]
-    if step == "auditing":
+    if auditing:
         own += [asdict(watch.plan), watch.truth_of(capture), watch.others]
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
@@ -143,31 +140,22 @@ def _content(file: Path, size: int, changed: int) -> str:
     return file_digest(file)
 
 
-def _new(capture: Capture, digests: dict[str, str], before: dict[str, Any] | None) -> dict[str, Any]:
+def _new(capture: Capture, digests: Digests, before: Watched | None) -> Watched:
     """A row with what still holds of the one before: an audit that changes does not repeat the checks."""
-    checked = before is not None and before["digests"]["checking"] == digests["checking"]
-    return {
-        "name": capture.name,
-        "round": capture.round,
-        "client": capture.client,
-        "file": str(capture.file),
-        "digests": digests,
-        "done": before["done"][:1] if before is not None and checked else [],
-        "findings": before["findings"] if before is not None and checked else [],
-        "level": None,
-        "rank_score": None,
-        "gain": None,
-        "note": "",
-    }
+    row = Watched(
+        name=capture.name, round=capture.round, client=capture.client, file=str(capture.file), digests=digests
+    )
+    if before is None or before.digests.checking != digests.checking:
+        return row
+    return row.model_copy(update={"done": before.done[:1], "findings": before.findings})
 
 
 def _checked(watch: Watch, capture: Capture, progress: Progress) -> dict[str, Any]:
     try:
-        return {
-            "findings": [asdict(finding) for finding in check(read_observation(capture.file, *typed_in(watch.plan)))]
-        }
+        findings = check(read_observation(capture.file, *typed_in(watch.plan)))
+        return {"findings": tuple(CheckedFact.model_validate(finding) for finding in findings)}
     except (UsageError, ObservationError) as error:
-        return {"findings": [{"name": "readable", "level": "wrong", "sentence": str(error)}]}
+        return {"findings": (CheckedFact(name="readable", level="wrong", sentence=str(error)),)}
 
 
 def _audited(watch: Watch, capture: Capture, progress: Progress) -> dict[str, Any]:
@@ -175,7 +163,7 @@ def _audited(watch: Watch, capture: Capture, progress: Progress) -> dict[str, An
     truth = watch.truth_of(capture)
     if truth is None or watch.others is None:
         return {"note": "not scored: its pictures, or others to compare with, were not given"}
-    folder = watch.out / capture.name / _digest(watch, capture, "auditing")[:8]
+    folder = watch.out / capture.name / _digest(watch, capture, auditing=True)[:8]
     try:
         plan, prepared = prepare_captured(watch.plan, [capture.file], [truth], watch.others)
         found = perform(plan, prepared, Store(folder), workers=watch.workers, device=watch.device, progress=progress)
@@ -186,7 +174,7 @@ def _audited(watch: Watch, capture: Capture, progress: Progress) -> dict[str, An
         "level": found.level,
         "rank_score": next(iter(scores.values()), None),
         "gain": next(iter(gains.values()), None),
-        "note": "; ".join(found.result["verdict"]["reasons"]) if found.level == "inconclusive" else "",
+        "note": "; ".join(found.result.verdict.reasons) if found.level == "inconclusive" else "",
         "report": str((folder / "report.html").relative_to(watch.out)),
     }
 
@@ -195,6 +183,6 @@ STEPS = {"checking": _checked, "auditing": _audited}
 """Cheapest first."""
 
 
-def _write(watch: Watch, rows: Sequence[dict[str, Any]]) -> None:
-    write_json(watch.out / "watch.json", {"schema": SCHEMA, "captures": {row["name"]: row for row in rows}})
+def _write(watch: Watch, rows: list[Watched]) -> None:
+    write_watched(watch.out / "watch.json", rows)
     write_watch(watch.out, rows, str(watch.plan.attack))

@@ -2,15 +2,16 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 from pydantic import TypeAdapter
 
+from leakmap.errors import UsageError
 from leakmap.inspection.traits import Traits
+from leakmap.result.result import Result
 
 Features = Mapping[str, float | str]
 NEAREST = 3
@@ -140,33 +141,34 @@ def _wrapped(text: str, indent: str) -> list[str]:
     return textwrap.wrap(text, 79, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False)
 
 
-def measured(result: Mapping[str, Any]) -> Measured:
-    """A cell of the map from the content of an audit's ``result.json``."""
-    plan, found = result["plan"], result["line_up"]["attack"]
-    weights = "random weights" if not (plan["weights"] or plan["train_epochs"]) else "trained weights"
-    size = plan["image_size"]
+def measured(result: Result) -> Measured:
+    """A cell of the map from an audit of which a client finished.
+
+    Raises:
+        UsageError: none did.
+    """
+    plan, found = result.plan, result.line_up.attack
+    if found is None:
+        raise UsageError(f"No client of this audit finished, so it shows nothing for the map; repeat: {result.command}")
+    weights = "random weights" if not (plan.weights or plan.train_epochs) else "trained weights"
+    size = plan.image_size
     setting = ", ".join(
         [
-            f"{plan['batch_size']} picture{'s' * (plan['batch_size'] > 1)} of {size} px" if size else "own size",
-            f"labels {plan['threat']['labels']}",
+            f"{plan.batch_size} picture{'s' * (plan.batch_size > 1)} of {size} px" if size else "own size",
+            f"labels {plan.threat.labels}",
             weights,
-            _attack(plan["attack"]),
+            ",".join([plan.attack.name, *(f"{name}={value}" for name, value in plan.attack.params.items())]),
         ]
     )
-    metric = result["metrics"].get("psnr")
+    rate, metric = found.rank_one, result.metrics.get("psnr")
     return Measured(
-        plan["rule"]["mode"],
+        plan.rule.mode,
         setting,
-        result["verdict"]["level"],
-        found["hits"],
-        found["n"],
-        found["chance"],
-        found["rank_one"]["low"],
-        found["rank_one"]["high"],
-        metric and metric["gain"]["value"],
+        result.verdict.level,
+        found.hits,
+        found.n,
+        found.chance,
+        rate.low,
+        rate.high,
+        metric and metric.gain.value,
     )
-
-
-def _attack(spec: Mapping[str, Any]) -> str:
-    settings: Sequence[str] = [f"{name}={value}" for name, value in spec["params"].items()]
-    return ",".join([spec["name"], *settings])

@@ -11,7 +11,12 @@ from leakmap.errors import BadSetting
 
 @dataclass(frozen=True)
 class Spec:
-    """How an algorithm is written down: its name and the settings that differ from its defaults."""
+    """How an algorithm is written down.
+
+    Args:
+        name: Of the algorithm.
+        params: Settings that differ from its defaults.
+    """
 
     name: str
     params: dict[str, Any] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """The report: one self-contained HTML file, from results and pictures alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from leakmap.report import charts
 from leakmap.report.page import write_page
 from leakmap.report.pictures import chosen, uri
+from leakmap.result.result import Result
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,12 @@ class Section:
     """One audit in a report.
 
     Args:
-        result: The content of result.json.
+        result: Of the audit.
         rows: Named pictures of each finished client.
         title: Heading; by default the model and the mode.
     """
 
-    result: Mapping[str, Any]
+    result: Result
     rows: Sequence[Mapping[str, Tensor]]
     title: str = ""
 
@@ -40,8 +41,7 @@ def write(path: Path, sections: Sequence[Section], title: str = "leakmap audit",
 
 def _view(section: Section) -> dict[str, Any]:
     result = section.result
-    rule = result["plan"]["rule"]
-    mode = "training" if rule["mode"] == "train" else "inference"
+    mode = "training" if result.plan.rule.mode == "train" else "inference"
     pictures = [
         {
             "client": client,
@@ -52,16 +52,17 @@ def _view(section: Section) -> dict[str, Any]:
         for client, row, place, caption in chosen(result, section.rows)
     ]
     return {
-        "title": section.title or f"{result['plan']['model']}, {mode} mode",
+        "title": section.title or f"{result.plan.model}, {mode} mode",
         "result": result,
         "pictures": pictures,
         "shown_of": sum(len(row["original"]) for row in section.rows),
         "others": _others(result),
+        "granted": asdict(result.knowledge.granted),
         "line_up_chart": charts.line_up(result),
         "curve_chart": charts.curves(result),
     }
 
 
-def _others(result: Mapping[str, Any]) -> str:
-    low, high = result["line_up"]["gallery"] or (1, 1)
+def _others(result: Result) -> str:
+    low, high = result.line_up.gallery or (1, 1)
     return str(low - 1) if low == high else f"{low - 1} to {high - 1}"

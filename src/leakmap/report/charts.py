@@ -1,7 +1,7 @@
 """The figures of a report, as SVG text."""
 
 import io
-from collections.abc import Mapping
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from leakmap.result.result import Result
 
 INK, GREY, BLUE, ORANGE = "#1f2933", "#9aa5b1", "#1f6feb", "#c2571a"
 STYLE: Any = {
@@ -26,21 +28,23 @@ STYLE: Any = {
 }
 
 
-def line_up(result: Mapping[str, Any]) -> str:
+def line_up(result: Result) -> str:
     """Ranks of the true pictures: the attack, the same attack on swapped updates, and what chance would give."""
-    clients = [client for client in result["clients"] if "ranks" in client]
-    if not clients:
+    clients = result.finished
+    if not clients or result.line_up.gallery is None:
         return ""
-    size = result["line_up"]["gallery"][1]
-    galleries = [size for client in clients for size in client["galleries"]]
+    size = result.line_up.gallery[1]
+    galleries = [size for client in clients for size in client.galleries]
+    own = [rank for client in clients for rank in client.ranks]
+    swapped = [rank for client in clients for rank in client.swapped_ranks]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 2.3), layout="constrained")
         axes = figure.subplots()
-        for key, colour, label in (
-            ("ranks", BLUE, "this update"),
-            ("swapped_ranks", ORANGE, "swapped update (must be at chance)"),
+        for found, colour, label in (
+            (own, BLUE, "this update"),
+            (swapped, ORANGE, "swapped update (must be at chance)"),
         ):
-            ranks = sorted(rank for client in clients for rank in client[key])
+            ranks = sorted(found)
             xs = [1, *ranks, size]
             ys = [0.0, *[(i + 1) / len(ranks) for i in range(len(ranks))], 1.0]
             axes.step(xs, ys, where="post", color=colour, linewidth=1.8, label=label)
@@ -60,9 +64,9 @@ def line_up(result: Mapping[str, Any]) -> str:
         return inline(figure)
 
 
-def curves(result: Mapping[str, Any]) -> str:
+def curves(result: Result) -> str:
     """The matching term along each run."""
-    found = [client["curve"] for client in result["clients"] if client.get("curve")]
+    found = [client.curve for client in result.finished if client.curve]
     if not found:
         return ""
     with matplotlib.rc_context(STYLE):
@@ -71,7 +75,7 @@ def curves(result: Mapping[str, Any]) -> str:
         for curve in found:
             axes.plot(
                 [(i + 0.5) / len(curve) for i in range(len(curve))],
-                curve,
+                [math.nan if value is None else value for value in curve],
                 color=BLUE,
                 alpha=0.55,
                 linewidth=1,

@@ -1,8 +1,7 @@
 """A page: one HTML file that carries everything, filled in from a template of this package."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jinja2 import Environment, PackageLoader
 
@@ -38,12 +37,29 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}g}"
 
 
-def interval(value: Mapping[str, float | None] | None, digits: int = 3) -> str:
-    """``value [low, high]`` for readers, from a mapping with these keys."""
-    if value is None:
-        return "–"
-    low, high = value["low"], value["high"]
-    middle = number(value["value"], digits)
+class Estimated(Protocol):
+    """Anything with an estimate and its interval; None where there is none."""
+
+    @property
+    def value(self) -> float | None:
+        """The estimate."""
+        ...
+
+    @property
+    def low(self) -> float | None:
+        """Lower end."""
+        ...
+
+    @property
+    def high(self) -> float | None:
+        """Upper end."""
+        ...
+
+
+def interval(estimate: Estimated, digits: int = 3) -> str:
+    """``value [low, high]`` for readers."""
+    low, high = estimate.low, estimate.high
+    middle = number(estimate.value, digits)
     return f"{middle} [{number(low, digits)}, {number(high, digits)}]" if low is not None else f"{middle} (one client)"
 
 

@@ -9,22 +9,23 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from leakmap.result.result import FinishedClient, Result
+
 PICTURE_ROWS = 16
 """Clients whose pictures are shown, evenly spread; all of them stay in the numbers."""
 SHOWN_SIDE = 224
 
 
-def chosen(result: Mapping[str, Any], rows: Sequence[Mapping[str, Tensor]]) -> list[tuple[int, Any, int, str]]:
+def chosen(result: Result, rows: Sequence[Mapping[str, Tensor]]) -> list[tuple[int, Any, int, str]]:
     """Client, its row of pictures, place in that row and caption of every picture shown.
 
     Args:
-        result: The content of result.json.
+        result: Of the audit.
         rows: Named pictures of each finished client.
     """
-    finished = [client for client in result["clients"] if "scores" in client]
     everything = [
-        (client["client"], row, place, _caption(client, place))
-        for client, row in zip(finished, rows, strict=True)
+        (client.client, row, place, _caption(client, place))
+        for client, row in zip(result.finished, rows, strict=True)
         for place in range(len(row["original"]))
     ]
     if len(everything) <= PICTURE_ROWS:
@@ -32,13 +33,12 @@ def chosen(result: Mapping[str, Any], rows: Sequence[Mapping[str, Tensor]]) -> l
     return [everything[i] for i in np.linspace(0, len(everything) - 1, PICTURE_ROWS).astype(int)]
 
 
-def _caption(client: Mapping[str, Any], place: int) -> str:
-    psnr = client["scores"]["psnr"][place]
-    told = f"{psnr:.1f} dB, " if psnr is not None else ""
-    return (
-        f"rank {client['ranks'][place]:g} of {client['galleries'][place]}, "
-        f"{told}SSIM {client['scores']['ssim'][place]:.2f}"
-    )
+def _caption(client: FinishedClient, place: int) -> str:
+    psnr, ssim = client.scores["psnr"][place], client.scores["ssim"][place]
+    told = [f"rank {client.ranks[place]:g} of {client.galleries[place]}"]
+    told += [f"{psnr:.1f} dB"] if psnr is not None else []
+    told += [f"SSIM {ssim:.2f}"] if ssim is not None else []
+    return ", ".join(told)
 
 
 def drawn(picture: Tensor, side: int) -> Image.Image:

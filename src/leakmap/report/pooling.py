@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from leakmap.result.result import Result
 from leakmap.scoring.effects import AxisLevel, axis_levels
 from leakmap.scoring.metrics import ALWAYS
 from leakmap.scoring.statistics import Interval, proportion_interval
+from leakmap.threat import ThreatModel
 
 ABSENT = "does not apply"
 MOST_COLUMNS, MOST_ROWS = 16, 64
@@ -26,13 +28,13 @@ class Cell:
 
     Args:
         axes: Its coordinates; an axis that does not apply to it is absent.
-        result: The content of its result.json.
+        result: Of the audit.
         rows: For each finished client, named pictures ``(N, C, H, W)`` in [0, 1]: the original first, then the
             reconstruction and the floors. Empty shows no pictures.
     """
 
     axes: Mapping[str, AxisLevel]
-    result: Mapping[str, Any]
+    result: Result
     rows: Sequence[Mapping[str, Tensor]] = ()
 
 
@@ -149,7 +151,7 @@ class Tile:
     @property
     def inconclusive(self) -> bool:
         """Whether at least half of the audits are."""
-        return 2 * sum(c.result["verdict"]["level"] == "inconclusive" for c in self.cells) >= len(self.cells)
+        return 2 * sum(c.result.verdict.level == "inconclusive" for c in self.cells) >= len(self.cells)
 
     @property
     def above_floor(self) -> bool:
@@ -164,23 +166,23 @@ class Tile:
         return min(1.0, max(0.0, math.log(self.first.value / self.chance) / math.log(TOP)))
 
 
-def above_floor(result: Mapping[str, Any]) -> bool:
+def above_floor(result: Result) -> bool:
     """Whether a metric of every audit lies above every floor; PSNR in and around boxes would only be further tries."""
-    return any(result["metrics"][name]["above_every_floor"] for name in ALWAYS if name in result["metrics"])
+    return any(result.metrics[name].above_every_floor for name in ALWAYS if name in result.metrics)
 
 
 def pooled(cells: Sequence[Cell]) -> Tile:
     """Pools audits: hits and pictures are added, chance is their mean weighted by pictures."""
-    found = [line_up for cell in cells if (line_up := cell.result["line_up"]["attack"])]
-    hits, n = sum(line_up["hits"] for line_up in found), sum(line_up["n"] for line_up in found)
+    found = [line_up for cell in cells if (line_up := cell.result.line_up.attack)]
+    hits, n = sum(line_up.hits for line_up in found), sum(line_up.n for line_up in found)
     clients = len({(drawn_with(cell), client) for cell in cells for client in finished(cell)})
-    chance = sum(line_up["chance"] * line_up["n"] for line_up in found) / n if n else math.nan
+    chance = sum(line_up.chance * line_up.n for line_up in found) / n if n else math.nan
     return Tile(tuple(cells), hits, n, clients, chance, proportion_interval(hits, n, clients) if n else None)
 
 
 def finished(cell: Cell) -> list[int]:
     """The clients of an audit that have all of their runs."""
-    return [client["client"] for client in cell.result["clients"] if "ranks" in client]
+    return [client.client for client in cell.result.finished]
 
 
 Place = tuple[int, ...]
@@ -251,10 +253,10 @@ def ladder(cells: Sequence[Cell], axes: Sequence[Axis]) -> Ladder:
         audits += len(kept)
         lines: dict[str, list[Cell]] = {}
         for cell in kept:
-            lines.setdefault(MODES[cell.result["plan"]["rule"]["mode"]], []).append(cell)
-        knowledge = kept[0].result["knowledge"]
+            lines.setdefault(MODES[cell.result.plan.rule.mode], []).append(cell)
+        knowledge = kept[0].result.knowledge
         found = {line: pooled(lines[line]) for line in sorted(lines)}
-        rungs.append(Rung(knowledge["attacker"], _granted(knowledge["granted"]), found))
+        rungs.append(Rung(knowledge.attacker, _granted(knowledge.granted), found))
     return Ladder(tuple(rungs), bool(common), audits)
 
 
@@ -263,18 +265,18 @@ LABELS = {"unknown": 0, "counts": 1, "known": 2}
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:
-    granted = cell.result["knowledge"]["granted"]
-    letter = cell.result["knowledge"]["attacker"].rstrip("+")
-    others = (granted[fact] for fact in ("public", "rule", "count", "buffers"))
-    return letter, LABELS[granted["labels"]], *others, granted.get("known_pixels", 0.0)
+    granted = cell.result.knowledge.granted
+    letter = cell.result.knowledge.attacker.rstrip("+")
+    others = (granted.public, granted.rule, granted.count, granted.buffers, granted.known_pixels)
+    return letter, LABELS[granted.labels], *others
 
 
-def _granted(granted: Mapping[str, Any]) -> tuple[str, ...]:
-    labels = {"known": "labels", "counts": "label counts", "unknown": ""}[granted["labels"]]
-    public = f"{granted['public']} public pictures" if granted["public"] else ""
-    named = [("number of pictures", granted["count"]), ("local rule", granted["rule"])]
-    known_pixels = f"{granted['known_pixels']:.3g} of the true pixels" if granted.get("known_pixels") else ""
-    buffers = "buffers" if granted["buffers"] else ""
+def _granted(granted: ThreatModel) -> tuple[str, ...]:
+    labels = {"known": "labels", "counts": "label counts", "unknown": ""}[granted.labels]
+    public = f"{granted.public} public pictures" if granted.public else ""
+    named = [("number of pictures", granted.count), ("local rule", granted.rule)]
+    known_pixels = f"{granted.known_pixels:.3g} of the true pixels" if granted.known_pixels else ""
+    buffers = "buffers" if granted.buffers else ""
     return tuple(
         told for told in (*(name for name, given in named if given), public, buffers, labels, known_pixels) if told
     )

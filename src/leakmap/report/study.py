@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ from leakmap.report.pooling import (
     place,
     pooled,
 )
-from leakmap.scoring.effects import Effect, gain_over_best_floor, holm, marginal_effects, rank_score
+from leakmap.result.result import Result
+from leakmap.result.values import gain_over_best_floor, rank_score
+from leakmap.scoring.effects import Effect, holm, marginal_effects
 from leakmap.scoring.verdict import LEVELS
 
 SIDE = 96
@@ -106,9 +108,9 @@ def _overview(cells: Sequence[Cell], axes: Sequence[Axis]) -> dict[str, Any]:
     """What the sections outside the map say."""
     results = [cell.result for cell in cells]
     varying = [axis for axis in axes if len(axis.levels) > 1]
-    levels = Counter(result["verdict"]["level"] for result in results)
+    levels = Counter(result.verdict.level for result in results)
     versions = Counter(
-        ", ".join(f"{name} {version}" for name, version in result["versions"].items()) or "none recorded"
+        ", ".join(f"{name} {version}" for name, version in result.versions.items()) or "none recorded"
         for result in results
     )
     return {
@@ -125,9 +127,9 @@ def _overview(cells: Sequence[Cell], axes: Sequence[Axis]) -> dict[str, Any]:
             for cell in cells
         ],
         "clients": sum(len(finished(cell)) for cell in cells),
-        "seconds": sum(result["seconds_of_runs"] for result in results),
-        "failures": [(_title(cell, varying), failure) for cell in cells for failure in cell.result["failures"]],
-        "unfinished": [(_title(cell, varying), n) for cell in cells if (n := cell.result["unfinished"])],
+        "seconds": sum(result.seconds_of_runs for result in results),
+        "failures": [(_title(cell, varying), failure) for cell in cells for failure in cell.result.failures],
+        "unfinished": [(_title(cell, varying), n) for cell in cells if (n := cell.result.unfinished)],
         "versions": versions.most_common(),
     }
 
@@ -205,20 +207,20 @@ def _audit(cell: Cell, axes: Sequence[Axis]) -> dict[str, Any]:
         "seed": drawn_with(cell),
         "clients": finished(cell),
         "chance": tile.chance if tile.n else None,
-        "level": result["verdict"]["level"],
+        "level": result.verdict.level,
         "above": above_floor(result),
-        "statement": result["verdict"]["statement"],
-        "reasons": [*result["verdict"]["reasons"], *result["flags"].values()],
+        "statement": result.verdict.statement,
+        "reasons": [*result.verdict.reasons, *result.flags.values()],
         "tables": [table for table in (_line_up_table(result), _floor_table(result)) if table],
         "facts": [
-            f"Attacker of kind {result['knowledge']['attacker']} by what is granted, "
-            f"{result['knowledge']['attacker_used']} by what the attack used. Labels {result['labels']['statement']}. "
-            f"Settings of the attack: {result['settings']['statement']}.",
-            *([f"Defence: {defence['statement']}."] if (defence := result.get("defence")) else []),
-            f"Runs took {number(result['seconds_of_runs'])} s. {len(result['failures'])} failed, "
-            f"{result['unfinished']} unfinished.",
+            f"Attacker of kind {result.knowledge.attacker} by what is granted, "
+            f"{result.knowledge.attacker_used} by what the attack used. Labels {result.labels.statement}. "
+            f"Settings of the attack: {result.settings.statement}.",
+            *([f"Defence: {result.defence.statement}."] if result.defence else []),
+            f"Runs took {number(result.seconds_of_runs)} s. {len(result.failures)} failed, "
+            f"{result.unfinished} unfinished.",
         ],
-        "command": result["command"],
+        "command": result.command,
         "gallery": {
             "names": list(cell.rows[0]),
             "clients": [client + 1 for client, _, _, _ in shown],
@@ -231,31 +233,31 @@ def _audit(cell: Cell, axes: Sequence[Axis]) -> dict[str, Any]:
     }
 
 
-def _line_up_table(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    rows = []
-    for name, key in (("this update", "attack"), ("swapped update", "swapped"), ("planted control", "control")):
-        if found := result["line_up"][key]:
-            first = found["rank_one"]
+def _line_up_table(result: Result) -> dict[str, Any] | None:
+    rows, of = [], result.line_up
+    for name, found in (("this update", of.attack), ("swapped update", of.swapped), ("planted control", of.control)):
+        if found:
+            first = found.rank_one
             rows.append(
                 [
                     name,
-                    f"{found['hits']} of {found['n']}",
-                    f"{percent(first['value'])} [{percent(first['low'])}, {percent(first['high'])}]",
-                    percent(found["chance"]),
-                    number(found["median_rank"]),
-                    number(found["p"], 2),
+                    f"{found.hits} of {found.n}",
+                    f"{percent(first.value)} [{percent(first.low)}, {percent(first.high)}]",
+                    percent(found.chance),
+                    number(found.median_rank),
+                    number(found.p, 2),
                 ]
             )
     head = ["line-up", "ranked first", "share [95 %]", "chance", "median rank", "rank-sum p"]
     return {"head": head, "rows": rows} if rows else None
 
 
-def _floor_table(result: Mapping[str, Any]) -> dict[str, Any] | None:
+def _floor_table(result: Result) -> dict[str, Any] | None:
     rows = []
-    for name, metric in result["metrics"].items():
-        floors = (number(metric["floors"].get(floor)) for floor in FLOOR_NAMES)
-        rows.append([metric_name(name), interval(metric["value"]), interval(metric["gain"]), *floors])
-    head = ["ncc", "mean [95 %]", "gain over the best floor [95 %]", *FLOOR_NAMES.values()]
+    for name, metric in result.metrics.items():
+        floors = (number(metric.floors.get(floor)) for floor in FLOOR_NAMES)
+        rows.append([metric_name(name), interval(metric.value), interval(metric.gain), *floors])
+    head = ["metric", "mean [95 %]", "gain over the best floor [95 %]", *FLOOR_NAMES.values()]
     return {"head": head, "rows": rows} if rows else None
 
 

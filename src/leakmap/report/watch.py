@@ -1,23 +1,23 @@
 """The page of a watched folder: every capture, and leakage against the round."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from leakmap.report.charts import BLUE, GREY, ORANGE, STYLE, inline, save
 from leakmap.report.page import write_page
+from leakmap.result.watched import Watched
 
-PANELS = (
-    ("rank_score", "line-up score", 0.5, "chance"),
-    ("gain", "PSNR over best floor, dB", 0.0, "floor"),
+PANELS: tuple[tuple[Callable[[Watched], float | None], str, float, str], ...] = (
+    (lambda row: row.rank_score, "line-up score", 0.5, "chance"),
+    (lambda row: row.gain, "PSNR over best floor, dB", 0.0, "floor"),
 )
 """What is drawn of a row, its label, and the value at which nothing leaks."""
 
 
-def write_watch(folder: Path, rows: Sequence[Mapping[str, Any]], attack: str) -> Path:
+def write_watch(folder: Path, rows: Sequence[Watched], attack: str) -> Path:
     """Writes ``watch.html`` and, once something is scored, ``leakage.png`` and ``.svg``; returns the path of the page.
 
     Args:
@@ -25,7 +25,7 @@ def write_watch(folder: Path, rows: Sequence[Mapping[str, Any]], attack: str) ->
         rows: Of :func:`leakmap.doctor.watching.look`.
         attack: With which the captures are attacked.
     """
-    scored = [row for row in rows if row["rank_score"] is not None]
+    scored = [row for row in rows if row.rank_score is not None]
     if scored:
         save(against_round(scored), folder, "leakage")
     return write_page(
@@ -34,11 +34,11 @@ def write_watch(folder: Path, rows: Sequence[Mapping[str, Any]], attack: str) ->
         rows=rows,
         figure=inline(against_round(scored)) if scored else "",
         attack=attack,
-        wrong=[(row, finding) for row in rows for finding in row["findings"] if finding["level"] == "wrong"],
+        wrong=[(row, finding) for row in rows for finding in row.findings if finding.level == "wrong"],
     )
 
 
-def against_round(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def against_round(rows: Sequence[Watched]) -> Figure:
     """Line-up score and PSNR over the best floor of every client against the round, with the mean of each round.
 
     Inconclusive audits are drawn hollow and left out of the means.
@@ -46,10 +46,10 @@ def against_round(rows: Sequence[Mapping[str, Any]]) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.6), layout="constrained")
         panels = figure.subplots(len(PANELS), 1, sharex=True)
-        for axes, (key, label, zero, name) in zip(panels, PANELS, strict=True):
-            shown = [row for row in rows if row[key] is not None]
-            points = [(row["round"], row[key]) for row in shown if row["level"] != "inconclusive"]
-            open_ones = [(row["round"], row[key]) for row in shown if row["level"] == "inconclusive"]
+        for axes, (value_of, label, zero, name) in zip(panels, PANELS, strict=True):
+            shown = [(row, value) for row in rows if (value := value_of(row)) is not None]
+            points = [(row.round, value) for row, value in shown if row.level != "inconclusive"]
+            open_ones = [(row.round, value) for row, value in shown if row.level == "inconclusive"]
             rounds = sorted({number for number, _ in points})
             means = [_mean([value for number, value in points if number == one]) for one in rounds]
             axes.axhline(zero, color=GREY, linestyle="--", linewidth=1.2, label=name)
@@ -59,7 +59,7 @@ def against_round(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 axes.plot([x for x, _ in open_ones], [y for _, y in open_ones], "o", **hollow)
             axes.plot(rounds, means, color=ORANGE, linewidth=1.8, label="mean of the round")
             axes.set_ylabel(label)
-            every = sorted({row["round"] for row in rows})
+            every = sorted({row.round for row in rows})
             axes.set_xticks(every[:: -(-len(every) // 20)])
             axes.legend(frameon=False, fontsize=8, ncols=3)
         panels[-1].set_xlabel("round")

@@ -38,44 +38,6 @@ Value = Callable[[C], Mapping[Hashable, float]]
 """A cell -> the value of each of its clients, which are known by the same name in every cell of a seed."""
 
 
-def rank_score(result: Mapping[str, Any]) -> dict[Hashable, float]:
-    """Client -> share of the other candidates that the true picture beats in its line-up, mean over its pictures.
-
-    1 is first in every line-up, 0.5 what chance gives, whatever the size of the line-ups.
-
-    Args:
-        result: The content of an audit's ``result.json``.
-    """
-    return {
-        client["client"]: float(
-            np.mean([(g - r) / (g - 1) for r, g in zip(client["ranks"], client["galleries"], strict=True)])
-        )
-        for client in result["clients"]
-        if "ranks" in client
-    }
-
-
-def gain_over_best_floor(result: Mapping[str, Any], metric: str = "psnr") -> dict[Hashable, float]:
-    """Client -> mean of a metric over its pictures, less that of the floor with the highest mean in this audit.
-
-    Clients without a finite value are left out.
-
-    Args:
-        result: The content of an audit's ``result.json``.
-        metric: One that the audit computed.
-    """
-    if metric not in result["metrics"]:
-        return {}
-    best = result["metrics"][metric]["best_floor"]
-    found = {}
-    for client in result["clients"]:
-        if "scores" in client:
-            own, floor = client["scores"][metric], client["floors"][metric][best]
-            if None not in (*own, *floor):
-                found[client["client"]] = float(np.mean(own) - np.mean(floor))
-    return found
-
-
 @dataclass(frozen=True)
 class Effect:
     """A contrast between cells.
@@ -108,7 +70,7 @@ def marginal_effects(cells: Sequence[C], value: Value[C], replicates: Collection
 
     Args:
         cells: Of a study; several of the same coordinates are averaged.
-        value: Of a cell's clients, such as :func:`rank_score` of its result.
+        value: Of a cell's clients, such as :func:`leakmap.result.values.rank_score` of its result.
         replicates: Axes that only repeat cells, such as seeds: matched, never compared.
 
     Returns:

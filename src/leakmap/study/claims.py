@@ -5,7 +5,7 @@ same pictures in every cell, so cells are compared client by client. The rule sa
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leakmap.errors import BadSetting
 from leakmap.report.study import Cell as Concluded
-from leakmap.scoring.effects import AxisLevel, Effect, contrast, gain_over_best_floor, holm, rank_score
+from leakmap.result.result import Result
+from leakmap.result.values import first_ranks, gain_over_best_floor, gain_over_floor, mean_score, rank_score
+from leakmap.scoring.effects import AxisLevel, Effect, contrast, holm
 from leakmap.scoring.statistics import rank_sum_p
 from leakmap.scoring.verdict import RANK_SUM_ALPHA
 
@@ -139,14 +141,14 @@ def read_claim(content: Mapping[str, Any], axes: Mapping[str, Sequence[AxisLevel
 def judge_claim(claim: Claim, cells: Sequence[Concluded]) -> Judged:
     """What concluded cells say about a claim."""
     named = [cell for cell in cells if any(_at(cell, at) for one in claim.contrasts for _, at in one.terms)]
-    if not named or any(cell.result["unfinished"] for cell in named):
+    if not named or any(cell.result.unfinished for cell in named):
         return Judged(claim, "not run", "Runs of its cells are missing.", ())
     shown = []
     for one in claim.contrasts:
         effect = _effect(claim, one, cells)
         ranks = contrast(cells, lambda cell: rank_score(cell.result), one.terms, one.name)
         shown.append(Shown(one, effect, ranks, _says(claim, one, effect)))
-    lost = sum(len(cell.result["failures"]) for cell in named)
+    lost = sum(len(cell.result.failures) for cell in named)
     failed = f" {lost} runs failed; their clients are left out." if lost else ""
     if without := [one.contrast.name for one in shown if one.effect is None]:
         return Judged(claim, "not run", f"No client has every cell of {without[0]!r}.{failed}", ())
@@ -163,7 +165,7 @@ def _outcome(claim: Claim, shown: Sequence[Shown], named: Sequence[Concluded]) -
     if low and (reason := _resists_for_another_reason(low)):
         return "not informative", reason
     high = [c for c in named if any(_at(c, at) for one in _of_rule(claim, "above") for w, at in one.terms if w > 0)]
-    hinted = any("known_pixels" in cell.result["flags"] for cell in high)
+    hinted = any("known_pixels" in cell.result.flags for cell in high)
     if high and not hinted and not _above_chance(high):
         return "not informative", "No compared client leaks more than chance, so there is nothing to compare."
     if "fails" in said:
@@ -209,11 +211,11 @@ def _says(claim: Claim, one: Contrast, effect: Effect | None) -> Literal["passes
 
 def _resists_for_another_reason(cells: Sequence[Concluded]) -> str:
     """Why resistance of these cells would be no evidence; empty if it is."""
-    flagged = [cell for cell in cells if {"degenerate_update", "saturated"} & set(cell.result["flags"])]
+    flagged = [cell for cell in cells if {"degenerate_update", "saturated"} & set(cell.result.flags)]
     if flagged:
         return f"The update of {_place(flagged[0])} hardly depends on the picture: resisting shows nothing."
-    found = [cell.result["line_up"]["control"] for cell in cells]
-    if any(one is None or one["p"] >= RANK_SUM_ALPHA for one in found):
+    found = [cell.result.line_up.control for cell in cells]
+    if any(one is None or one.p >= RANK_SUM_ALPHA for one in found):
         return "The planted control, known to leak, was not found."
     return ""
 
@@ -230,39 +232,18 @@ def _above_chance(cells: Sequence[Concluded]) -> bool:
     """Whether the line-ups of any of these cells tell the truth from the distractors, corrected for their number."""
     ps = []
     for cell in cells:
-        clients = [client for client in cell.result["clients"] if "ranks" in client]
-        if clients:
-            ps.append(rank_sum_p([c["ranks"] for c in clients], [c["galleries"] for c in clients]))
+        if clients := cell.result.finished:
+            ps.append(rank_sum_p([c.ranks for c in clients], [c.galleries for c in clients]))
     return any(p < RANK_SUM_ALPHA for p in holm(ps))
 
 
-def _score(result: Mapping[str, Any], metric: str) -> dict[Hashable, float]:
-    return {c["client"]: _mean(c["scores"][metric]) for c in result["clients"] if "scores" in c}
-
-
-def _first(result: Mapping[str, Any]) -> dict[Hashable, float]:
-    return {c["client"]: _mean([float(rank == 1) for rank in c["ranks"]]) for c in result["clients"] if "ranks" in c}
-
-
-def _gain_over_prior(result: Mapping[str, Any]) -> dict[Hashable, float]:
-    return {
-        c["client"]: _mean(c["scores"]["psnr"]) - _mean(c["floors"]["psnr"]["prior_only"])
-        for c in result["clients"]
-        if "scores" in c
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-VALUES = {
-    "psnr": lambda result: _score(result, "psnr"),
-    "ssim": lambda result: _score(result, "ssim"),
+VALUES: dict[str, Callable[[Result], dict[Hashable, float]]] = {
+    "psnr": lambda result: mean_score(result, "psnr"),
+    "ssim": lambda result: mean_score(result, "ssim"),
     "rank": rank_score,
-    "first": _first,
+    "first": first_ranks,
     "gain": gain_over_best_floor,
-    "gain_over_prior": _gain_over_prior,
+    "gain_over_prior": lambda result: gain_over_floor(result, "psnr", "prior_only"),
 }
 MATTERS = {"psnr": 0.5, "ssim": 0.05, "rank": 0.05, "first": 0.1, "gain": 0.5, "gain_over_prior": 0.5}
 """The smallest difference of each value that would matter."""

@@ -184,7 +184,7 @@ def page(judged: Sequence[Judged], *, command: str, ran_on: str) -> str:
         for shown in one.shown:
             if shown.effect is not None and shown.ranks is not None:
                 name, effect, count = _told(one.claim, shown)
-                ranks = interval(asdict(shown.ranks.difference))
+                ranks = interval(shown.ranks.difference)
                 lines.append(f"| {name} | {effect} | {shown.effect.p:.2g} | {ranks} | {count} | {shown.says} |")
     return wrapped("\n".join(lines)) + "\n"
 
@@ -193,7 +193,7 @@ def _told(claim: Claim, shown: Shown) -> list[str]:
     assert shown.effect is not None
     value = shown.contrast.value or claim.value
     unit = f" {UNITS[value]}" if value in UNITS else ""
-    return [shown.contrast.name, f"{interval(asdict(shown.effect.difference))}{unit}", str(shown.effect.clients)]
+    return [shown.contrast.name, f"{interval(shown.effect.difference)}{unit}", str(shown.effect.clients)]
 
 
 def write_judged(path: Path, judged: Sequence[Judged]) -> None:

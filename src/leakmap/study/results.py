@@ -19,9 +19,10 @@ from leakmap.auditing.perform import probe
 from leakmap.auditing.prepare import prepare
 from leakmap.auditing.recipe import ROLES
 from leakmap.errors import UsageError
-from leakmap.files import DAMAGED, finite
+from leakmap.files import DAMAGED
 from leakmap.plan.plan import Plan, Progress
 from leakmap.report.study import Cell as Shown
+from leakmap.result.result import GainResult, LineUpResult, Result
 from leakmap.runs.jobs import Tick
 from leakmap.runs.runner import Runner
 from leakmap.runs.store import Store
@@ -123,7 +124,7 @@ def _write(folder: Path, one: Planned, state: str, audit: Audit) -> None:
     }
     path = _path(folder, one)
     temporary = path.with_name(f".{path.name}.part")
-    metadata = {"state": state, "result": json.dumps(finite(audit.result)), "order": json.dumps(list(tensors))}
+    metadata = {"state": state, "result": audit.result.as_json(), "order": json.dumps(list(tensors))}
     save_file(tensors, temporary, metadata=metadata)
     temporary.replace(path)
 
@@ -141,7 +142,7 @@ def _read(folder: Path, one: Planned, state: str) -> Shown | None:
             for name in json.loads(metadata["order"]):
                 row, _, picture = name.partition("/")
                 rows.setdefault(int(row), {})[picture] = file.get_tensor(name).float() / 255
-            return Shown(one.cell.axes, json.loads(metadata["result"]), list(rows.values()))
+            return Shown(one.cell.axes, Result.from_json(metadata["result"]), list(rows.values()))
     except DAMAGED:
         return None
 
@@ -173,37 +174,34 @@ def cell_rows(cells: Sequence[Shown]) -> Iterator[Row]:
     axes = list(dict.fromkeys(axis for cell in cells for axis in cell.axes))
     for cell in cells:
         result = cell.result
-        found = result["line_up"]["attack"] or {}
-        rate = found.get("rank_one") or {}
-        row = {
-            **{axis: cell.axes.get(axis) for axis in axes},
-            "level": result["verdict"]["level"],
-            "n": found.get("n"),
-            "hits": found.get("hits"),
-            "rank_one": rate.get("value"),
-            "rank_one_low": rate.get("low"),
-            "rank_one_high": rate.get("high"),
-            "chance": found.get("chance"),
-            "median_rank": found.get("median_rank"),
-            "p": found.get("p"),
-        }
-        for name in ("psnr", "ssim"):
-            metric = result["metrics"].get(name) or {}
-            value, gain = metric.get("value") or {}, metric.get("gain") or {}
-            row |= {
-                name: value.get("value"),
-                f"{name}_gain": gain.get("value"),
-                f"{name}_gain_low": gain.get("low"),
-                f"{name}_gain_high": gain.get("high"),
-                f"{name}_best_floor": metric.get("best_floor"),
-            }
         yield {
-            **row,
-            "failures": len(result["failures"]),
-            "unfinished": result["unfinished"],
-            "seconds": result["seconds_of_runs"],
-            "command": result["command"],
+            **{axis: cell.axes.get(axis) for axis in axes},
+            "level": result.verdict.level,
+            **_line_up_row(result.line_up.attack),
+            **_gain_row("psnr", result.metrics.get("psnr")),
+            **_gain_row("ssim", result.metrics.get("ssim")),
+            "failures": len(result.failures),
+            "unfinished": result.unfinished,
+            "seconds": result.seconds_of_runs,
+            "command": result.command,
         }
+
+
+def _line_up_row(found: LineUpResult | None) -> Row:
+    names = ("n", "hits", "rank_one", "rank_one_low", "rank_one_high", "chance", "median_rank", "p")
+    if found is None:
+        return dict.fromkeys(names)
+    rate = (found.rank_one.value, found.rank_one.low, found.rank_one.high)
+    values = (found.n, found.hits, *rate, found.chance, found.median_rank, found.p)
+    return dict(zip(names, values, strict=True))
+
+
+def _gain_row(name: str, found: GainResult | None) -> Row:
+    names = (name, *(f"{name}_{part}" for part in ("gain", "gain_low", "gain_high", "best_floor")))
+    if found is None:
+        return dict.fromkeys(names)
+    gain = found.gain
+    return dict(zip(names, (found.value.value, gain.value, gain.low, gain.high, found.best_floor), strict=True))
 
 
 def write_table(path: Path, rows: Sequence[Row], kind: Literal["csv", "parquet"]) -> None:
