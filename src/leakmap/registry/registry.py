@@ -176,7 +176,7 @@ class Registry(Generic[T]):
             raise
 
     def _join(self, entry: EntryPoint) -> None:
-        constructor = entry.load()
+        constructor: Callable[..., T] = entry.load()
         if not callable(constructor):
             raise TypeError(f"{entry.value} is no constructor but {type(constructor).__name__}")
         self._register(entry.name, _Registered(constructor))
