@@ -11,7 +11,12 @@ from leakmap.errors import BadSetting
 
 @dataclass(frozen=True)
 class Spec:
-    """How an algorithm is written down: its name and the settings that differ from its defaults."""
+    """How an algorithm is written down: its name and the settings that differ from its defaults.
+
+    Args:
+        name: As it is registered; of a family with the rest behind it, ``torchvision/resnet18``.
+        params: Settings by name.
+    """
 
     name: str
     params: dict[str, Any] = field(default_factory=dict)
