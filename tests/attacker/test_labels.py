@@ -10,7 +10,7 @@ from leakmap import Batch, LocalRule, Spec, Task, ThreatModel, build_network, la
 from leakmap.attacker.labels import fitting_rules, recover
 from leakmap.attacker.labels.counting import counts_from_mean_label, greedy, largest_remainder, listed, solve_counts
 from leakmap.attacker.labels.head import head_gradient
-from leakmap.errors import NotApplicable
+from leakmap.errors import NotApplicable, NotGranted
 from leakmap.observation.contents import Public
 from leakmap.seeds import generator
 from tests.conftest import observed, pictures
@@ -201,3 +201,27 @@ def test_rounding_keeps_the_sum():
         whole = largest_remainder(torch.tensor([0.2, 3.7, 0.0, 1.1]), total)
         assert int(whole.sum()) == total
         assert listed(whole).shape == (total,)
+
+
+@pytest.mark.parametrize(
+    ("model", "rule", "granted", "refusing", "reading"),
+    [
+        ("mlp,hidden=16,bias=false", LocalRule(), True, "analytic bias_corrected ilrg rlu", "idlg yin counts llg soft"),
+        (
+            "convnet,width=8",
+            LocalRule("delta", optimizer="adam", lr=0.001),
+            True,
+            "counts llg soft",
+            "idlg analytic yin",
+        ),
+        ("convnet,width=8", LocalRule("delta", lr=0.003), False, "counts dimitrov ilrg llg_star rlu", "idlg llg soft"),
+    ],
+    ids=["without a bias", "signs of Adam", "a delta of unknown scale"],
+)
+def test_which_rules_can_read_what(model, rule, granted, refusing, reading, task):
+    _, observation = observed(model, task, rule=rule, threat=ThreatModel(rule=granted), count=1)
+    for name in refusing.split():
+        with pytest.raises((NotApplicable, NotGranted)):
+            label_rules.build(name)(observation, 0)
+    for name in reading.split():
+        assert len(label_rules.build(name)(observation, 0).y) == 1

@@ -4,11 +4,9 @@ import copy
 import io
 import json
 import pickle
-import re
 import zipfile
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -519,15 +517,3 @@ def test_what_is_no_update_of_nvflare_gives_one_sentence(dxo, word):
     with pytest.raises(ObservationError, match=word) as error:
         from_nvflare(dxo)
     one_sentence(error)
-
-
-def test_the_programs_of_the_page_run(tmp_path, monkeypatch):
-    page = Path(__file__).parents[2] / "docs" / "capture.md"
-    monkeypatch.chdir(tmp_path)
-    given: dict[str, Any] = {}
-    for program in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
-        exec(compile(program.replace("steps=50", "steps=1"), "capture.md", "exec"), given)
-    assert given["found"].pictures.shape == (4, 3, 32, 32)
-    assert Observation.from_file("client-3.safetensors").digest() == given["observation"].digest()
-    assert read_order("names.txt") == ["1.weight", "1.bias"]
-    assert (given["kind"], given["steps"]) == ("delta", 5)

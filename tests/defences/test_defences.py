@@ -155,6 +155,22 @@ def test_the_derivative_of_dp_sgd_is_that_of_its_steps_written_out_with_their_fa
     assert torch.allclose(found.gradient[0], expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("specification", "most"),
+    [
+        ("clip_noise,clip=0.1,noise=0.001", 0.1),
+        ("dp_sgd,clip=0.5,noise=0.01", 0.2),
+        ("quantise,bits=6,rounding=stochastic", 0.02),
+    ],
+)
+def test_the_noise_is_random_and_leaves_most_of_the_update(specification, most, task):
+    network, batch = build_network(task, "resnet,blocks=1,width=8,norm=group"), batch_of(4, task)
+    rule = LocalRule(defence=specification)
+    rounds = (simulate(network, rule, batch, seed).update.tensors.values() for seed in (1, 2))
+    first, second = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in rounds)
+    assert 0 < 1 - float(F.cosine_similarity(first, second, dim=0)) < 2 * most
+
+
 def test_topk_sends_the_largest_entries_of_every_tensor(task):
     network, batch = build_network(task, "convnet,width=4"), batch_of(2, task)
     plain = simulate(network, LocalRule(), batch).update.tensors

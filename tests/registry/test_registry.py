@@ -1,16 +1,14 @@
 """Names, settings, near misses, user code."""
 
+import importlib
+from importlib.metadata import EntryPoint
+
 import pytest
 
-import leakmap
 from leakmap import Spec, attacks, build_network, models
 from leakmap.errors import BadSetting, ModelError, UnknownName, UsageError
+from leakmap.registry import registry
 from leakmap.registry.user_code import load_user_code
-
-
-def test_every_public_name_is_there_and_the_list_is_sorted():
-    assert all(hasattr(leakmap, name) for name in leakmap.__all__)
-    assert sorted(leakmap.__all__, key=lambda n: (n != "__version__", n)) == leakmap.__all__ or leakmap.__all__
 
 
 @pytest.mark.parametrize("text", ["resnet", "resnet,blocks=1-1-1,width=24,preact=true", "a,x=0.5,y=null"])
@@ -69,12 +67,61 @@ def test_own_architectures_get_their_settings_and_their_mistakes_are_one_sentenc
         load_user_code(f"{tmp_path / 'other.py'}:build")
 
 
-def test_an_algorithm_of_another_package_joins_through_an_entry_point(monkeypatch):
-    from importlib.metadata import EntryPoint
+@pytest.fixture
+def plugins(monkeypatch, tmp_path):
+    """Lays modules by name into a package of a fresh registry, and entry points beside it."""
 
-    from leakmap.registry import registry
+    def lay(modules, points):
+        package = tmp_path / f"package_of_{tmp_path.name}"
+        package.mkdir()
+        for name, text in ({"__init__": ""} | modules).items():
+            (package / f"{name}.py").write_text(text.replace("PACKAGE", package.name))
+        monkeypatch.syspath_prepend(tmp_path)
+        fresh = registry.Registry("attack", package.name)
+        importlib.import_module(package.name).attacks = fresh
+        found = [EntryPoint(name, value, "leakmap.attack") for name, value in points]
+        monkeypatch.setattr(registry, "entry_points", lambda group: found if group == "leakmap.attack" else [])
+        return fresh
 
-    fresh = registry.Registry("attack", "leakmap.attacker.labels")
-    point = EntryPoint("theirs", "leakmap.attacker.attacks.prior_only:prior_only", "leakmap.attack")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "leakmap.attack" else [])
-    assert fresh.names() == ["theirs"]
+    return lay
+
+
+ADDED = "from PACKAGE import attacks\n@attacks.add('{0}')\ndef {0}():\n    return '{0}'\n"
+PRIOR = "leakmap.attacker.attacks.prior_only:prior_only"
+
+
+def test_what_is_broken_is_named_and_hides_nothing(plugins, caplog):
+    modules = {
+        "a": ADDED.format("first"),
+        "b": ADDED.format("half") + "raise RuntimeError('no\\nlicence')",
+        "c": "raise SystemExit(2)",
+        "d": ADDED.format("last"),
+    }
+    points = [("gone", "no_such_module:it"), ("last", PRIOR), ("number", "math:pi"), ("theirs", PRIOR)]
+    fresh = plugins(modules, points)
+    for _ in range(2):
+        assert fresh.names() == ["first", "last", "theirs"]
+    assert fresh.build("last") == "last"
+    reasons = {name.rpartition(".")[2]: reason for name, reason in fresh.broken().items()}
+    assert reasons.keys() == {"b", "c", "gone", "last", "number"}
+    assert reasons["b"] == "RuntimeError: no licence"
+    assert "is taken by" in reasons["last"]
+    with pytest.raises(UnknownName, match=r"no attack 'half'; .*gone could not be loaded: ModuleNotFoundError"):
+        fresh.build("half")
+    assert len(caplog.records) == 5
+    assert all(record.name == "leakmap" and record.levelname == "WARNING" for record in caplog.records)
+
+
+def test_an_interrupted_discovery_leaves_no_part_of_a_registry(plugins, monkeypatch):
+    stopping = "import os\nif 'LEAKMAP_STOP' in os.environ:\n    raise KeyboardInterrupt\n"
+    fresh = plugins({"a": ADDED.format("first"), "b": stopping, "c": ADDED.format("last")}, [("theirs", PRIOR)])
+    monkeypatch.setenv("LEAKMAP_STOP", "1")
+    with pytest.raises(KeyboardInterrupt):
+        fresh.names()
+    monkeypatch.delenv("LEAKMAP_STOP")
+    assert fresh.names() == ["first", "last", "theirs"]
+
+
+def test_a_family_alone_is_no_name(task):
+    with pytest.raises(UnknownName, match="write torchvision/NAME"):
+        models.build("torchvision/", task)

@@ -103,6 +103,9 @@ def facts_of(observation: Observation) -> Facts:
 def read_facts(path: Path | str) -> Facts:
     """Reads a manifest in TOML.
 
+    Args:
+        path: The file, as ``leakmap facts`` writes it.
+
     Raises:
         BadSetting: the file is absent or too large, or a line of it is missing, unknown or impossible.
     """

@@ -1,4 +1,4 @@
-"""Every algorithm there is, read off the registries: what `leakmap list` prints and docs/catalogue.md holds."""
+"""Every algorithm there is, read off the registries: what `leakmap list` prints, and a page of the documentation."""
 
 import inspect
 import re
@@ -9,6 +9,7 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.strongest import Strongest
 from leakmap.attacker.labels import label_rules
 from leakmap.attacker.matching.gradient_matching import GradientMatching
+from leakmap.attacker.reconstruction import Attack
 from leakmap.client.data import sources
 from leakmap.defences import defences
 from leakmap.models import models
@@ -57,6 +58,11 @@ def catalogue() -> list[Entry]:
     return [_entry(registry, name) for registry in REGISTRIES for name in registry.names()]
 
 
+def broken() -> list[tuple[str, str, str]]:
+    """Kind, name and reason of everything that could not be loaded."""
+    return [(registry.kind, *each) for registry in REGISTRIES for each in registry.broken().items()]
+
+
 def _entry(registry: Registry[Any], name: str) -> Entry:
     text = inspect.getdoc(registry.constructor(name)) or ""
     settings = tuple(
@@ -68,12 +74,13 @@ def _entry(registry: Registry[Any], name: str) -> Entry:
         return entry
     attack = attacks.build(name)
     needs = f"{letter_of(attack.needs)}: {', '.join(sorted(attack.needs))}"
-    cost = "closed form"
+    return replace(entry, needs=needs, cost=_cost(attack))
+
+
+def _cost(attack: Attack) -> str:
     if isinstance(attack, GradientMatching):
-        cost = f"{attack.evaluations if attack.match else 0} x {attack.steps:,}"
-    elif isinstance(attack, Strongest):
-        cost = "its members'"
-    return replace(entry, needs=needs, cost=cost)
+        return f"{attack.evaluations if attack.match else 0} x {attack.steps:,}"
+    return "its members'" if isinstance(attack, Strongest) else "closed form"
 
 
 def _paragraph(text: str, word: str) -> str:

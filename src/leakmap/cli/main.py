@@ -253,6 +253,8 @@ def list_(
             console.print(Padding(f"[dim]applies[/] {escape(entry.applies)}", (0, 0, 0, 4)))
         if entry.settings:
             console.print(Padding(escape(", ".join(entry.settings)), (0, 0, 0, 4)))
+    for kind, name, reason in catalogue.broken():
+        console.print(f"[dim]{kind}[/] [bold]{escape(name)}[/]  could not be loaded: {escape(reason)}")
 
 
 @app.command()

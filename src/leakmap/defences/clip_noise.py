@@ -13,7 +13,7 @@ Bound = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Multiplier = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-@defences.add("clip_noise")
+@defences.add("clip_noise", examples=("clip_noise,clip=0.1,noise=0", "clip_noise,clip=0.1,noise=0.001"))
 def clip_noise(*, clip: Bound = 1.0, noise: Multiplier = 0.01) -> Defence:
     """Scales the whole update to a norm of at most ``clip`` and adds Gaussian noise to every entry.
 

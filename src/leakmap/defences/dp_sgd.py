@@ -4,7 +4,7 @@ from leakmap.defences import Defence, Gaussian, defences
 from leakmap.defences.clip_noise import Bound, Multiplier
 
 
-@defences.add("dp_sgd")
+@defences.add("dp_sgd", examples=("dp_sgd,clip=0.5,noise=0", "dp_sgd,clip=0.5,noise=0.01"))
 def dp_sgd(*, clip: Bound = 1.0, noise: Multiplier = 1.0) -> Defence:
     """In every local step, clips the gradient of each example to ``clip`` and adds Gaussian noise to their sum.
 

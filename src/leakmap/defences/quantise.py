@@ -14,7 +14,7 @@ SOFT = 0.9
 """How flat a soft staircase is between its steps: 1 is level there, 0 a ramp."""
 
 
-@defences.add("quantise")
+@defences.add("quantise", examples=("quantise,bits=2", "quantise,bits=3", "quantise,bits=6,rounding=stochastic"))
 def quantise(
     *, bits: Annotated[int, Field(ge=2, le=16)] = 4, rounding: Literal["nearest", "stochastic"] = "nearest"
 ) -> Defence:

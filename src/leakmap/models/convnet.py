@@ -10,7 +10,7 @@ from leakmap.models.blocks import Activation, Norm, Rate, Size, activation_layer
 from leakmap.problem.task import Task
 
 
-@models.add("convnet")
+@models.add("convnet", examples=("convnet,width=8",))
 def convnet(
     task: Task,
     *,

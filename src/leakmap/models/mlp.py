@@ -9,7 +9,7 @@ from leakmap.models.blocks import Activation, Rate, Sizes, activation_layer
 from leakmap.problem.task import Task
 
 
-@models.add("mlp")
+@models.add("mlp", examples=("mlp,hidden=16",))
 def mlp(
     task: Task,
     *,

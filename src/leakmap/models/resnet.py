@@ -93,7 +93,7 @@ class ResNet(nn.Module):
         return self.head(torch.flatten(out.mean((2, 3)), 1))
 
 
-@models.add("resnet")
+@models.add("resnet", examples=("resnet,blocks=1-1,width=8",))
 def resnet(
     task: Task,
     *,

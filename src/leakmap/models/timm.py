@@ -12,7 +12,7 @@ from leakmap.problem.task import Task
 from leakmap.registry.spec import near_misses
 
 
-@models.add("timm/")
+@models.add("timm/", examples=("timm/vit_tiny_patch16_224",))
 def timm_model(
     task: Task,
     name: str,

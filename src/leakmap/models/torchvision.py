@@ -13,7 +13,7 @@ from leakmap.problem.task import Task
 from leakmap.registry.spec import near_misses
 
 
-@models.add("torchvision/")
+@models.add("torchvision/", examples=("torchvision/resnet18",))
 def torchvision_model(
     task: Task, name: str, *, head_std: Deviation | None = None, layer_scale: Factor | None = None
 ) -> nn.Module:

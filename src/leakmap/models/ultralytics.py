@@ -111,7 +111,7 @@ class UltralyticsDetector(nn.Module):
         return None, target.boxes, target.scores, target.scores.any(-1), None
 
 
-@models.add("ultralytics/")
+@models.add("ultralytics/", examples=("ultralytics/yolov8n",), objects=True)
 def ultralytics_model(task: Task, name: str, *, assigner: Assigner = "task_aligned") -> nn.Module:
     """A detector by its name in ultralytics (``yolov8n``, ``yolo11n``), untrained; ``--weights FILE`` loads weights.
 

@@ -79,7 +79,7 @@ class VisionTransformer(nn.Module):
         return self.head(x.mean(dim=1) if self.token is None else x[:, 0])
 
 
-@models.add("vit")
+@models.add("vit", examples=("vit,dim=24,depth=2",))
 def vit(
     task: Task,
     *,

@@ -164,7 +164,7 @@ class YOLO(nn.Module):
         return detection_loss(classes, sides, y, x.shape[2:], STRIDES, self.assign, self.gains)
 
 
-@models.add("yolo")
+@models.add("yolo", examples=("yolo,width=4",), objects=True)
 def yolo(
     task: Task,
     *,

@@ -152,6 +152,9 @@ class Tuned:
 def read_tuned(path: Path) -> Tuned:
     """Reads what :func:`tune` wrote; nothing in the file is run.
 
+    Args:
+        path: The file, ``tuned.json`` of a tuning's folder.
+
     Raises:
         StoreError: there is no such file, or it is not a sound one.
     """

@@ -4,16 +4,21 @@ A specification is ``NAME[,key=value…]``. A registry maps names to constructor
 constructor are the context that the caller supplies; its keyword-only parameters are the settings, checked against
 their annotations. A constructor is registered by the file that defines it, and every file of the registry's package
 is imported at first use: adding an algorithm is one file. Installed packages join through entry points in the group
-``leakmap.<kind>``.
+``leakmap.<kind>``. A file or an entry point that fails is left out, by name, and takes nothing else with it.
 """
 
 import importlib
 import importlib.util
 import inspect
+import logging
 import pkgutil
 import re
-from collections.abc import Callable
-from importlib.metadata import entry_points
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
@@ -23,6 +28,21 @@ from leakmap.registry.spec import Spec, Tunable, near_misses
 
 T = TypeVar("T")
 Constructor = TypeVar("Constructor", bound=Callable[..., Any])
+Example = str | Callable[[Path], str]
+"""A specification to try an algorithm with, or a function that writes what it needs into a folder and returns it.
+
+Where something is absent that the function cannot make, such as a data set, it raises a ``UsageError``.
+"""
+_log = logging.getLogger("leakmap")
+
+
+@dataclass(frozen=True)
+class _Registered(Generic[T]):
+    """A constructor and what its file says about it; see :meth:`Registry.add`."""
+
+    constructor: Callable[..., T]
+    examples: tuple[Example, ...] = ()
+    objects: bool = False
 
 
 class Registry(Generic[T]):
@@ -39,16 +59,26 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, package: str):
         self.kind = kind
         self._package = package
-        self._entries: dict[str, Callable[..., T]] = {}
+        self._entries: dict[str, _Registered[T]] = {}
+        self._broken: dict[str, str] = {}
         self._discovered = False
 
-    def add(self, name: str) -> Callable[[Constructor], Constructor]:
-        """Registers the decorated constructor under a name that must be free."""
+    def add(
+        self, name: str, *, examples: Sequence[Example] = (), objects: bool = False
+    ) -> Callable[[Constructor], Constructor]:
+        """Registers the decorated constructor under a name that must be free.
+
+        Args:
+            name: As it is written in a specification; a family ends in ``/`` or ``:``.
+            examples: What the contract tests try it with: quick settings, members of a family. None: the name alone.
+            objects: Whether it is for pictures with objects, see :mod:`leakmap.problem.objects`, rather than classes.
+
+        Raises:
+            ValueError: the name is taken.
+        """
 
         def register(constructor: Constructor) -> Constructor:
-            if name in self._entries:
-                raise ValueError(f"the {self.kind} name {name!r} is taken by {self._entries[name]!r}")
-            self._entries[name] = constructor
+            self._register(name, _Registered(constructor, tuple(examples), objects))
             return constructor
 
         return register
@@ -58,13 +88,26 @@ class Registry(Generic[T]):
         self._discover()
         return sorted(self._entries)
 
+    def broken(self) -> dict[str, str]:
+        """What could not be loaded, a module or an entry point with its distribution, and why, in one line."""
+        self._discover()
+        return dict(self._broken)
+
     def constructor(self, name: str) -> Callable[..., T]:
         """What builds ``name``.
 
         Raises:
             UnknownName: nothing of that name is registered; the message holds near misses.
         """
-        return self._find(name)[0]
+        return self._find(name)[0].constructor
+
+    def examples(self, name: str) -> tuple[Example, ...]:
+        """What the contract tests try ``name`` with."""
+        return self._find(name)[0].examples or (name,)
+
+    def of_objects(self, name: str) -> bool:
+        """Whether ``name`` is for pictures with objects."""
+        return self._find(name)[0].objects
 
     def settings(self, name: str) -> dict[str, inspect.Parameter]:
         """The settings that ``name`` takes, in the order of its signature."""
@@ -95,28 +138,61 @@ class Registry(Generic[T]):
             BadSetting: a setting is unknown, missing or of the wrong type or size.
         """
         spec = Spec.parse(spec)
-        constructor, rest = self._find(spec.name)
-        return constructor(*context, *rest, **checked_settings(constructor, spec, self.kind))
+        found, rest = self._find(spec.name)
+        if spec.name.endswith(("/", ":")):
+            raise UnknownName(f"The {self.kind} {spec.name!r} stands for a family; write {spec.name}NAME.")
+        return found.constructor(*context, *rest, **checked_settings(found.constructor, spec, self.kind))
 
-    def _find(self, name: str) -> tuple[Callable[..., T], list[str]]:
+    def _find(self, name: str) -> tuple[_Registered[T], list[str]]:
         self._discover()
         if name in self._entries:
             return self._entries[name], []
         family = re.match(r"[^/:]*[/:]", name)
         if family and family.group() in self._entries and family.end() < len(name):
             return self._entries[family.group()], [name[family.end() :]]
-        raise UnknownName(f"There is no {self.kind} {name!r}; {near_misses(name, self._entries)}")
+        broken = "".join(f" {what} could not be loaded: {why}." for what, why in self._broken.items())
+        raise UnknownName(f"There is no {self.kind} {name!r}; {near_misses(name, self._entries)}{broken}")
+
+    def _register(self, name: str, new: _Registered[T]) -> None:
+        taken = self._entries.setdefault(name, new)
+        if taken.constructor is not new.constructor:
+            where = f"{taken.constructor.__module__}.{getattr(taken.constructor, '__qualname__', '')}"
+            raise ValueError(f"the {self.kind} name {name!r} is taken by {where}")
 
     def _discover(self) -> None:
         if self._discovered:
             return
-        self._discovered = True
-        package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self._package}.{module.name}")
-        for entry in entry_points(group=f"leakmap.{self.kind}"):
-            if entry.name not in self._entries:
-                self._entries[entry.name] = entry.load()
+        self._discovered = True  # beforehand: a module may ask the registry while it is imported
+        try:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__):
+                name = f"{self._package}.{module.name}"
+                self._load(name, partial(importlib.import_module, name))
+            for entry in entry_points(group=f"leakmap.{self.kind}"):
+                origin = f"{entry.name} of {entry.dist.name}" if entry.dist else entry.name
+                self._load(origin, partial(self._join, entry))
+        except KeyboardInterrupt:
+            self._discovered = False
+            raise
+
+    def _join(self, entry: EntryPoint) -> None:
+        constructor: Callable[..., T] = entry.load()
+        if not callable(constructor):
+            raise TypeError(f"{entry.value} is no constructor but {type(constructor).__name__}")
+        self._register(entry.name, _Registered(constructor))
+
+    def _load(self, what: str, load: Callable[[], object]) -> None:
+        """Loads one file or entry point, and notes why where that fails in any way: others count on none of it."""
+        try:
+            load()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".:")
+            self._broken[what] = reason
+            _log.warning("The %s %s could not be loaded and is left out: %s.", self.kind, what, reason)
+            # A module whose import fails is taken out again; what it had registered by then would be half of it.
+            self._entries = {n: e for n, e in self._entries.items() if e.constructor.__module__ in sys.modules}
 
 
 def checked_settings(constructor: Callable[..., Any], spec: Spec, kind: str) -> dict[str, Any]:

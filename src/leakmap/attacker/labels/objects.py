@@ -12,7 +12,7 @@ MOST_ANCHORS = 9
 MOST_OF_A_CLASS = 10
 
 
-@label_rules.add("objects")
+@label_rules.add("objects", objects=True)
 def objects() -> LabelRule:
     """The classes of objects and their numbers, relative to the rarest, from the gradient of a detector's class biases.
 

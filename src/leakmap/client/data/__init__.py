@@ -1,13 +1,14 @@
 """Where pictures come from: one source per file.
 
-A source is written ``samples``, ``npz:FILE``, ``folder:DIR`` or ``cifar10:DIR``, with objects ``scenes`` or
-``coco:DIR``; its constructor takes the wanted image
-size (None: as they are) and returns :class:`Pictures`.
+A source is written ``NAME`` or, where it takes a path, ``NAME:PATH``. Its constructor takes the wanted image size
+(None: as they are), then the path if there is one, and returns :class:`Pictures`.
 """
 
 import hashlib
+import reprlib
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -48,8 +49,12 @@ sources: Registry[Pictures] = Registry("data", __name__)
 
 
 def holds_objects(spec: Spec | str) -> bool:
-    """Whether a source gives pictures with objects, by its name."""
-    return Spec.parse(spec).name.partition(":")[0] in ("coco", "scenes")
+    """Whether a source gives pictures with objects, as its file says.
+
+    Raises:
+        UnknownName: there is no such source.
+    """
+    return sources.of_objects(Spec.parse(spec).name)
 
 
 def load_pictures(spec: Spec | str, size: int | None = None) -> Pictures:
@@ -65,7 +70,12 @@ def load_pictures(spec: Spec | str, size: int | None = None) -> Pictures:
     spec = Spec.parse(spec)
     if size is not None and size < SMALLEST:
         raise DataError(f"An image size of at least {SMALLEST} is needed; got {size}.")
-    return usable(sources.build(spec, size), str(spec))
+    try:
+        found = sources.build(spec, size)
+    except (OSError, RuntimeError) as error:  # what a path alone can do: too long, not permitted, ~ of nobody
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"{reprlib.repr(str(spec))} cannot be read: {reason[:200]}.") from error
+    return usable(found, str(spec))
 
 
 def usable(pictures: Pictures, where: str) -> Pictures:
@@ -101,6 +111,11 @@ def distinct(pictures: Pictures, seen: set[bytes] | None = None) -> Pictures:
         objects=None if pictures.objects is None else pictures.objects[keep],
         areas=None if pictures.areas is None else pictures.areas[keep],
     )
+
+
+def noise(count: int, side: int) -> np.ndarray:
+    """``(count, side, side, 3)`` uint8, the same in every call: what the examples of sources write to files."""
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
 def square(images: Tensor, size: int | None) -> Tensor:

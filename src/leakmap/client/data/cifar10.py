@@ -1,6 +1,7 @@
 """CIFAR-10 as its authors distribute it."""
 
 import importlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,8 +9,17 @@ import torch
 from leakmap.client.data import Pictures, sources, square
 from leakmap.errors import DataError
 
+FOLDER = "cifar-10-batches-py"
 
-@sources.add("cifar10:")
+
+def _example(folder: Path) -> str:
+    """The authors' files where they lie under ``data``: files of one's own would not have the published sums."""
+    if not (Path("data") / FOLDER).is_dir():
+        raise DataError(f"An example of cifar10 takes the authors' files in data/{FOLDER}; they are absent.")
+    return "cifar10:data"
+
+
+@sources.add("cifar10:", examples=(_example,))
 def cifar10(size: int | None, path: str, *, download: bool = False) -> Pictures:
     """The 10,000 test pictures, and the 50,000 training pictures as the spare set.
 
@@ -27,7 +37,7 @@ def cifar10(size: int | None, path: str, *, download: bool = False) -> Pictures:
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise DataError(
-                f"cifar10:{path} cannot be read ({reason}): point to the folder that holds cifar-10-batches-py, "
+                f"cifar10:{path} cannot be read ({reason}): point to the folder that holds {FOLDER}, "
                 "or add download=true."
             ) from None
         images = torch.from_numpy(np.ascontiguousarray(data.data)).permute(0, 3, 1, 2)

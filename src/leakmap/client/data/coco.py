@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.client.annotations import BoxedPicture, layouts_of, read_json, read_yolo
-from leakmap.client.data import SMALLEST, Pictures, sources
+from leakmap.client.data import SMALLEST, Pictures, noise, sources
 from leakmap.client.data.folder import FORMATS, read_picture
 from leakmap.errors import DataError
 from leakmap.problem.objects import GRID, pack
@@ -22,7 +22,17 @@ GREY = 114
 """Of the bars beside a picture that is not square, as in the letterbox of the YOLO family."""
 
 
-@sources.add("coco:")
+def _example(folder: Path) -> str:
+    for number, picture in enumerate(noise(4, 24)):
+        place = Path(("val", "train")[number % 2], str(number))
+        for kind in ("images", "labels"):
+            (folder / kind / place.parent).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture[: 16 + number]).save(folder / "images" / f"{place}.png")
+        (folder / "labels" / f"{place}.txt").write_text(f"{number % 2} 0.5 0.5 0.5 0.5", encoding="utf-8")
+    return f"coco:{folder}"
+
+
+@sources.add("coco:", examples=(_example,), objects=True)
 def coco(
     size: int | None,
     path: str,

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from leakmap.client.data import Pictures, sources, square, to_channels
+from leakmap.client.data import Pictures, noise, sources, square, to_channels
 from leakmap.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -17,7 +17,15 @@ FORMATS = ("PNG", "JPEG")
 MOST_PIXELS = 2**26
 
 
-@sources.add("folder:")
+def _example(folder: Path) -> str:
+    for number, picture in enumerate(noise(4, 24)):
+        directory = folder / ("cat", "dog")[number % 2]
+        directory.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(directory / f"{number}.png")
+    return f"folder:{folder}"
+
+
+@sources.add("folder:", examples=(_example,))
 def folder(size: int | None, path: str, *, channels: Literal[1, 3] = 3, most: int = 5000) -> Pictures:
     """PNG and JPEG files in class folders, ``DIR/cat/1.png``; classes are numbered in the order of their names.
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from leakmap.capturing.files import read_npz
-from leakmap.client.data import Pictures, sources, square, to_channels
+from leakmap.client.data import Pictures, noise, sources, square, to_channels
 from leakmap.errors import DataError
 
 LIMIT = 8 * 2**30
@@ -19,7 +19,14 @@ _LAYOUT = (
 )
 
 
-@sources.add("npz:")
+def _example(folder: Path) -> str:
+    pictures, labels = noise(8, 24), np.arange(8) % 2
+    arrays = {"test_images": pictures[:5], "test_labels": labels[:5]}
+    np.savez(folder / "pictures.npz", train_images=pictures[5:], train_labels=labels[5:], **arrays)
+    return f"npz:{folder / 'pictures.npz'}"
+
+
+@sources.add("npz:", examples=(_example,))
 def npz(size: int | None, path: str, *, channels: Literal[1, 3] | None = None) -> Pictures:
     """An archive with ``test_images``/``test_labels`` and, as the spare set, ``train_images``/``train_labels``.
 

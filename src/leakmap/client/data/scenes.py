@@ -14,7 +14,7 @@ SIDES = (0.3, 0.55)
 """Of an object, in sides of the scene."""
 
 
-@sources.add("scenes")
+@sources.add("scenes", objects=True)
 def scenes(size: int | None) -> Pictures:
     """Tiles of eight photographs with tiles of other photographs pasted in: objects whose boxes are exact.
 

@@ -16,7 +16,14 @@ from leakmap.scoring.metrics import Metric, metrics
 SMALLEST = 64
 
 
-@metrics.add("lpips")
+def _example(folder: Path) -> str:
+    """A trunk of random weights: it tells pictures apart, and no value of it means anything."""
+    library: Any = importlib.import_module("torchvision.models")
+    torch.save(library.squeezenet1_1().state_dict(), folder / "trunk.pth")
+    return f"lpips,net=squeeze,weights={folder / 'trunk.pth'}"
+
+
+@metrics.add("lpips", examples=(_example,))
 def lpips(*, weights: str, net: Literal["alex", "vgg", "squeeze"] = "alex") -> Metric:
     """Minus the LPIPS distance (so that higher is better), with the trunk read from a file; nothing is downloaded.
 
