@@ -171,7 +171,7 @@ def closed_forms(plan: Plan, setup: Setup) -> dict[str, Any]:
 
 
 def _used(attacked: Sequence[Outcome]) -> list[str]:
-    return sorted({fact for o in attacked for fact in str(o.notes.get("used", "")).split(", ") if fact})
+    return sorted(frozenset[str]().union(*(o.used for o in attacked)))
 
 
 def ledger(plan: Plan, attacked: Sequence[Outcome]) -> dict[str, Any]:
@@ -203,9 +203,9 @@ def statement(plan: Plan, verdict: Verdict, clients: Sequence[Client], attacked:
     if not clients:
         return f"{null}{what}."
     rate = line_up(clients).rank_one
-    runner = attacks.build(plan.attack)
-    steps, restarts = getattr(runner, "steps", None), getattr(runner, "restarts", 1)
-    told = [f"{steps} iterations", f"{restarts} start{'s' if restarts > 1 else ''}"] if steps else []
+    cost = attacks.build(plan.attack).cost
+    starts = f"{cost.restarts} start{'s' if cost.restarts > 1 else ''}"
+    told = [f"{cost.iterations} iterations", starts] if cost.iterations else []
     told += [f"suite {o.notes['suite']}" for o in attacked[:1] if "suite" in o.notes]
     told += [plan.column] if plan.tuned else []
     budget = f" ({', '.join(told)})" if told else ""
