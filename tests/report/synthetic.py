@@ -53,7 +53,7 @@ def cell(axes, leakage, *, clients=12, batch=1, side=32, pictures=True, threat=N
             {
                 "client": client, "classes": ["cat"] * batch, "ranks": ranks, "galleries": (GALLERY,) * batch,
                 "scores": judged[-1].scores, "floors": floors, "swapped_ranks": chance, "labels_right": 1.0,
-                "objective": 0.1, "curve": [1.0, 0.1], "seconds": 3.0, "notes": {"used": "rule"},
+                "objective": 0.1, "curve": [1.0, 0.1], "seconds": 3.0, "notes": {},
             }
         )  # fmt: skip
         if pictures:
