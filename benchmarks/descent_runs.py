@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from benchmarks.apart import SEED
 from benchmarks.calibration import calibrated
-from leakmap.attacker.attacks import attack
+from leakmap.attacker.attack import attack
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.engine import Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching

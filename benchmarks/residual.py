@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.markdown import interval, versions
-from leakmap.attacker.attacks import attack
+from leakmap.attacker.attack import attack
 from leakmap.attacker.attacks.strongest import SUITE
 from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.matching.context import SearchContext

@@ -121,7 +121,9 @@ def _of_runs(network: leakmap.Network, pictures: torch.Tensor) -> Iterator[Reade
         trial = Trial("a" * 64, leakmap.LocalRule(), leakmap.ThreatModel(), leakmap.Spec("linear"))
         values = {"psnr": (12.0, 13.0), "ssim": (0.1, 0.2)}
         score = Score(pictures[:2], values, (1.0, 2.0), (3, 3), 1.0)
-        store.put(Outcome(trial, score, 0.1, (1.0, 0.1), {"used": "rule"}, None, (Reached("linear", 0.1, 1.0),), 1.0))
+        store.put(
+            Outcome(trial, score, 0.1, (1.0, 0.1), {}, frozenset({"rule"}), None, (Reached("linear", 0.1, 1.0),), 1.0)
+        )
         outcome = store.path(trial.key).read_bytes()
         plan = (folder / "plan.json").read_bytes()
         result = _result()

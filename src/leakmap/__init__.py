@@ -10,7 +10,8 @@ Four verbs move five values::
 :func:`audit` does all of it for several clients, with floors, controls and a verdict.
 """
 
-from leakmap.attacker.attacks import attack, attacks
+from leakmap.attacker.attack import attack
+from leakmap.attacker.attacks import attacks
 from leakmap.attacker.labels import label_rules
 from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.auditing.audit import audit

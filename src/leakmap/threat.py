@@ -7,8 +7,11 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from leakmap.attacker.setting import Setting
 from leakmap.client.simulate import Round
+from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting
+from leakmap.models.network import Network
 from leakmap.observation.contents import Public
 from leakmap.observation.observation import Observation
 from leakmap.problem.objects import unpack
@@ -52,6 +55,20 @@ class ThreatModel:
             raise BadSetting("Whoever knows the labels knows how many examples there are: grant count too.")
         if self.known_pixels and not self.count:
             raise BadSetting("Whoever is given true pixels knows how many examples there are: grant count too.")
+
+    @property
+    def facts(self) -> frozenset[str]:
+        """Names of the facts that an Observation holds under it."""
+        granted = {
+            "count": self.count,
+            "rule": self.rule,
+            "buffers": self.buffers,
+            "labels": self.labels == "known",
+            "label_counts": self.labels != "unknown",
+            "public": self.public > 0,
+            "known_pixels": self.known_pixels > 0,
+        }
+        return frozenset(fact for fact, given in granted.items() if given)
 
     @property
     def letter(self) -> str:
@@ -100,9 +117,6 @@ def observe(
         BadSetting: fewer public pictures are there than granted.
     """
     y, classes = round.batch.y, round.network.task.classes
-    if threat.public and (public is None or len(public.pictures) < threat.public):
-        have = 0 if public is None else len(public.pictures)
-        raise BadSetting(f"The threat model grants {threat.public} public pictures; only {have} were given.")
     granted = Observation(
         network=round.network,
         update=round.update,
@@ -113,14 +127,47 @@ def observe(
         else None,
         buffers=round.buffers if threat.buffers else None,
         rule=round.rule if threat.rule else None,
-        public=Public(public.pictures[: threat.public], public.labels[: threat.public])
-        if public is not None and threat.public
-        else None,
+        public=_granted_public(threat, public),
         known_pixels=_known_pixels(round.batch.pictures if scored is None else scored, threat.known_pixels, seed)
         if threat.known_pixels
         else None,
     )
     return granted.through_bytes()
+
+
+def known_before(
+    network: Network, rule: LocalRule, count: int, threat: ThreatModel, public: Public | None = None
+) -> Setting:
+    """What a server knows before any client answers: the setting in which its attacks are fitted.
+
+    Args:
+        network: As it is sent to the clients.
+        rule: What they do with it.
+        count: Examples of each.
+        threat: What is granted.
+        public: Public pictures to take ``threat.public`` from, the first ones.
+
+    Raises:
+        BadSetting: fewer public pictures are there than granted.
+    """
+    shown = _granted_public(threat, public)
+    return Setting(
+        network,
+        rule.share,
+        count if threat.count else None,
+        rule if threat.rule else None,
+        threat.facts,
+        shown and Public(shown.pictures.to(network.device), shown.labels.to(network.device)),
+    )
+
+
+def _granted_public(threat: ThreatModel, public: Public | None) -> Public | None:
+    if not threat.public:
+        return None
+    have = 0 if public is None else len(public.pictures)
+    if public is None or have < threat.public:
+        raise BadSetting(f"The threat model grants {threat.public} public pictures; only {have} were given.")
+    return Public(public.pictures[: threat.public], public.labels[: threat.public])
 
 
 def _known_pixels(pictures: Tensor, share: float, seed: int) -> Tensor:

@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from leakmap import LocalRule, ThreatModel, Update, attack, build_network, observe, simulate
+from leakmap import LocalRule, Plan, Spec, ThreatModel, Update, attack, attacks, build_network, observe, simulate
 from leakmap.attacker.matching.context import SearchContext
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.restarts import Run, choose
-from leakmap.errors import NonFinite, NotApplicable
+from leakmap.attacker.protocol import Cost, nothing_to_fit, nothing_to_restore, trying_shows
+from leakmap.errors import BadSetting, NonFinite, NotApplicable
+from leakmap.plan.plan import check
 from tests.conftest import batch_of, matching_term, observed
 
 
@@ -87,3 +89,19 @@ def test_a_rule_that_is_not_granted_is_assumed_and_said(task):
     _, observation = observed("convnet,width=8", task, threat=ThreatModel(rule=False))
     found = attack(observation, "inverting_gradients,steps=2")
     assert "train" in found.notes["assumed"]
+
+
+def test_an_attack_without_a_floor_of_its_own_is_refused(task, monkeypatch):
+    class Floorless:
+        needs, leaky_model, cost, fits = frozenset({"count"}), "convnet", Cost(), ""
+        why_not, fit, restored = trying_shows, nothing_to_fit, nothing_to_restore
+
+        def __call__(self, observation, seed, tick):
+            raise AssertionError("it must not run")
+
+    with pytest.raises(BadSetting, match=r"Floorless has no blind;.* nothing that it finds could be judged"):
+        attack(observed("convnet,width=8", task)[1], Floorless())
+    monkeypatch.setitem(attacks._entries, "floorless", Floorless)
+    for spec in ("floorless", "prior_only,of=floorless"):
+        with pytest.raises(BadSetting, match="Floorless has no blind"):
+            check(Plan("convnet", "samples", attack=Spec.parse(spec)))

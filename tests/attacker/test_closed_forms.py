@@ -57,7 +57,7 @@ def test_spear_reads_a_batch_of_four_in_seconds(cifar):
     assert error(found, batch) < 1e-4
     assert torch.equal(found.y, batch.y[order(found, batch)[0]])
     assert found.notes["examples found"] == 4
-    assert "count" in found.notes["used"]
+    assert "count" in found.used
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])

@@ -31,7 +31,7 @@ def test_a_search_that_begins_at_the_truth_stays_there(task):
     given = ~observation.known_pixels.isnan()
     error = (found.pictures - round.batch.pictures)[given].square().mean()
     assert -10 * float(error.log10()) > 60
-    assert "known_pixels" in str(found.notes["used"])
+    assert "known_pixels" in found.used
 
 
 def test_without_matching_and_smoothing_the_start_does_not_move(task):

@@ -11,6 +11,7 @@ from leakmap.attacker.attacks import strongest as module
 from leakmap.attacker.attacks.strongest import MEMBERS, Strongest
 from leakmap.attacker.matching.context import SearchContext
 from leakmap.attacker.matching.residual import buffer_residual, update_residual
+from leakmap.attacker.protocol import CLOSED_FORM, nothing_to_fit, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
@@ -111,7 +112,10 @@ def test_dropout_clients_are_judged_with_masks_fitted_to_each_result(task):
 @dataclass(frozen=True)
 class Failing:
     needs = frozenset({"count"})
-    leaky_model = "convnet"
+    cost = CLOSED_FORM
+    why_not = trying_shows
+    fits = ""
+    fit = nothing_to_fit
 
     def __call__(self, observation, seed, progress) -> Reconstruction:
         raise NonFinite("it left the finite numbers")
@@ -120,7 +124,10 @@ class Failing:
 @dataclass(frozen=True)
 class Hollow:
     needs = frozenset({"count"})
-    leaky_model = "convnet"
+    cost = CLOSED_FORM
+    why_not = trying_shows
+    fits = ""
+    fit = nothing_to_fit
 
     def __call__(self, observation, seed, progress) -> Reconstruction:
         shape = (observation.count, *observation.network.task.shape)

@@ -12,11 +12,15 @@ from leakmap.observation.observation import Observation
 
 
 def label_notes(observation: Observation, labels: Labels) -> dict[str, str | int | float]:
-    """What every closed form records: the label rule, its confidence, the facts that were used, a known defence."""
-    used = {"count", *labels.used, *(["rule"] if observation.rule else [])}
-    notes = {"labels": labels.rule, "label confidence": labels.confidence, "used": ", ".join(sorted(used))}
+    """What every closed form records: the label rule, its confidence, a known defence."""
+    notes: dict[str, str | int | float] = {"labels": labels.rule, "label confidence": labels.confidence}
     defence = observation.rule.defence if observation.rule else NONE
     return notes | ({} if defence == NONE else {"defence": defence})
+
+
+def facts_used(observation: Observation, labels: Labels) -> frozenset[str]:
+    """The facts that every closed form rests on: the number of examples, those of the labels, a granted rule."""
+    return frozenset({"count", *labels.used, *(["rule"] if observation.rule else [])})
 
 
 def ordered(y: Tensor, network: Network, name: str, inputs: Tensor, dz: Tensor) -> Tensor:

@@ -1,12 +1,9 @@
-"""What an attack is, and what it says."""
+"""What an attack says."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
-
-from leakmap.observation.observation import Observation
 
 Tick = Callable[[float], None]
 """Called now and then with the finished fraction, in [0, 1]."""
@@ -45,8 +42,9 @@ class Reconstruction:
         objective: The matching term of what is returned, by which restarts are chosen; of a suite its residual, by
             which attacks are; NaN where a closed form has none.
         curve: The matching term along the chosen restart, evenly spaced.
-        notes: Facts for the record: label rule, chosen restart, what was assumed.
+        notes: For the record: label rule, chosen restart, what was assumed.
         attempts: Of a suite, what each of its attacks came to.
+        used: The facts of the Observation that it rests on besides the update.
     """
 
     pictures: Tensor
@@ -55,21 +53,4 @@ class Reconstruction:
     curve: tuple[float, ...] = ()
     notes: dict[str, str | int | float] | None = None
     attempts: tuple[Attempt, ...] = ()
-
-
-class Attack(Protocol):
-    """Turns an Observation into a Reconstruction."""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The facts of an Observation that it cannot do without."""
-        ...
-
-    @property
-    def leaky_model(self) -> str:
-        """An architecture known to leak to this kind of attack: the planted positive control of an audit."""
-        ...
-
-    def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction:
-        """Attacks; all randomness comes from ``seed``."""
-        ...
+    used: frozenset[str] = frozenset()

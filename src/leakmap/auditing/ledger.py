@@ -15,7 +15,7 @@ SOURCES: dict[str, Source] = {"known": "granted", "counts": "counts granted", "u
 
 def used_by(attacked: Sequence[Outcome]) -> tuple[str, ...]:
     """Facts that the attack used on any client, sorted."""
-    return tuple(sorted({fact for o in attacked for fact in str(o.notes.get("used", "")).split(", ") if fact}))
+    return tuple(sorted(frozenset[str]().union(*(outcome.used for outcome in attacked))))
 
 
 def knowledge_of(plan: Plan, attacked: Sequence[Outcome]) -> Knowledge:

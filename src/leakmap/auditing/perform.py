@@ -11,7 +11,8 @@ from leakmap.auditing.update_check import UpdateCheck, check_update
 from leakmap.client.simulate import Batch
 from leakmap.models.network import IN_MEMORY
 from leakmap.plan.plan import Plan, Progress
-from leakmap.runs.jobs import InMemory, Report, SetupFile, TrialJob
+from leakmap.runs.fitting import FOLDER
+from leakmap.runs.jobs import InMemory, Report, SetupFile, TrialJob, fit_jobs
 from leakmap.runs.pool import run_here, run_in_pool
 from leakmap.runs.run import held_by, network_of
 from leakmap.runs.setup import Setup
@@ -115,14 +116,24 @@ def run_all(
     in_memory = any(setup.network.model.name == IN_MEMORY for setup in setups.values())
     if not workers or store is None or in_memory:
         held = {setup.digest: InMemory(setup) for setup in setups.values()}
-        run_here([TrialJob(trial, held[trial.setup]) for trial in missing], done, told, device=device)
+        folder = None if store is None else store.folder / FOLDER
+        run_here([TrialJob(trial, held[trial.setup], folder) for trial in missing], done, told, device=device)
         return
     files = {}
     for name, setup in setups.items():
         path = store.folder / f"{name}.safetensors"
         setup.save(path)
         files[setup.digest] = SetupFile(path, setup.network.model, setup.network.task.loss)
-    run_in_pool([TrialJob(trial, files[trial.setup]) for trial in missing], done, told, workers=workers, device=device)
+    jobs = [TrialJob(trial, files[trial.setup], store.folder / FOLDER) for trial in missing]
+    if fits := fit_jobs(jobs):
+        first = {job.key: job.trials[0].key for job in fits}
+
+        def fitting(key: str, fraction: float) -> None:
+            """A fit is told as the first half of the first trial that waits for it."""
+            told(first[key], fraction / 2)
+
+        run_in_pool(fits, lambda why: None, fitting, workers=workers, device=device)
+    run_in_pool(jobs, done, told, workers=workers, device=device)
 
 
 PROBED = 3

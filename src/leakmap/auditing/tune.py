@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.attacks.strongest import SUITE, member_specs, why_not
-from leakmap.attacker.buffers import assumed_rule
+from leakmap.attacker.attacks.strongest import SUITE, member_specs
 from leakmap.auditing.perform import run_all
 from leakmap.auditing.prepare import Prepared, facts
 from leakmap.errors import BadSetting
@@ -122,8 +121,7 @@ def _to_tune(clients: "_Clients") -> list[Spec]:
     if attack.name != SUITE:
         return [attack]
     observation = seen_by_server(clients.trials(attack)[0], clients.setup)
-    rule = assumed_rule(observation).rule
-    members = [member for member in member_specs(attack) if not why_not(member.name, observation, rule)]
+    members = [member for member in member_specs(attack) if not attacks.build(member).why_not(observation)]
     return [member for member in members if attacks.tunables(member.name)]
 
 

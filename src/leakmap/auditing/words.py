@@ -26,9 +26,9 @@ def statement(plan: Plan, verdict: Verdict, clients: Sequence[Client], attacked:
     if not clients:
         return f"{null}{what}."
     rate = line_up(clients).rank_one
-    runner = attacks.build(plan.attack)
-    steps, restarts = getattr(runner, "steps", None), getattr(runner, "restarts", 1)
-    told = [f"{steps} iterations", f"{restarts} start{'s' if restarts > 1 else ''}"] if steps else []
+    cost = attacks.build(plan.attack).cost
+    starts = f"{cost.restarts} start{'s' if cost.restarts > 1 else ''}"
+    told = [f"{cost.iterations} iterations", starts] if cost.iterations else []
     told += [f"suite {o.notes['suite']}" for o in attacked[:1] if "suite" in o.notes]
     told += [plan.column] if plan.tuned else []
     budget = f" ({', '.join(told)})" if told else ""

@@ -6,10 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.attacks.strongest import Strongest
 from leakmap.attacker.labels import label_rules
-from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.attacker.reconstruction import Attack
 from leakmap.client.data import sources
 from leakmap.defences import defences
 from leakmap.models import models
@@ -40,7 +37,7 @@ class Entry:
         source: Where it was published, if its docstring says so.
         applies: When it applies, likewise.
         needs: Of an attack: the facts that it cannot do without, and the nearest attacker of Carletti et al.
-        cost: Of an attack: evaluations of the matching term in one iteration, and iterations.
+        cost: Of an attack: evaluations of the matching term in one iteration of all restarts, and iterations.
     """
 
     kind: str
@@ -74,13 +71,7 @@ def _entry(registry: Registry[Any], name: str) -> Entry:
         return entry
     attack = attacks.build(name)
     needs = f"{letter_of(attack.needs)}: {', '.join(sorted(attack.needs))}"
-    return replace(entry, needs=needs, cost=_cost(attack))
-
-
-def _cost(attack: Attack) -> str:
-    if isinstance(attack, GradientMatching):
-        return f"{attack.evaluations if attack.match else 0} x {attack.steps:,}"
-    return "its members'" if isinstance(attack, Strongest) else "closed form"
+    return replace(entry, needs=needs, cost=str(attack.cost))
 
 
 def _paragraph(text: str, word: str) -> str:

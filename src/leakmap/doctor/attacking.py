@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from leakmap.attacker.attacks import attack
+from leakmap.attacker.attack import attack
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.files import read_json, write_json
 from leakmap.observation.observation import Observation
@@ -69,6 +69,7 @@ def attack_file(
         "objective": found.objective,
         "curve": list(found.curve),
         "notes": found.notes or {},
+        "used": sorted(found.used),
         "granted": [fact for fact, given in observation.granted().items() if given],
         "seconds": time.perf_counter() - started,
     }

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import torch
 
 from leakmap.attacker.attacks import DEFAULT, attacks
-from leakmap.attacker.reconstruction import Attack
+from leakmap.attacker.protocol import Attack, checked
 from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting
 from leakmap.registry.declared import Declared
@@ -168,21 +168,12 @@ def check(plan: Plan) -> None:
 
 
 def check_needs(attack: Attack, threat: ThreatModel) -> None:
-    """Refuses an attack whose needs are not granted, before any work.
+    """Refuses an attack whose needs are not granted, or that lacks what an attack must have, before any work.
 
     Raises:
-        BadSetting: a needed fact is withheld.
+        BadSetting: a needed fact is withheld, or the attack has no floor of its own, for example.
     """
-    granted = {
-        "count": threat.count,
-        "rule": threat.rule,
-        "buffers": threat.buffers,
-        "labels": threat.labels == "known",
-        "label_counts": threat.labels != "unknown",
-        "public": threat.public > 0,
-        "known_pixels": threat.known_pixels > 0,
-    }
-    if withheld := sorted(fact for fact in attack.needs if not granted[fact]):
+    if withheld := sorted(checked(attack).needs - threat.facts):
         raise BadSetting(f"This attack needs {', '.join(withheld)}, which the threat model withholds; grant it.")
 
 

@@ -1,14 +1,17 @@
 """Jobs: what any process can compute."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from leakmap.attacker.attacks import attacks
+from leakmap.attacker.protocol import Attack
 from leakmap.models.network import user_code
 from leakmap.registry.spec import Spec
-from leakmap.runs.run import failed, run
+from leakmap.runs.fitting import path_of, recipe
+from leakmap.runs.run import failed, fitted_for, run
 from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Outcome, Trial
 
@@ -81,10 +84,12 @@ class TrialJob:
     Args:
         trial: What to run.
         source: Makes its setup.
+        fitted: Folder of what attacks are fitted to; None keeps that in the process.
     """
 
     trial: Trial
     source: Source
+    fitted: Path | None = None
 
     @property
     def key(self) -> str:
@@ -97,7 +102,56 @@ class TrialJob:
             setup = setup_of(self.trial.setup, self.source, device)
         except Exception as error:
             return failed(self.trial, error)
-        return run(self.trial, setup, told)
+        return run(self.trial, setup, told, self.fitted)
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """The job of fitting an attack before the trials that wait for it, into a folder.
+
+    Args:
+        key: Of the recipe.
+        trials: All that wait; each finds the one fit, unless captured clients got networks of their own.
+        source: Makes their setup.
+        fitted: The folder.
+    """
+
+    key: str
+    trials: tuple[Trial, ...]
+    source: Source
+    fitted: Path
+
+    def __call__(self, device: str, told: Tick) -> str | None:
+        """Fits what is missing; returns why that failed, if it did: the trials will say so too."""
+        count = len(self.trials)
+        try:
+            setup = setup_of(self.trials[0].setup, self.source, device)
+            for place, trial in enumerate(self.trials):
+                fitted_for(trial, setup, self.fitted, lambda f, p=place: told((p + f) / count))
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
+
+def fit_jobs(jobs: Iterable[TrialJob]) -> list[FitJob]:
+    """What trials that are to run in several processes wait for and the folder lacks, each once.
+
+    Trials fit for themselves what nobody has fitted; these jobs, run first, keep two processes from the same work.
+    """
+    known: dict[str, Attack] = {}
+    waiting: dict[str, list[TrialJob]] = {}
+    for job in jobs:
+        named = str(job.trial.attack)
+        if named not in known:
+            known[named] = attacks.build(job.trial.attack)
+        how = known[named]
+        if how.fits and job.fitted is not None and not path_of(job.fitted, key := recipe(job.trial, how)).is_file():
+            waiting.setdefault(key, []).append(job)
+    return [
+        FitJob(key, tuple(job.trial for job in those), those[0].source, those[0].fitted)
+        for key, those in waiting.items()
+        if those[0].fitted is not None
+    ]
 
 
 _setups: OrderedDict[tuple[str, str], Setup] = OrderedDict()

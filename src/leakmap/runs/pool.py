@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from leakmap.errors import WorkerDied
+from leakmap.runs.fitting import forget
 from leakmap.runs.jobs import Job, Report, _setups
 
 T = TypeVar("T")
@@ -26,6 +27,7 @@ def run_here(jobs: Iterable[Job[T]], done: Callable[[T], None], report: Report, 
             done(job(device, lambda fraction, key=job.key: report(key, fraction)))
     finally:
         _setups.clear()
+        forget()
 
 
 def run_in_pool(

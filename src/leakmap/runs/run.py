@@ -3,35 +3,47 @@
 import platform
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from leakmap.attacker.attacks import attack
-from leakmap.attacker.reconstruction import Attempt, Reconstruction
+from leakmap.attacker.attack import attack
+from leakmap.attacker.attacks import attacks
+from leakmap.attacker.protocol import Fitted
+from leakmap.attacker.reconstruction import Attempt, Reconstruction, Tick
 from leakmap.client.simulate import Batch, Round, simulate
 from leakmap.models.network import Network
 from leakmap.observation.contents import Public
 from leakmap.observation.observation import Observation
+from leakmap.runs.fitting import fitted, recipe
 from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Outcome, Reached, Trial
 from leakmap.scoring.lineup import pick_distractors
-from leakmap.scoring.regions import cut, fitted, large_objects
+from leakmap.scoring.regions import cut, large_objects
+from leakmap.scoring.regions import fitted as resized
 from leakmap.scoring.score import score
 from leakmap.seeds import derive
-from leakmap.threat import observe
+from leakmap.threat import known_before, observe
 from leakmap.version import __version__
 
 
-def run(trial: Trial, setup: Setup, progress: Callable[[float], None] = lambda fraction: None) -> Outcome:
+def run(
+    trial: Trial,
+    setup: Setup,
+    progress: Callable[[float], None] = lambda fraction: None,
+    fitted_in: Path | None = None,
+) -> Outcome:
     """Runs one trial. An error becomes a recorded failure; only an interruption gets through.
 
     Args:
         trial: What to run.
         setup: What it points to, on the device to use.
         progress: Called with the finished fraction; may raise KeyboardInterrupt to stop.
+        fitted_in: Folder of what attacks are fitted to, see :func:`fitted_for`.
 
     Raises:
         ValueError: the setup is not the trial's.
@@ -42,13 +54,22 @@ def run(trial: Trial, setup: Setup, progress: Callable[[float], None] = lambda f
     versions = versions_of(setup.network.device)
     try:
         truth, others = held_by(trial, setup), distractors_for(trial, setup)
-        found = attack(seen_by_server(trial, setup), trial.attack, derive(trial.seed, "attack", trial.client), progress)
+        ready = fitted_for(trial, setup, fitted_in, lambda fraction: progress(fraction / 2))
+        begin = 0.5 if ready.state else 0.0
+        found = attack(
+            seen_by_server(trial, setup),
+            ready,
+            derive(trial.seed, "attack", trial.client),
+            lambda fraction: progress(begin + (1 - begin) * fraction),
+        )
         scored = score(found, truth, others, trial.metrics, object_distractors_for(trial, setup))
         reached = tuple(_reached(attempt, truth, others, trial.metrics) for attempt in found.attempts)
     except Exception as error:
         return failed(trial, error, time.perf_counter() - started, versions)
     seconds = time.perf_counter() - started
-    return Outcome(trial, scored, found.objective, found.curve, found.notes or {}, None, reached, seconds, versions)
+    return Outcome(
+        trial, scored, found.objective, found.curve, found.notes or {}, found.used, None, reached, seconds, versions
+    )
 
 
 def failed(trial: Trial, error: Exception, seconds: float = 0.0, versions: Mapping[str, str] | None = None) -> Outcome:
@@ -65,6 +86,22 @@ def _reached(attempt: Attempt, truth: Batch, others: list[Tensor], metrics: tupl
     return Reached(*told, scored.ranks, scored.values)
 
 
+def fitted_for(trial: Trial, setup: Setup, folder: Path | None = None, tick: Tick = lambda fraction: None) -> Fitted:
+    """The attack of a trial, fitted to what the server knows before any client answers.
+
+    Args:
+        trial: Names the attack, and the clients that it is fitted to.
+        setup: What the trial points to.
+        folder: Where what was fitted is kept; None keeps it in this process.
+        tick: Called with the finished fraction of the fit.
+    """
+    how, network, captured = attacks.build(trial.attack), network_of(trial, setup), _captured(trial, setup)
+    own = replace(setup, network=network).network_digest if how.fits and captured is not None else ""
+    count = _members(trial, setup).shape[1]
+    setting = known_before(network, trial.rule, count, trial.threat, _public(setup))
+    return fitted(how, setting, recipe(trial, how, own), trial.seed, folder, tick)
+
+
 def seen_by_server(trial: Trial, setup: Setup) -> Observation:
     """The Observation of a trial: its client's update, or that of swapped pictures, and what is granted besides."""
     truth, groups = held_by(trial, setup), setup.groups
@@ -77,11 +114,10 @@ def seen_by_server(trial: Trial, setup: Setup) -> Observation:
         round = Round(network, trial.rule, truth, captured.update, captured.buffers or {})
     else:
         round = simulate(network, trial.rule, shared, derive(trial.seed, "client", trial.client))
-    public = groups.public
     return observe(
         round,
         trial.threat,
-        Public(groups.pictures(public), _targets(setup, public)),
+        _public(setup),
         scored=truth.pictures,
         seed=derive(trial.seed, "observe", trial.client),
     )
@@ -99,10 +135,21 @@ def _captured(trial: Trial, setup: Setup) -> Observation | None:
 
 def held_by(trial: Trial, setup: Setup) -> Batch:
     """The true batch of a trial's client."""
-    index = getattr(setup.groups, trial.group)[trial.client]
+    index = _members(trial, setup)[trial.client]
     device = setup.network.device
     areas = setup.groups.areas[index] if setup.groups.areas.numel() else None
     return Batch(setup.groups.pictures(index).to(device), _targets(setup, index).to(device), areas)
+
+
+def _members(trial: Trial, setup: Setup) -> Tensor:
+    """``(clients, count)`` indices of the pictures of a trial's clients."""
+    groups = setup.groups
+    return {"victims": groups.victims, "controls": groups.controls, "rehearsals": groups.rehearsals}[trial.group]
+
+
+def _public(setup: Setup) -> Public:
+    index = setup.groups.public
+    return Public(setup.groups.pictures(index), _targets(setup, index))
 
 
 def _targets(setup: Setup, index: Tensor) -> Tensor:
@@ -119,8 +166,7 @@ def distractors_for(trial: Trial, setup: Setup) -> list[Tensor]:
     Pictures of one class take turns through the distractors of that class, so that line-ups share none while there are
     enough: shared ones would make ranks depend on each other.
     """
-    groups = setup.groups
-    members = getattr(groups, trial.group)
+    groups, members = setup.groups, _members(trial, setup)
     before = groups.labels[members[: trial.client].flatten()].tolist()
     found = []
     for index in members[trial.client].tolist():
@@ -133,7 +179,7 @@ def distractors_for(trial: Trial, setup: Setup) -> list[Tensor]:
         if groups.areas.numel():
             truth = cut(groups.pictures(torch.tensor(index)), groups.areas[index])
             pairs = zip(candidates, groups.areas[chosen], strict=True)
-            candidates = torch.stack([fitted(picture, area, truth) for picture, area in pairs])
+            candidates = torch.stack([resized(picture, area, truth) for picture, area in pairs])
         found.append(candidates)
     return found
 
@@ -147,7 +193,7 @@ def object_distractors_for(trial: Trial, setup: Setup) -> list[list[Tensor]]:
     pool, seed = torch.arange(len(kinds)), derive(trial.seed, "object line-up", trial.client)
     before: list[int] = []
     found: list[list[Tensor]] = []
-    for index in getattr(groups, trial.group)[trial.client]:
+    for index in _members(trial, setup)[trial.client]:
         picture = groups.pictures(index)
         classes, boxes = large_objects(groups.objects[index], *picture.shape[-2:])
         line_ups = []
@@ -155,7 +201,7 @@ def object_distractors_for(trial: Trial, setup: Setup) -> list[list[Tensor]]:
             truth = picture[:, top:bottom, left:right]
             chosen = pick_distractors(kinds, label, pool, trial.gallery - 1, seed, turn=before.count(label))
             before.append(label)
-            line_ups.append(torch.stack([fitted(candidates[i], None, truth) for i in chosen.tolist()]))
+            line_ups.append(torch.stack([resized(candidates[i], None, truth) for i in chosen.tolist()]))
         found.append(line_ups)
     return found
 

@@ -80,6 +80,7 @@ class Store:
     def put(self, outcome: Outcome) -> None:
         """Writes an outcome under a temporary name and renames it."""
         record = asdict(outcome)
+        record["used"] = sorted(outcome.used)
         tensors = {}
         if outcome.score is not None:
             tensors["pictures"] = outcome.score.pictures.contiguous().clone()
@@ -129,6 +130,7 @@ class Store:
                 scored = Score(pictures=pictures, **scored)
             record["reached"] = tuple(_reached(each) for each in record["reached"])
             record["curve"] = tuple(record["curve"])
+            record["used"] = frozenset(record["used"])
             record["failure"] = tuple(record["failure"]) if record["failure"] else None
             found = Outcome(Trial(**stored), score=scored, **record)
             return found if found.trial.key == key else None

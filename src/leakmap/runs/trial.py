@@ -91,6 +91,7 @@ class Outcome:
         objective: Its matching term; of a suite its update residual.
         curve: The matching term along the run.
         notes: What the attack recorded.
+        used: The facts of the Observation that it rests on besides the update.
         failure: ``(kind, message)`` if it failed.
         reached: Of a suite, what each of its attacks came to.
         seconds: Wall time.
@@ -102,6 +103,7 @@ class Outcome:
     objective: float = float("nan")
     curve: tuple[float, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
+    used: frozenset[str] = frozenset()
     failure: tuple[str, str] | None = None
     reached: tuple[Reached, ...] = ()
     seconds: float = 0.0

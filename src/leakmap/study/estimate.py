@@ -2,10 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.attacks.strongest import SUITE, member_specs
 from leakmap.auditing.prepare import gather
 from leakmap.client.simulate import Batch, simulate
 from leakmap.errors import LeakmapError
@@ -81,10 +80,4 @@ def _evaluations(spec: Spec, role: str) -> float:
     """What a run costs, in client steps."""
     if role == "prior_only":
         return CLOSED_FORM
-    members: Sequence[Spec] = member_specs(spec) if spec.name == SUITE else [spec]
-    total = 0.0
-    for member in members:
-        how = attacks.build(member)
-        rounds = getattr(how, "steps", 0) * getattr(how, "restarts", 1) * getattr(how, "evaluations", 1)
-        total += EVALUATION * rounds or CLOSED_FORM
-    return total
+    return sum(EVALUATION * part.total or CLOSED_FORM for part in attacks.build(spec).cost.parts)

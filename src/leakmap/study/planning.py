@@ -135,20 +135,21 @@ class TrainJob:
         return None
 
 
-def jobs(cells: Iterable[Planned], wanted: set[str], trained: Path) -> list[TrialJob]:
+def jobs(cells: Iterable[Planned], wanted: set[str], trained: Path, fitted: Path) -> list[TrialJob]:
     """The jobs of the wanted runs, each once, cell after cell.
 
     Args:
         cells: Where to look.
         wanted: Keys of runs.
         trained: Folder of briefly trained weights.
+        fitted: Folder of what attacks are fitted to.
     """
     found: dict[str, TrialJob] = {}
     for one in cells:
         for trial in one.all():
             if trial.key in wanted and trial.key not in found:
                 which = "control" if trial.group == "controls" else "main"
-                found[trial.key] = TrialJob(trial, FromPlan(one.cell.plan, which, trained))
+                found[trial.key] = TrialJob(trial, FromPlan(one.cell.plan, which, trained), fitted)
     return list(found.values())
 
 

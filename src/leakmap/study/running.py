@@ -1,7 +1,8 @@
 """Running a study: what is missing is run, wherever there is room; one writer, the caller.
 
 A study folder holds ``study.toml`` (the file), ``trials/`` (one file for each run, by key), ``networks/`` (briefly
-trained weights, by name) and ``cells/`` (what was concluded). Resuming is running the keys that are missing.
+trained weights, by name), ``fitted/`` (what attacks were fitted to) and ``cells/`` (what was concluded). Resuming is
+running the keys that are missing.
 """
 
 import shutil
@@ -12,7 +13,8 @@ from typing import Any
 
 from leakmap.errors import StoreError, WorkerDied
 from leakmap.plan.plan import Progress
-from leakmap.runs.jobs import Job, Report, TrialJob
+from leakmap.runs.fitting import FOLDER
+from leakmap.runs.jobs import Job, Report, TrialJob, fit_jobs
 from leakmap.runs.run import failed
 from leakmap.runs.runner import Runner
 from leakmap.runs.store import Store
@@ -111,8 +113,9 @@ def run_study(
     open_ = {*before.missing, *again}
     todo = [key for key in before.keys if key in chosen and key in open_]
     todo = list(of_shard(todo, shard))[:limit]
-    work = jobs(cells, set(todo), trained)
-    _train(runner, trainings(cells, set(todo), trained), progress)
+    work = jobs(cells, set(todo), trained, folder.resolve() / FOLDER)
+    _first(runner, trainings(cells, set(todo), trained), "training {} networks briefly", progress)
+    _first(runner, fit_jobs(work), "fitting {} attacks", progress)
     finished: set[str] = set()
     fractions: dict[str, float] = {}
 
@@ -129,12 +132,13 @@ def run_study(
     return _standing(cells, store)
 
 
-def _train(runner: Runner, work: Sequence[Job[Any]], progress: Progress) -> None:
+def _first(runner: Runner, work: Sequence[Job[Any]], what: str, progress: Progress) -> None:
+    """Runs what the runs wait for."""
     fractions: dict[str, float] = {}
 
     def told(key: str, fraction: float) -> None:
         fractions[key] = fraction
-        progress(f"training {len(work)} networks briefly", sum(fractions.values()) / len(work))
+        progress(what.format(len(work)), sum(fractions.values()) / len(work))
 
     if work:
         runner(work, lambda result: None, told)
@@ -191,11 +195,12 @@ def merge(folder: Path, sources: Sequence[Path]) -> dict[str, int]:
                 count += 1
         if (source / "study.toml").is_file() and not (folder / "study.toml").exists():
             store.write_text("study.toml", (source / "study.toml").read_text(encoding="utf-8"))
-        for weights in (source / "networks").glob("*.safetensors"):
-            if not (folder / "networks" / weights.name).exists():
-                (folder / "networks").mkdir(exist_ok=True)
-                temporary = folder / "networks" / f".{weights.name}.part"
-                shutil.copyfile(weights, temporary)
-                temporary.replace(folder / "networks" / weights.name)
+        for made in (*source.glob("networks/*.safetensors"), *source.glob(f"{FOLDER}/*.safetensors")):
+            own = folder / made.relative_to(source)
+            if not own.exists():
+                own.parent.mkdir(exist_ok=True)
+                temporary = own.with_name(f".{own.name}.part")
+                shutil.copyfile(made, temporary)
+                temporary.replace(own)
         taken[str(source)] = count
     return taken

@@ -8,10 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.attacker.attacks import attacks
+from leakmap.attacker.attacks.inverting_gradients import floor_of_search
 from leakmap.attacker.closed_form import first_attention
-from leakmap.attacker.equations import label_notes
+from leakmap.attacker.equations import facts_used, label_notes
 from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import recover
+from leakmap.attacker.protocol import CLOSED_FORM, nothing_to_fit, nothing_to_restore, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.errors import NotApplicable
 from leakmap.models.network import Network
@@ -45,8 +47,12 @@ class April:
 
     needs = frozenset({"count"})
     leaky_model = "vit,prenorm=false,skip=false"
-    largest = 1
-    """Most examples that it can attack."""
+    cost = CLOSED_FORM
+    blind = floor_of_search
+    why_not = trying_shows
+    fits = ""
+    fit = nothing_to_fit
+    restored = nothing_to_restore
 
     def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction:
         """Attacks.
@@ -83,6 +89,7 @@ class April:
                 "condition": float(values[0] / values[-1]),
                 **label_notes(observation, labels),
             },
+            used=facts_used(observation, labels),
         )
 
 

@@ -1,12 +1,14 @@
 """Federated averaging over several epochs in an unknown order."""
 
 from leakmap.attacker.attacks import attacks
+from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.matching.decoders import PixelsOfEpochs
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.priors import SamePictures, TotalVariation
 from leakmap.attacker.matching.settings import TV, Count, LearningRate, Weight
 from leakmap.attacker.matching.weighting import ByDepth
+from leakmap.observation.observation import Observation
 
 
 @attacks.add("dimitrov")
@@ -46,4 +48,12 @@ def dimitrov(
         steps=steps,
         restarts=restarts,
         labels=labels,
+        unless=order_is_known,
     )
+
+
+def order_is_known(observation: Observation) -> str:
+    """Why there are no epochs to tell apart; empty if there are."""
+    rule, count = assumed_rule(observation).rule, observation.count or 1
+    mixed = rule.shuffle and rule.epochs > 1 and (rule.batch_size or count) < count
+    return "" if mixed else "no mini-batches are shuffled from epoch to epoch"

@@ -4,8 +4,11 @@ from dataclasses import replace
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
+from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.matching.gradient_matching import GradientMatching
+from leakmap.attacker.matching.masks import open_masks
 from leakmap.attacker.matching.settings import TV, Count, LearningRate, Weight
+from leakmap.observation.observation import Observation
 
 
 @attacks.add("dropout_inversion")
@@ -36,4 +39,10 @@ def dropout_inversion(
     Source: Scheliga et al. 2023, "Dropout is NOT All You Need to Prevent Gradient Leakage", arXiv:2208.06163.
     """
     plain = inverting_gradients(tv=tv, fade=1.0, steps=steps, lr=lr, sign="hard", restarts=restarts, labels=labels)
-    return replace(plain, masks=masks)
+    return replace(plain, masks=masks, unless=dropout_is_off)
+
+
+def dropout_is_off(observation: Observation) -> str:
+    """Why there are no masks to search; empty if there are."""
+    rule = assumed_rule(observation).rule
+    return "" if open_masks(observation.network.module(), rule).layers else "there is no active dropout"

@@ -10,6 +10,7 @@ from leakmap.attacker.matching.priors import SmoothVariation, TotalVariation
 from leakmap.attacker.matching.settings import FADE, STEP, TV, VARIATION, Count, Fraction, LearningRate, Weight, Whole
 from leakmap.attacker.matching.starts import Start
 from leakmap.attacker.matching.weighting import Largest
+from leakmap.attacker.protocol import Attack
 
 
 @attacks.add("inverting_gradients")
@@ -66,6 +67,11 @@ def inverting_gradients(
         mode=mode,
         engine=engine,
     )
+
+
+def floor_of_search(attack: Attack) -> GradientMatching:
+    """The floor of a closed form: that of the plain search, as without an update no equation is left to solve."""
+    return inverting_gradients().blind()
 
 
 @attacks.add("inverting_gradients_paper")

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from leakmap.attacker.attacks import attacks
+from leakmap.attacker.attacks.inverting_gradients import floor_of_search
 from leakmap.attacker.closed_form import qualifying_layer
-from leakmap.attacker.equations import label_notes, ordered
+from leakmap.attacker.equations import facts_used, label_notes, ordered
 from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import recover
+from leakmap.attacker.protocol import CLOSED_FORM, nothing_to_fit, nothing_to_restore, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
@@ -40,6 +42,12 @@ class Linear:
 
     needs = frozenset({"count"})
     leaky_model = "mlp"
+    cost = CLOSED_FORM
+    blind = floor_of_search
+    why_not = trying_shows
+    fits = ""
+    fit = nothing_to_fit
+    restored = nothing_to_restore
 
     def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction:
         """Attacks.
@@ -67,6 +75,7 @@ class Linear:
             ordered(y, network, f"{layer}.bias", inputs, dz[:, again]),
             math.nan,
             notes={"layer": layer, "rows found": len(rows), **label_notes(observation, labels)},
+            used=facts_used(observation, labels),
         )
 
 

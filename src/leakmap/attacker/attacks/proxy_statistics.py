@@ -19,6 +19,7 @@ from leakmap.attacker.matching.settings import (
     Whole,
 )
 from leakmap.attacker.matching.statistics import Statistics
+from leakmap.observation.observation import Observation
 
 
 @attacks.add("proxy_statistics")
@@ -76,4 +77,14 @@ def proxy_statistics(
         median_every=median_every,
         labels=labels,
     )
-    return replace(plain, terms=(Statistics("proxy", weight, form, batches=batches),), leaky_model="convnet,norm=batch")
+    return replace(
+        plain,
+        terms=(Statistics("proxy", weight, form, batches=batches),),
+        leaky_model="convnet,norm=batch",
+        unless=nothing_public,
+    )
+
+
+def nothing_public(observation: Observation) -> str:
+    """Why there is nothing to measure public statistics on; empty if there is."""
+    return "" if observation.public is not None else "no public pictures are granted"

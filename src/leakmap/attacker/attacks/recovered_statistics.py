@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.inverting_gradients import inverting_gradients
+from leakmap.attacker.buffers import client_passes
 from leakmap.attacker.matching.descent import Schedule, Sign
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.settings import (
@@ -18,6 +19,8 @@ from leakmap.attacker.matching.settings import (
     Whole,
 )
 from leakmap.attacker.matching.statistics import Statistics
+from leakmap.errors import NotApplicable
+from leakmap.observation.observation import Observation
 
 
 @attacks.add("recovered_statistics")
@@ -69,4 +72,22 @@ def recovered_statistics(
         median_every=median_every,
         labels=labels,
     )
-    return replace(plain, terms=(Statistics("recovered", weight),), leaky_model="convnet,norm=batch")
+    return replace(
+        plain,
+        terms=(Statistics("recovered", weight),),
+        leaky_model="convnet,norm=batch",
+        unless=buffers_stood_still,
+    )
+
+
+def buffers_stood_still(observation: Observation) -> str:
+    """Why the client's buffers tell no statistics; empty if they do."""
+    if observation.buffers is None:
+        return "the client's buffers are not granted"
+    try:
+        mode = client_passes(observation).mode
+    except NotApplicable as error:
+        return str(error)
+    if mode is None:
+        return "there is no BatchNorm layer"
+    return "" if mode == "train" else "the client ran in inference mode"

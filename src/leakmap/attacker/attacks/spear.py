@@ -10,10 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from leakmap.attacker.attacks import attacks
+from leakmap.attacker.attacks.inverting_gradients import floor_of_search
 from leakmap.attacker.closed_form import qualifying_layer
-from leakmap.attacker.equations import label_notes, ordered
+from leakmap.attacker.equations import facts_used, label_notes, ordered
 from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import recover
+from leakmap.attacker.protocol import CLOSED_FORM, nothing_to_fit, nothing_to_restore, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.errors import NotApplicable
 from leakmap.observation.observation import Observation
@@ -64,6 +66,12 @@ class Spear:
 
     needs = frozenset({"count"})
     leaky_model = "mlp"
+    cost = CLOSED_FORM
+    blind = floor_of_search
+    why_not = trying_shows
+    fits = ""
+    fit = nothing_to_fit
+    restored = nothing_to_restore
 
     def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction:
         """Attacks.
@@ -91,6 +99,7 @@ class Spear:
                 "draws": drawn,
                 **label_notes(observation, labels),
             },
+            used=facts_used(observation, labels),
         )
 
     def _solution(

@@ -2,20 +2,22 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.buffers import assumed_rule, client_passes
+from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.matching.context import SearchContext
-from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.attacker.matching.masks import open_masks
 from leakmap.attacker.matching.residual import buffer_residual, update_residual
 from leakmap.attacker.matching.statistics import norm_layers
-from leakmap.attacker.reconstruction import Attack, Attempt, Reconstruction, Tick
+from leakmap.attacker.protocol import Attack, Cost, Fitted, trying_shows
+from leakmap.attacker.reconstruction import Attempt, Reconstruction, Tick
+from leakmap.attacker.setting import Setting
 from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, NonFinite, NotApplicable
 from leakmap.observation.observation import Observation
@@ -27,47 +29,17 @@ SOLVED = 1e-6
 """Cosine distance of the update at which nothing is left to find: the rest of the suite is not run."""
 
 
-def _always(observation: Observation, rule: LocalRule) -> str:
-    return ""
-
-
-def _moved_buffers(observation: Observation, rule: LocalRule) -> str:
-    if observation.buffers is None:
-        return "the client's buffers are not granted"
-    try:
-        mode = client_passes(observation).mode
-    except NotApplicable as error:
-        return str(error)
-    if mode is None:
-        return "there is no BatchNorm layer"
-    return "" if mode == "train" else "the client ran in inference mode"
-
-
-def _public(observation: Observation, rule: LocalRule) -> str:
-    return "" if observation.public is not None else "no public pictures are granted"
-
-
-def _dropout(observation: Observation, rule: LocalRule) -> str:
-    return "" if open_masks(observation.network.module(), rule).layers else "there is no active dropout"
-
-
-def _unknown_order(observation: Observation, rule: LocalRule) -> str:
-    count = observation.count or 1
-    mixed = rule.shuffle and rule.epochs > 1 and (rule.batch_size or count) < count
-    return "" if mixed else "no mini-batches are shuffled from epoch to epoch"
-
-
-MEMBERS: dict[str, Callable[[Observation, LocalRule], str]] = {
-    "linear": _always,
-    "spear": _always,
-    "april": _always,
-    "inverting_gradients": _always,
-    "recovered_statistics": _moved_buffers,
-    "proxy_statistics": _public,
-    "dropout_inversion": _dropout,
-    "dimitrov": _unknown_order,
-}
-"""Member -> why it does not apply, empty if it does. Closed forms, the cheapest, come first and say for themselves."""
+MEMBERS = (
+    "linear",
+    "spear",
+    "april",
+    "inverting_gradients",
+    "recovered_statistics",
+    "proxy_statistics",
+    "dropout_inversion",
+    "dimitrov",
+)
+"""In the order in which they run: closed forms, the cheapest, first. Each says for itself why it does not apply."""
 
 
 @attacks.add(SUITE)
@@ -119,14 +91,9 @@ def member_specs(suite: Spec) -> list[Spec]:
     ]
 
 
-def why_not(member: str, observation: Observation, rule: LocalRule) -> str:
-    """Why a member of the suite does not apply to a client; empty if it does, or if only trying will show."""
-    return MEMBERS[member](observation, rule)
-
-
 @dataclass(frozen=True)
 class Strongest:
-    """The suite, ready to run.
+    """The suite, ready to be fitted.
 
     Args:
         members: By name, in the order in which they run.
@@ -136,28 +103,54 @@ class Strongest:
 
     needs = frozenset({"count"})
     leaky_model = "convnet"
+    why_not = trying_shows
+
+    @property
+    def cost(self) -> Cost:
+        """That of its members together."""
+        return Cost(members=tuple(member.cost for _, member in self.members))
+
+    @property
+    def fits(self) -> str:
+        """What its members fit."""
+        return "; ".join(f"{name}: {member.fits}" for name, member in self.members if member.fits)
 
     def blind(self) -> "Floor":
         """The floor of the suite: its plain search, with public statistics where these are granted."""
         members = dict(self.members)
-        searches = [members[name] for name in ("inverting_gradients", "proxy_statistics")]
-        plain, proxy = (m.blind() for m in searches if isinstance(m, GradientMatching))
-        return Floor(plain, proxy)
+        return Floor(members["inverting_gradients"].blind(), members["proxy_statistics"].blind())
 
-    def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction:
+    def fit(self, setting: Setting, seed: int, tick: Tick) -> Fitted:
+        """Fits the members whose needs are granted, each as if it were alone."""
+        able = [(name, member) for name, member in self.members if member.needs <= setting.granted]
+        parts = [lambda f, p=place: tick((p + f) / len(able)) for place in range(len(able))]
+        return self._ready(
+            {name: member.fit(setting, seed, part) for (name, member), part in zip(able, parts, strict=True)}
+        )
+
+    def restored(self, setting: Setting, state: Mapping[str, Tensor]) -> Fitted:
+        """The same members from their states, whose names begin with that of the member."""
+        able = {name: member for name, member in self.members if member.needs <= setting.granted}
+        return self._ready({name: member.restored(setting, _own(name, state)) for name, member in able.items()})
+
+    def _ready(self, fitted: Mapping[str, Fitted]) -> Fitted:
+        state = {f"{name}/{key}": tensor for name, member in fitted.items() for key, tensor in member.state.items()}
+        return Fitted(self.needs, partial(self._attack, fitted), state)
+
+    def _attack(self, fitted: Mapping[str, Fitted], observation: Observation, seed: int, tick: Tick) -> Reconstruction:
         """Attacks with every member that applies.
 
         Raises:
             NotApplicable: no member came to a result.
         """
         assumed = assumed_rule(observation)
-        skipped = {name: why_not(name, observation, assumed.rule) for name, _ in self.members}
+        unfit = "a fact that it needs is not granted"
+        skipped = {n: member.why_not(observation) or ("" if n in fitted else unfit) for n, member in self.members}
         running = [name for name, why in skipped.items() if not why]
         attempts: list[Attempt] = []
         results: dict[str, Reconstruction] = {}
         lowest = math.inf
-        for name, member in self.members:
-            why = skipped[name]
+        for name, why in skipped.items():
             if not why and lowest <= SOLVED:
                 why = f"the update is already explained to {SOLVED:g}"
             if why:
@@ -165,7 +158,7 @@ class Strongest:
                 continue
             place, started = running.index(name), time.perf_counter()
             try:
-                found = member(observation, seed, lambda f, p=place: tick((p + f) / len(running)))
+                found = fitted[name](observation, seed, lambda f, p=place: tick((p + f) / len(running)))
                 distance, term = _residuals(observation, assumed.rule, found, seed)
             except NotApplicable as error:
                 attempts.append(Attempt(name, note=str(error)))
@@ -182,9 +175,17 @@ class Strongest:
             raise NotApplicable(f"No member of the suite came to a result ({told}).")
         winner = min((attempt for attempt in attempts if attempt.pictures is not None), key=lambda a: a.term)
         best = results[winner.name]
-        used = assumed.used.union(*(str((r.notes or {}).get("used", "")).split(", ") for r in results.values()))
-        notes = {**(best.notes or {}), "suite": VERSION, "won": winner.name, "used": ", ".join(sorted(used - {""}))}
-        return replace(best, objective=winner.term, notes=notes, attempts=tuple(attempts))
+        return replace(
+            best,
+            objective=winner.term,
+            notes={**(best.notes or {}), "suite": VERSION, "won": winner.name},
+            attempts=tuple(attempts),
+            used=assumed.used.union(*(found.used for found in results.values())),
+        )
+
+
+def _own(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}/"): tensor for key, tensor in state.items() if key.startswith(f"{name}/")}
 
 
 def _residuals(observation: Observation, rule: LocalRule, found: Reconstruction, seed: int) -> tuple[float, float]:
@@ -211,13 +212,34 @@ class Floor:
         proxy: Where they are, and the network has normalization layers.
     """
 
-    plain: GradientMatching
-    proxy: GradientMatching
+    plain: Attack
+    proxy: Attack
 
     needs = frozenset({"count"})
     leaky_model = "convnet"
+    why_not = trying_shows
 
-    def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction:
-        """Paints."""
-        proxy = observation.public is not None and norm_layers(observation.network.module())
-        return (self.proxy if proxy else self.plain)(observation, seed, tick)
+    @property
+    def cost(self) -> Cost:
+        """Of either."""
+        return Cost(members=(self.plain.cost,))
+
+    @property
+    def fits(self) -> str:
+        """Searches without an update fit nothing."""
+        return self.plain.fits or self.proxy.fits
+
+    def blind(self) -> "Floor":
+        """A floor is blind already."""
+        return self
+
+    def fit(self, setting: Setting, seed: int, tick: Tick) -> Fitted:
+        """Fits the one that the setting allows."""
+        return self._chosen(setting).fit(setting, seed, tick)
+
+    def restored(self, setting: Setting, state: Mapping[str, Tensor]) -> Fitted:
+        """The same from its state."""
+        return self._chosen(setting).restored(setting, state)
+
+    def _chosen(self, setting: Setting) -> Attack:
+        return self.proxy if setting.public is not None and norm_layers(setting.network.module()) else self.plain

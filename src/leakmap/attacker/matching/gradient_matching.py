@@ -1,6 +1,7 @@
 """The composable core of every attack by optimisation."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -19,6 +20,7 @@ from leakmap.attacker.matching.priors import Prior, TotalVariation, total_variat
 from leakmap.attacker.matching.restarts import Run, choose
 from leakmap.attacker.matching.starts import Start, first_guess
 from leakmap.attacker.matching.weighting import Weighting
+from leakmap.attacker.protocol import Cost, nothing_to_fit, nothing_to_restore
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.defences import NONE
 from leakmap.errors import BadSetting, NonFinite
@@ -27,6 +29,8 @@ from leakmap.seeds import derive, generator
 
 CHECK_EVERY = 25
 CURVE_POINTS = 200
+LBFGS_EVALUATIONS = 25
+"""Most evaluations in one iteration of L-BFGS: torch ends its 20 inner iterations after 20 * 5 // 4."""
 PLATEAU = 0.01
 """Relative fall of the lowest matching term below which it stands still."""
 
@@ -64,6 +68,7 @@ class GradientMatching:
         mode: ``client`` simulates the client's mode, ``eval`` forces inference mode.
         engine: How the matching term is differentiated, see :class:`leakmap.attacker.matching.engine.Engine`.
         leaky_model: An architecture known to leak to the attack.
+        unless: Why the search is no more than a plainer one on a client, empty if it is more; None: it always is.
     """
 
     distance: Literal["cosine", "layer_cosine", "angular", "squared"] = "cosine"
@@ -87,6 +92,11 @@ class GradientMatching:
     mode: Literal["client", "eval"] = "client"
     engine: Kind = "auto"
     leaky_model: str = "convnet"
+    unless: Callable[[Observation], str] | None = None
+
+    fits = ""
+    fit = nothing_to_fit
+    restored = nothing_to_restore
 
     def __post_init__(self) -> None:
         if self.labels != "auto":
@@ -105,15 +115,20 @@ class GradientMatching:
         return frozenset({"known_pixels"} if self.start == "known_pixels" else ())
 
     @property
-    def evaluations(self) -> int:
-        """Evaluations of the matching term and its gradient in one iteration; for L-BFGS the most there can be."""
-        inner = 25 if self.descent.optimizer == "lbfgs" else 1
-        return inner * (2 if self.flatness else 1) * (self.restarts if self.group else 1)
+    def cost(self) -> Cost:
+        """What it takes; a blind search evaluates no matching term."""
+        inner = LBFGS_EVALUATIONS if self.descent.optimizer == "lbfgs" else 1
+        evaluations = inner * (2 if self.flatness else 1) if self.match else 0
+        return Cost(evaluations, self.steps, self.restarts)
 
     def blind(self) -> "GradientMatching":
         """The same search without the update and without all else that came from this client: its floor."""
         terms = tuple(blind for term in self.terms if (blind := term.blind()) is not None)
-        return replace(self, match=0.0, terms=terms, masks=None, soft_labels=False, flatness=0.0)
+        return replace(self, match=0.0, terms=terms, masks=None, soft_labels=False, flatness=0.0, unless=None)
+
+    def why_not(self, observation: Observation) -> str:
+        """Why it is no more than a plainer search on this client."""
+        return self.unless(observation) if self.unless is not None else ""
 
     def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction:
         """Attacks.
@@ -150,7 +165,7 @@ class GradientMatching:
         results = [search.result() for search in alive]
         best = choose(results)
         used = assumed.used.union(found.used, {"count"}, self.of_start, *(penalty.used for penalty in penalties))
-        notes = self._notes(context, found, assumed.statement, used)
+        notes = self._notes(context, found, assumed.statement)
         notes |= {"restart": searches.index(alive[best])} | {
             f"known {i}" if i else "known": p.note for i, p in enumerate(penalties) if p.note
         }
@@ -165,7 +180,7 @@ class GradientMatching:
         run = results[best]
         x = merge_epochs(run.x, run.y) if run.x.ndim == 5 else run.x
         pictures = observation.network.task.denormalize(x)
-        return Reconstruction(pictures, run.y, run.objective, run.curve, notes)
+        return Reconstruction(pictures, run.y, run.objective, run.curve, notes, used=used)
 
     def _labels(self, observation: Observation, seed: int) -> Labels:
         if not self.soft_labels:
@@ -174,14 +189,11 @@ class GradientMatching:
         classes = torch.zeros(observation.count or 1, dtype=torch.int64, device=observation.network.device)
         return Labels(classes, "searched with the pictures", 0.0)
 
-    def _notes(
-        self, context: SearchContext, labels: Labels, assumed: str, used: frozenset[str]
-    ) -> dict[str, str | int | float]:
+    def _notes(self, context: SearchContext, labels: Labels, assumed: str) -> dict[str, str | int | float]:
         notes: dict[str, str | int | float] = {
             "labels": labels.rule,
             "label confidence": labels.confidence,
             "mode simulated": context.rule.mode,
-            "used": ", ".join(sorted(used)),
         }
         if context.rule.defence != NONE:
             notes["defence"] = context.rule.defence
