@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from leakmap.files import write_text
 from leakmap.runs.run import versions_of
 from leakmap.scoring.statistics import mean_interval
 
@@ -35,9 +36,7 @@ def versions() -> str:
 
 
 def publish(content: str, *paths: Path) -> None:
-    """Prints a page and writes it to files, each under a temporary name first."""
+    """Prints a page and writes it to files."""
     for path in paths:
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, content)
     print(content)

@@ -142,7 +142,7 @@ def test_a_wrong_fact_makes_finding_nothing_inconclusive(federation, tmp_path):
     assert "doctor" in found.result["flags"]["does_not_replay"]
 
 
-def test_a_stage_keeps_what_was_captured(federation, tmp_path):
+def test_a_setup_keeps_what_was_captured(federation, tmp_path):
     _, files, truths, others = federation
     setup = prepare_captured(PLAN, files, truths, others)[1].main
     setup.save(tmp_path / "setup.safetensors")

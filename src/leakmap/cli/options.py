@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from leakmap.attacker.attacks import DEFAULT
+from leakmap.cli.runners import RUN
 from leakmap.client_step import LocalRule
 from leakmap.defences import NONE
 from leakmap.plan.plan import Plan, local_batch
@@ -16,12 +17,10 @@ from leakmap.registry.spec import Spec
 from leakmap.threat import ThreatModel
 
 MODEL, DATA, CLIENT = "Model", "Data", "Client"
-SERVER, ATTACK, TUNING, RUN = "What the server sees", "Attack", "Tuning", "Run"
+SERVER, ATTACK, TUNING = "What the server sees", "Attack", "Tuning"
 REAL = "Real updates in place of simulated clients"
 
 Out = Annotated[Path | None, typer.Option(help="Folder for results; the same one resumes.", rich_help_panel=RUN)]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=RUN)]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.", rich_help_panel=RUN)]
 
 
 def plan_of(

@@ -15,7 +15,10 @@ from leakmap.doctor.checks import check
 from leakmap.errors import ObservationError, UsageError
 from leakmap.files import file_digest, read_json, write_json
 from leakmap.plan.plan import Plan, Progress
+from leakmap.registry.spec import Spec
+from leakmap.registry.user_code import user_code_digest
 from leakmap.report.watch import write_watch
+from leakmap.runs.runner import HERE, Runner
 from leakmap.runs.store import Store
 from leakmap.scoring.effects import gain_over_best_floor, rank_score
 
@@ -65,8 +68,7 @@ class Watch:
         truth: Folder with the clients' pictures, ``client-0.npz`` or a folder ``client-0``, also below ``round-0001``;
             without them nothing can be scored, only checked.
         others: Pictures of the same kind that no client held.
-        workers: Processes.
-        device: Where to compute.
+        runner: Where to run.
     """
 
     folder: Path
@@ -74,8 +76,7 @@ class Watch:
     plan: Plan
     truth: Path | None = None
     others: str | None = None
-    workers: int = 0
-    device: str = "cpu"
+    runner: Runner = HERE
 
     def truth_of(self, capture: Capture) -> str | None:
         """Specification of the pictures that a client held in a round; None where they are not known."""
@@ -131,9 +132,11 @@ def _part_of(progress: Progress, name: str, done: int, of: int) -> Progress:
 def _digest(watch: Watch, capture: Capture, step: str) -> str:
     """SHA-256 of all that a step's result follows from: what changes is done again."""
     stat = capture.file.stat()
+    typed = [name for name in typed_in(watch.plan) if name is not None]
     own: list[Any] = [_content(capture.file, stat.st_size, stat.st_mtime_ns), *typed_in(watch.plan)]
+    own += [user_code_digest(Spec.parse(name)) for name in typed]
     if step == "auditing":
-        own += [asdict(watch.plan), watch.truth_of(capture), watch.others]
+        own += [asdict(watch.plan), user_code_digest(watch.plan.attack), watch.truth_of(capture), watch.others]
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
@@ -178,7 +181,7 @@ def _audited(watch: Watch, capture: Capture, progress: Progress) -> dict[str, An
     folder = watch.out / capture.name / _digest(watch, capture, "auditing")[:8]
     try:
         plan, prepared = prepare_captured(watch.plan, [capture.file], [truth], watch.others)
-        found = perform(plan, prepared, Store(folder), workers=watch.workers, device=watch.device, progress=progress)
+        found = perform(plan, prepared, Store(folder), watch.runner, progress)
     except (UsageError, ObservationError) as error:
         return {"note": f"not scored: {error}"}
     scores, gains = rank_score(found.result), gain_over_best_floor(found.result)

@@ -1,4 +1,4 @@
-"""Jobs: what any process can compute."""
+"""Jobs: what any process can compute, and how a setup gets there."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Made = TypeVar("Made", covariant=True)
 
 
 SETUPS_HELD = 4
-"""Stages that a process keeps at hand."""
+"""Setups that a process keeps at hand."""
 
 
 class Job(Protocol[Made]):
@@ -94,7 +94,7 @@ class TrialJob:
     def __call__(self, device: str, told: Tick) -> Outcome:
         """Runs it."""
         try:
-            setup = setup_of(self.trial.setup, self.source, device)
+            setup = _setup_of(self.trial.setup, self.source, device)
         except Exception as error:
             return failed(self.trial, error)
         return run(self.trial, setup, told)
@@ -103,7 +103,7 @@ class TrialJob:
 _setups: OrderedDict[tuple[str, str], Setup] = OrderedDict()
 
 
-def setup_of(digest: str, source: Source, device: str) -> Setup:
+def _setup_of(digest: str, source: Source, device: str) -> Setup:
     """A setup of this digest on a device, made only if it is not among the last ones."""
     if (digest, device) not in _setups:
         _setups[digest, device] = source().to(device)
@@ -111,3 +111,8 @@ def setup_of(digest: str, source: Source, device: str) -> Setup:
             _setups.popitem(last=False)
     _setups.move_to_end((digest, device))
     return _setups[digest, device]
+
+
+def forget_setups() -> None:
+    """Lets go of the setups that this process keeps at hand."""
+    _setups.clear()
