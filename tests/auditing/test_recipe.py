@@ -1,6 +1,7 @@
 """Setups are named by all that they depend on, code of the user's own included."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -45,10 +46,9 @@ def test_an_edit_of_own_code_or_of_what_it_imports_names_other_runs(own, changed
         planned = in_order(trials(plan, names.main, names.control))
         tuned = rehearsals(plan, names.main, plan.attack, "rehearsals", 1)
         seen.append((names, {trial.key for trial in planned[:3] + tuned}))
-    for (first, before), (second, after) in zip(seen, seen[1:], strict=False):
-        assert {
-            name for name in ("network", "main", "control") if getattr(first, name) != getattr(second, name)
-        } == changed
+    for (first, before), (second, after) in pairwise(seen):
+        differing = {name for name in ("network", "main", "control") if getattr(first, name) != getattr(second, name)}
+        assert differing == changed
         assert not before & after
 
 

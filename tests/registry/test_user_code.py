@@ -6,7 +6,7 @@ from leakmap import Spec
 from leakmap.registry.user_code import load_user_code, local_files, user_code_digest
 
 FILES = {
-    "mine.py": "import math, torch\nimport helper\nfrom package import part\nfrom package.deep import mod as m\ndef f(): import late\n",
+    "mine.py": "import torch, helper\nfrom package import part\nfrom package.deep import mod\ndef f(): import late\n",
     "helper.py": "import mine\nfrom other import *\n",
     "other.py": "",
     "late.py": "",

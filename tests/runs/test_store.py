@@ -1,6 +1,7 @@
 """Folders of results: of this schema, or refused in one sentence."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -32,26 +33,31 @@ def of_schema_4(folder):
     return folder
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda folder: perform(PLAN, prepare(PLAN), Store(folder)),
-        lambda folder: tune(PLAN, prepare(PLAN, rehearsals=1), Store(folder), budget=1),
-        lambda folder: run_study(STUDY, folder, HERE),
-        lambda folder: standing(STUDY, folder),
-        lambda folder: merge(folder, []),
-        lambda folder: merge(folder.with_name("merged"), [folder]),
-    ],
-    ids=["audit", "tune", "study", "status", "merge into", "merge from"],
-)
 @pytest.mark.parametrize("marker", [None, '{"schema": 6}', "{"])
-def test_results_of_another_schema_are_refused_and_left_alone(use, marker, tmp_path):
-    folder = of_schema_4(tmp_path / "old")
+def test_results_of_another_schema_are_refused_everywhere_and_left_alone(marker, tmp_path):
+    folder, prepared = of_schema_4(tmp_path / "old"), prepare(PLAN, rehearsals=1)
     if marker:
         (folder / "schema.json").write_text(marker)
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    with pytest.raises(
-        StoreError, match=r"old holds results of .*schema.* give another --out, or remove that folder\.$"
+    for use in (
+        lambda: perform(PLAN, prepared, Store(folder)),
+        lambda: tune(PLAN, prepared, Store(folder), budget=1),
+        lambda: run_study(STUDY, folder, HERE),
+        lambda: standing(STUDY, folder),
+        lambda: merge(folder, []),
+        lambda: merge(tmp_path / "merged", [folder]),
     ):
-        use(folder)
+        with pytest.raises(StoreError, match=r"old holds results of .*schema.* --out, or remove that folder\.$"):
+            use()
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_only_old_leftovers_of_killed_processes_are_removed(tmp_path):
+    old, young = tmp_path / "trials" / ".0a.part", tmp_path / ".1b.part"
+    (tmp_path / "trials").mkdir()
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    Store(tmp_path).make()
+    assert not old.exists()
+    assert young.exists()
