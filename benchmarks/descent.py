@@ -2,7 +2,7 @@
 
     python -m benchmarks.descent --data npz:cifar10_subset.npz --weights cifar10_resnet20.th --out runs/descent
 
-A race. Stage 1 plays every setting on the first 2 clients of every network and keeps the best third; stage 2 plays
+A race. Stage 1 runs every setting on the first 2 clients of every network and keeps the best third; stage 2 runs
 these on all 8 clients, the first 2 included. On each network settings are ranked by the mean NCC (normalized
 cross-correlation) of their reconstructions to the originals; the lowest mean rank over networks is chosen, ties going
 to the lower worst rank. Labels are granted. Settings share clients, starts and iterations. The former default and the
@@ -48,16 +48,16 @@ from benchmarks.descent_runs import (
     NETS,
     PUBLISHED,
     SATURATED,
-    Cast,
     Net,
     Records,
     Run,
     Setting,
-    cast_of,
-    play,
+    Target,
+    compute,
     read,
     runs_of,
     start,
+    target_of,
 )
 from benchmarks.markdown import interval, publish, table
 from leakmap.attacker.matching.engine import Kind
@@ -65,12 +65,12 @@ from leakmap.files import read_json
 
 
 def finish(runs: list[Run], title: str, options: argparse.Namespace) -> bool:
-    """Plays what is missing, up to the limit or an interruption; whether nothing is missing any more."""
+    """Runs what is missing, up to the limit or an interruption; whether nothing is missing any more."""
     missing = [run for run in runs if read_json(run.path) is None]
-    played = missing if options.limit is None else missing[: options.limit]
+    started = missing if options.limit is None else missing[: options.limit]
     if options.limit is not None:
-        options.limit -= len(played)
-    if not played:
+        options.limit -= len(started)
+    if not started:
         return not missing
     (options.out / "runs").mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
@@ -82,10 +82,10 @@ def finish(runs: list[Run], title: str, options: argparse.Namespace) -> bool:
         Progress(*columns, *times, console=Console(stderr=True), speed_estimate_period=600) as bar,
         ProcessPoolExecutor(options.workers, mp_context=context, initializer=start, initargs=(stop,)) as pool,
     ):
-        task = bar.add_task(title, total=sum(map(_cost, played)), runs="")
+        task = bar.add_task(title, total=sum(map(_cost, started)), runs="")
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit this and never see Ctrl-C
-            pending = {pool.submit(play, run): run for run in played}
+            pending = {pool.submit(compute, run): run for run in started}
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             while pending:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -102,7 +102,7 @@ def finish(runs: list[Run], title: str, options: argparse.Namespace) -> bool:
 
 
 def _cost(run: Run) -> int:
-    return run.how.steps * run.cast.net.cost
+    return run.how.steps * run.target.net.cost
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def ranked(runs: list[Run]) -> Ranking | None:
     records = read(runs)
     everyone = sorted({run.client for run in runs})
     settings = list(dict.fromkeys(run.setting for run in runs))
-    nets = list(dict.fromkeys(run.cast.net.title for run in runs))
+    nets = list(dict.fromkeys(run.target.net.title for run in runs))
     pairs = list(itertools.product(nets, settings))
     clients = [c for c in everyone if all((net, setting, c) in records for net, setting in pairs)]
     if not clients:
@@ -147,12 +147,12 @@ def ranked(runs: list[Run]) -> Ranking | None:
 
 
 def kept(first: Ranking) -> list[Setting]:
-    """What stage 2 plays: the best third, and the two references."""
+    """What stage 2 runs: the best third, and the two references."""
     best = first.settings[: math.ceil(len(first.settings) / 3)]
     return best + [s for s in (FORMER, PUBLISHED) if s in first.settings and s not in best]
 
 
-def page(runs: dict[str, list[Run]], casts: list[Cast], options: argparse.Namespace) -> str:
+def page(runs: dict[str, list[Run]], targets: list[Target], options: argparse.Namespace) -> str:
     """Markdown."""
     rankings = {title: ranked(of) for title, of in runs.items()}
     records = {key: record for of in runs.values() for key, record in read(of).items()}
@@ -171,8 +171,8 @@ def page(runs: dict[str, list[Run]], casts: list[Cast], options: argparse.Namesp
         lines += table(["setting", "mean rank", "worst", *found.nets], rows)
         lines += ["NCC, and PSNR in dB: means over clients.", ""]
     if (last := rankings.get("Stage 2")) is not None:
-        lines += [*_chosen(last), *_plateaus(last, casts, options)]
-    return "\n".join([*lines, *_facts(records, casts, options)]) + "\n"
+        lines += [*_chosen(last), *_plateaus(last, targets, options)]
+    return "\n".join([*lines, *_facts(records, targets, options)]) + "\n"
 
 
 def _arguments() -> str:
@@ -210,7 +210,7 @@ def _difference(left: list[float], right: list[float], form: str) -> str:
     return interval(values, form) if all(map(math.isfinite, values)) else "failed runs"
 
 
-def _plateaus(found: Ranking, casts: list[Cast], options: argparse.Namespace) -> list[str]:
+def _plateaus(found: Ranking, targets: list[Target], options: argparse.Namespace) -> list[str]:
     """What stopping on a plateau of the matching term would have saved, and at what price."""
     chosen, former = found.settings[0], FORMER
     rows = []
@@ -218,10 +218,10 @@ def _plateaus(found: Ranking, casts: list[Cast], options: argparse.Namespace) ->
     for title, those in settings.items():
         for patience in options.patience:
             cells = []
-            for cast in casts:
-                keys = itertools.product([cast.net.title], those, found.clients)
+            for target in targets:
+                keys = itertools.product([target.net.title], those, found.clients)
                 curves = [curve for key in keys if (curve := found.records[key]["curve"])]
-                stops = [stopped(curve, cast.net.iterations(options.effort), patience) for curve in curves]
+                stops = [stopped(curve, target.net.iterations(options.effort), patience) for curve in curves]
                 saved, price = zip(*stops, strict=True) if stops else ([math.nan], [math.nan])
                 cells.append(f"{statistics.fmean(saved):.0%} ({statistics.median(price):.2f})")
             rows.append([title, patience, *cells])
@@ -247,16 +247,16 @@ def stopped(curve: Sequence[float | None], steps: int, patience: int) -> tuple[f
     return 0.0, 1.0
 
 
-def _facts(records: Records, casts: list[Cast], options: argparse.Namespace) -> list[str]:
+def _facts(records: Records, targets: list[Target], options: argparse.Namespace) -> list[str]:
     failed = sum(record["failure"] is not None for record in records.values())
     versions = sorted({", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in records.values()})
     rows = []
-    for cast in casts:
-        net = cast.net
+    for target in targets:
+        net = target.net
         seconds = [record["seconds"] for (title, _, _), record in records.items() if title == net.title]
         usual = f"{statistics.median(seconds):.1f}" if seconds else "–"
         iterations = net.iterations(options.effort)
-        rows.append([net.title, f"`{cast.model}`", net.mode, net.batch, iterations, cast.saturated, usual])
+        rows.append([net.title, f"`{target.model}`", net.mode, net.batch, iterations, target.saturated, usual])
     total = sum(record["seconds"] for record in records.values())
     return [
         *table(["network", "model", "mode", "B", "iterations", "passed over", "core s a run"], rows),
@@ -270,19 +270,19 @@ def _lacking(net: Net, options: argparse.Namespace) -> bool:
     return net.weights and options.weights is None
 
 
-def race(casts: list[Cast], options: argparse.Namespace) -> dict[str, list[Run]]:
-    """Both stages, as far as asked for and as far as the limit goes: their runs, played or not."""
+def race(targets: list[Target], options: argparse.Namespace) -> dict[str, list[Run]]:
+    """Both stages, as far as asked for and as far as the limit goes: their runs, done or not."""
     settings = [setting for setting in GRID if setting == FORMER or re.search(options.settings, str(setting))]
-    if not casts:
+    if not targets:
         raise SystemExit("No network is left: see --nets and --weights.")
-    runs = {"Stage 1": (first := runs_of(casts, settings, min(FIRST, options.clients), options))}
+    runs = {"Stage 1": (first := runs_of(targets, settings, min(FIRST, options.clients), options))}
     whole = len(read(first)) == len(first) if options.stage == "2" else finish(first, "stage 1", options)
     if options.stage == "2" and not whole:
         raise SystemExit("Stage 1 is not finished with these networks, settings and effort: run it first.")
     ranking = ranked(first)
     if options.stage == "1" or not whole or ranking is None:
         return runs
-    second = runs_of(casts, kept(ranking), options.clients, options)
+    second = runs_of(targets, kept(ranking), options.clients, options)
     finish(second, "stage 2", options)
     return runs | {"Stage 2": second}
 
@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument("--effort", type=float, default=1.0, help="Factor of all iterations.")
     parser.add_argument("--nets", default="", help="Regular expression: only networks whose title matches.")
     parser.add_argument("--settings", default="", help="Regular expression: only the former default and what matches.")
-    parser.add_argument("--limit", type=int, help="Play at most so many runs now.")
+    parser.add_argument("--limit", type=int, help="Do at most so many runs now.")
     parser.add_argument("--patience", type=int, nargs="+", default=[25, 50, 100], help="Iterations, for that table.")
     parser.add_argument("--engine", choices=get_args(Kind), help="Of gradient matching; its own default if not given.")
     parser.set_defaults(interrupted=False)
@@ -309,8 +309,10 @@ def main() -> None:
     pictures, used = studied(options.data)
     nets = [net for net in NETS if re.search(options.nets, net.title) and not _lacking(net, options)]
     console = Console(stderr=True)
-    casts = [cast_of(net, pictures, used, options) for net in track(nets, "networks", console=console, transient=True)]
-    publish(page(race(casts, options), casts, options), options.out / "table.md")
+    targets = [
+        target_of(net, pictures, used, options) for net in track(nets, "networks", console=console, transient=True)
+    ]
+    publish(page(race(targets, options), targets, options), options.out / "table.md")
     if options.interrupted:
         raise SystemExit("Interrupted; the same command continues.")
 

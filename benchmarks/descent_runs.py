@@ -163,7 +163,7 @@ FORMER, PUBLISHED = Setting("signed 0.3", 1e-2), Setting("published: signed Adam
 
 
 @dataclass(frozen=True)
-class Cast:
+class Target:
     """A network at hand.
 
     Args:
@@ -197,7 +197,7 @@ def _loaded(path: Path, model: Spec) -> Setup:
 class Run:
     """One attack on one client."""
 
-    cast: Cast
+    target: Target
     setting: Setting
     client: int
     how: GradientMatching
@@ -205,12 +205,12 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """All that decides the result."""
-        net, pictures = self.cast.net, self.cast.digests[self.client]
+        net, pictures = self.target.net, self.target.digests[self.client]
         client = {"mode": net.mode, "client": self.client, "pictures": pictures, "seed": SEED}
-        return {"network": self.cast.digest, **client, "attack": asdict(self.how)}
+        return {"network": self.target.digest, **client, "attack": asdict(self.how)}
 
 
-def cast_of(net: Net, pictures: Pictures, used: set[str], options: argparse.Namespace) -> Cast:
+def target_of(net: Net, pictures: Pictures, used: set[str], options: argparse.Namespace) -> Target:
     """Builds, trains or loads a network, and chooses its clients."""
     plan = Plan(
         options.resnet20 if net.weights else net.model,
@@ -246,7 +246,7 @@ def cast_of(net: Net, pictures: Pictures, used: set[str], options: argparse.Name
     digests = tuple(tuple(setup.groups.digests(row)) for row in members)
     if any(not used.isdisjoint(row) for row in digests):
         raise SystemExit(f"{net.title}: a picture of another table is among those studied.")
-    return Cast(net, path, model, setup.network_digest, tuple(map(tuple, members.tolist())), digests, saturated)
+    return Target(net, path, model, setup.network_digest, tuple(map(tuple, members.tolist())), digests, saturated)
 
 
 @torch.no_grad()
@@ -284,17 +284,17 @@ def _alive(fraction: float) -> None:
         raise KeyboardInterrupt
 
 
-def play(run: Run) -> None:
-    """Plays a run in a worker, and writes its record."""
-    cast = run.cast
-    if cast.path not in _setups:
-        _setups[cast.path] = cast.setup()
-    setup = _setups[cast.path]
-    index = torch.tensor(cast.clients[run.client])
+def compute(run: Run) -> None:
+    """Computes a run in a worker, and writes its record."""
+    target = run.target
+    if target.path not in _setups:
+        _setups[target.path] = target.setup()
+    setup = _setups[target.path]
+    index = torch.tensor(target.clients[run.client])
     truth = Batch(setup.groups.pictures(index), setup.groups.labels[index])
-    round = simulate(setup.network, LocalRule(mode=cast.net.mode), truth, derive(SEED, "client", run.client))
+    round = simulate(setup.network, LocalRule(mode=target.net.mode), truth, derive(SEED, "client", run.client))
     observation = observe(round, THREAT)
-    record: dict[str, Any] = {"facts": run.facts(), "net": cast.net.title, "setting": str(run.setting)}
+    record: dict[str, Any] = {"facts": run.facts(), "net": target.net.title, "setting": str(run.setting)}
     record["versions"] = versions_of(torch.device("cpu"))
     started = time.process_time()
     try:
@@ -314,12 +314,12 @@ Records = dict[tuple[str, Setting, int], dict[str, Any]]
 """Network, setting, client -> record."""
 
 
-def runs_of(casts: Iterable[Cast], settings: list[Setting], clients: int, options: argparse.Namespace) -> list[Run]:
+def runs_of(targets: Iterable[Target], settings: list[Setting], clients: int, options: argparse.Namespace) -> list[Run]:
     """Every run, client by client, so that a stop at any time leaves all networks and settings equally far."""
     runs = []
-    for client, setting, cast in itertools.product(range(clients), settings, casts):
-        how = setting.attack(cast.net.iterations(options.effort), options.engine)
-        run = Run(cast, setting, client, how)
+    for client, setting, target in itertools.product(range(clients), settings, targets):
+        how = setting.attack(target.net.iterations(options.effort), options.engine)
+        run = Run(target, setting, client, how)
         key = hashlib.sha256(json.dumps(run.facts(), sort_keys=True).encode()).hexdigest()
         runs.append(replace(run, path=options.out / "runs" / f"{key}.json"))
     return runs
@@ -327,5 +327,5 @@ def runs_of(casts: Iterable[Cast], settings: list[Setting], clients: int, option
 
 def read(runs: list[Run]) -> Records:
     """The records that are there."""
-    found = {(run.cast.net.title, run.setting, run.client): read_json(run.path) for run in runs}
+    found = {(run.target.net.title, run.setting, run.client): read_json(run.path) for run in runs}
     return {key: record for key, record in found.items() if record is not None}

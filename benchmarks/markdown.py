@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from leakmap.files import write_text
 from leakmap.report.markdown import wrapped
 from leakmap.runs.run import versions_of
 from leakmap.scoring.statistics import mean_interval
@@ -36,10 +37,8 @@ def versions() -> str:
 
 
 def publish(content: str, *paths: Path) -> None:
-    """Wraps a page, prints it and writes it to files, each under a temporary name first."""
+    """Wraps a page, prints it and writes it to files."""
     content = wrapped(content)
     for path in paths:
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, content)
     print(content)

@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.markdown import interval, publish, table, versions
-from leakmap.auditing.perform import run_all
 from leakmap.auditing.prepare import Prepared, prepare
 from leakmap.auditing.tune import tune
 from leakmap.client_step import LocalRule
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
 from leakmap.runs.run import held_by
+from leakmap.runs.runner import Local, jobs_of, run_trials
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome, Trial
 from leakmap.scoring.lineup import ncc
@@ -93,7 +93,7 @@ def rehearse(folder: Path, plan: Plan, options: argparse.Namespace, bar: Progres
         Store(folder),
         specs=specs,
         budget=BUDGET,
-        workers=options.workers,
+        runner=Local(options.workers),
         progress=lambda what, fraction: bar.update(task, completed=fraction),
     )
     return {spec.name: tuned.attacks[spec.name].settings["weight"] for spec in specs}
@@ -138,7 +138,8 @@ def _finish(trials, prepared: Prepared, store: Store, options, report) -> dict[s
         outcomes[outcome.trial.key] = outcome
         report(len(outcomes) / len(everything))
 
-    run_all(missing, {"setup": prepared.main}, store, done, lambda key, fraction: None, options.workers, "cpu")
+    runner, jobs = jobs_of(missing, {"setup": prepared.main}, store, Local(options.workers))
+    run_trials(runner, jobs, done, lambda key, fraction: None)
     for outcome in outcomes.values():
         if outcome.failure:
             raise SystemExit(f"A run failed with {': '.join(outcome.failure)}")

@@ -1,4 +1,6 @@
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,11 @@ from leakmap import Batch, LocalRule, Task, ThreatModel, build_network, observe,
 from leakmap.attacker.matching.context import Guess, SearchContext
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
+from leakmap.errors import WorkerDied
 from leakmap.observation.contents import Public
 from leakmap.problem.objects import pack
+from leakmap.runs.runner import HERE, Local
+from leakmap.runs.trial import Trial
 from leakmap.seeds import generator
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -58,3 +63,19 @@ def observed(model: str, task: Task, *, rule=None, threat=None, count=2, seed=0)
     round = simulate(network, rule or LocalRule(), batch_of(count, task, seed), seed)
     public = Public(pictures(8, task, 99), torch.arange(8) % task.classes)
     return round, observe(round, threat or ThreatModel(), public)
+
+
+@dataclass(frozen=True)
+class Deadly(Local):
+    """Runs trials in this process, as if one of them ended the process that runs it."""
+
+    workers: int = 0
+    dies: Callable[[Trial], bool] = lambda trial: False
+    tried: list[int] = field(default_factory=list)
+
+    def __call__(self, jobs, done, report):
+        for place, job in enumerate(jobs):
+            if self.dies(job.trial):
+                self.tried.append(len(jobs))
+                raise WorkerDied(frozenset(job.key for job in jobs[place : place + 2]))
+            HERE([job], done, report)

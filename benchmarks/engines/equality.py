@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from benchmarks.apart import SEED, studied
-from benchmarks.descent_runs import CLIENTS, NETS, THREAT, Cast, cast_of
+from benchmarks.descent_runs import CLIENTS, NETS, THREAT, Target, target_of
 from benchmarks.engines.pieces import Found, Piece, Tell
 from benchmarks.markdown import interval, table
 from leakmap import LocalRule, attack, attacks, score
@@ -30,32 +30,32 @@ ARMS: dict[str, tuple[Kind, str]] = {
 }
 """Name -> its engine, and the role of its seed."""
 COMPARED = (("frozen", "exact"), ("exact, other start", "exact"))
-CAST = ("ConvNet", "pre-act, train, B=4", "pre-act, briefly trained, train, B=4", "ResNet-20, trained")
+STUDIED = ("ConvNet", "pre-act, train, B=4", "pre-act, briefly trained, train, B=4", "ResNet-20, trained")
 """Titles in benchmarks.descent_runs."""
-CHOSEN = {net.title: net for net in NETS if net.title in CAST}
+CHOSEN = {net.title: net for net in NETS if net.title in STUDIED}
 MEASURES = {"psnr": ("PSNR, dB", "+.2f"), "ncc": ("NCC", "+.3f"), "rank": ("rank", "+.1f")}
 
 
 @cache
-def _stage(title: str, **settings: Any) -> tuple[Cast, Setup]:
+def _target(title: str, **settings: Any) -> tuple[Target, Setup]:
     options = argparse.Namespace(**settings)
     pictures, used = studied(options.data)
-    cast = cast_of(CHOSEN[title], pictures, used, options)
-    return cast, cast.setup()
+    target = target_of(CHOSEN[title], pictures, used, options)
+    return target, target.setup()
 
 
-def _trial(cast: Cast, setup: Setup, client: int, steps: int) -> Trial:
+def _trial(target: Target, setup: Setup, client: int, steps: int) -> Trial:
     rows = [tuple(row) for row in setup.groups.victims.tolist()]
-    rule, spec = LocalRule(mode=cast.net.mode), Spec(ATTACK, {"steps": steps})
-    return Trial(setup.digest, rule, THREAT, spec, client=rows.index(cast.clients[client]), seed=SEED)
+    rule, spec = LocalRule(mode=target.net.mode), Spec(ATTACK, {"steps": steps})
+    return Trial(setup.digest, rule, THREAT, spec, client=rows.index(target.clients[client]), seed=SEED)
 
 
-def play(title: str, client: int, options: argparse.Namespace, tell: Tell) -> dict[str, Any]:
+def compute(title: str, client: int, options: argparse.Namespace, tell: Tell) -> dict[str, Any]:
     """Every arm against one client."""
     tell("preparing")
     settings = {name: getattr(options, name) for name in ("data", "weights", "resnet20", "out")}
-    cast, setup = _stage(title, **settings)
-    trial = _trial(cast, setup, client, options.steps)
+    target, setup = _target(title, **settings)
+    trial = _trial(target, setup, client, options.steps)
     truth, others, observation = (
         held_by(trial, setup),
         distractors_for(trial, setup),
@@ -98,7 +98,7 @@ def pieces(options: argparse.Namespace) -> Iterator[Piece]:
                 lacking = lacking or ("" if options.weights else "needs --weights")
 
             def run(tell: Tell, title: str = title, client: int = client) -> dict[str, Any]:
-                return play(title, client, options, tell)
+                return compute(title, client, options, tell)
 
             cost = len(ARMS) * options.steps * net.cost / 1000
             yield Piece(_name(title, client), run, facts, cost, lacking)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from benchmarks.fuzz.cases import Ended, everything, play
+from benchmarks.fuzz.cases import Ended, everything, run_case
 from benchmarks.fuzz.readers import readers
 from benchmarks.machine import processor
 from benchmarks.markdown import publish, table, versions
@@ -48,7 +48,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.case is not None:
         with tempfile.TemporaryDirectory() as folder:
-            print(play(options.seed, options.case, Path(folder) / "case", loud=True))
+            print(run_case(options.seed, options.case, Path(folder) / "case", loud=True))
         return
     started = time.perf_counter()
     ended = list(track(everything(options.seed, options.count), "Reading hostile files", total=options.count))

@@ -1,4 +1,4 @@
-"""Plays cases, each decided by the seed and its number, and says how they ended."""
+"""Runs cases, each decided by the seed and its number, and says how they ended."""
 
 import json
 import os
@@ -95,8 +95,8 @@ def _writes(arguments: tuple[Any, ...]) -> bool:
 GUARD = Guard()
 
 
-def play(seed: int, number: int, folder: Path, *, loud: bool = False) -> Ended:
-    """Plays one case.
+def run_case(seed: int, number: int, folder: Path, *, loud: bool = False) -> Ended:
+    """Runs one case.
 
     Args:
         seed: Of all cases.
@@ -180,7 +180,7 @@ def write(folder: Path, files: Mapping[str, Hostile]) -> None:
 
 
 def everything(seed: int, count: int) -> Iterator[Ended]:
-    """Plays all cases in child processes: one that dies or hangs takes none of the others with it."""
+    """Runs all cases in child processes: one that dies or hangs takes none of the others with it."""
     sys.dont_write_bytecode = True
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder) / "case")
@@ -213,7 +213,7 @@ def _until_quiet(lines: Any, child: int) -> Iterator[str]:
 
 
 def _serve(seed: int, numbers: range, sink: int) -> None:
-    """The child: plays cases, one line for each; never returns."""
+    """The child: runs cases, one line for each; never returns."""
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         limit = _address_space() + GROWTH
@@ -222,7 +222,7 @@ def _serve(seed: int, numbers: range, sink: int) -> None:
             for number in numbers:
                 before = held()
                 forget_peak()
-                ended = asdict(play(seed, number, Path(folder) / "case"))
+                ended = asdict(run_case(seed, number, Path(folder) / "case"))
                 ended["mib"] = max(0.0, (peak() - before) / 2**20)
                 os.write(sink, (json.dumps(ended) + "\n").encode())
         os._exit(0)

@@ -3,11 +3,16 @@
 import hashlib
 import json
 import math
+import os
+import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from leakmap.errors import LeakmapError, StoreError, UsageError
 
@@ -35,16 +40,50 @@ DAMAGED = (
 """What a file ends in that is not what leakmap wrote."""
 
 
+def written(path: Path, write: Callable[[Path], object]) -> None:
+    """Has a file written under a temporary name of its own beside it, and renames that when it is on disk.
+
+    A reader sees the old file or the new one, whoever else writes the same path. The name is hidden and ends in
+    ``.part``; the file has the access rights that any new file gets, and is removed where writing fails.
+
+    Args:
+        path: The file; its folder is there.
+        write: Writes the content to the path that it is given.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    rights = os.fstat(descriptor).st_mode & 0o777
+    os.close(descriptor)
+    try:
+        write(temporary)
+        temporary.chmod(rights)  # safetensors puts a file of its own in place, which nobody else may read
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes bytes, whole or not at all."""
+    written(path, lambda temporary: temporary.write_bytes(content))
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes text under a temporary name and renames it."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Writes text in UTF-8, whole or not at all."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON under a temporary name and renames it; numbers that are not finite become null."""
+    """Writes JSON, whole or not at all; numbers that are not finite become null."""
     write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes tensors as safetensors, whole or not at all; those that share memory are written each by itself."""
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    written(path, lambda temporary: save_file(own, temporary, metadata=dict(metadata) if metadata else None))
 
 
 def read_json(path: Path) -> Any:

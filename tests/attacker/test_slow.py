@@ -6,7 +6,7 @@ from leakmap import Spec, ThreatModel
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.plan.plan import Plan
-from leakmap.runs.runner import default_workers
+from leakmap.runs.runner import Local, default_workers
 from leakmap.runs.store import Store
 
 pytestmark = pytest.mark.slow
@@ -15,7 +15,7 @@ LEAKS = "resnet,blocks=1-1-1,width=24,preact=true"
 
 def audited(shared, tmp_path, **changes):
     plan = Plan(**({"model": LEAKS, "data": f"npz:{shared / 'cifar10' / 'cifar10_subset.npz'}"} | changes))
-    return perform(plan, prepare(plan), Store(tmp_path), workers=default_workers())
+    return perform(plan, prepare(plan), Store(tmp_path), Local(default_workers()))
 
 
 def test_a_pre_activation_client_in_training_mode_leaks(shared, tmp_path):

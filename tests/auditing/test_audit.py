@@ -18,6 +18,7 @@ from leakmap.client.data import load_pictures
 from leakmap.errors import BadSetting, DataError, StoreError
 from leakmap.plan.plan import Plan
 from leakmap.runs.run import run
+from leakmap.runs.runner import Local
 from leakmap.runs.store import Store
 
 QUICK = Spec("inverting_gradients", {"steps": 4})
@@ -39,7 +40,7 @@ def test_the_closed_form_on_its_leaking_network_is_exact(tmp_path):
     assert (labels.source, labels.rule, labels.right) == ("inferred", "idlg", 1.0)
     assert leakmap.read_result(tmp_path / "result.json") == found.result
     Draft202012Validator(leakmap.result_schema()).validate(json.loads((tmp_path / "result.json").read_text()))
-    assert {f.name for f in tmp_path.iterdir()} == {"plan.json", "result.json", "report.html", "trials"}
+    assert {f.name for f in tmp_path.iterdir()} == {"schema.json", "plan.json", "result.json", "report.html", "trials"}
 
 
 def test_a_null_audit_of_the_same_is_at_chance(tmp_path):
@@ -117,29 +118,37 @@ def test_processes_give_the_same_bytes_as_this_one(tmp_path):
     here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
     perform(plan, prepared, here)
     seen = []
-    found = perform(plan, prepared, there, workers=2, progress=lambda what, fraction: seen.append(fraction))
+    found = perform(plan, prepared, there, Local(2), progress=lambda what, fraction: seen.append(fraction))
     assert found.result.unfinished == 0
     assert scores(here, plan, prepared) == scores(there, plan, prepared)
     assert seen[-1] == pytest.approx(1.0)
 
 
-def test_own_architecture_and_loss_reach_other_processes(tmp_path):
+def test_own_code_reaches_other_processes_and_one_that_is_killed_is_a_failure_on_record(tmp_path):
+    groups = prepare(replace(PLAN, victims=1)).main.groups
+    deadly = groups.pictures(groups.swaps[0, 0]).mean().item()
     source = tmp_path / "own.py"
     source.write_text(
-        "from torch import nn\n"
-        "class Net(nn.Module):\n"
-        "    def __init__(self):\n"
-        "        super().__init__()\n"
-        "        self.body = nn.Linear(768, 8)\n"
+        "import multiprocessing, os, signal\nfrom torch import nn\n"
+        "class Net(nn.Sequential):\n"
         "    def forward(self, x):\n"
-        "        return self.body(x.flatten(1))\n"
-        "def build():\n    return Net()\n"
+        f"        if multiprocessing.parent_process() and abs(float(x.detach().mean()) - {deadly}) < 1e-6:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().forward(x)\n"
+        "def build():\n    return Net(nn.Flatten(), nn.Linear(768, 8))\n"
         "def loss(outputs, y):\n    return 2 * nn.functional.cross_entropy(outputs, y)\n"
     )
-    plan = replace(PLAN, model=f"{source}:build", loss=f"{source}:loss", threat=ThreatModel("known"), victims=2)
-    found = perform(plan, prepare(plan), Store(tmp_path / "o"), workers=2)
-    assert not found.result.failures
-    assert not found.result.unfinished
+    own = {"model": f"{source}:build", "loss": f"{source}:loss", "normalization": "0/0/0:1/1/1"}
+    plan, store = replace(PLAN, victims=1, threat=ThreatModel("known"), **own), Store(tmp_path / "o")
+    prepared = prepare(plan)
+    perform(plan, prepared, store)
+    planned = trials(plan, *prepared.digests)
+    for role in ("attack", "swapped"):
+        store.path(planned[role][0].key).unlink()
+    found = perform(plan, prepared, store, Local(2))
+    assert [(failure.role, failure.kind) for failure in found.result.failures] == [("swapped", "WorkerDied")]
+    assert found.level == "inconclusive"
+    assert store.get(planned["attack"][0]).score
 
 
 def test_a_failing_attack_is_recorded_counted_and_inconclusive():

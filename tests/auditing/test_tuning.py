@@ -28,7 +28,9 @@ from leakmap.files import write_json
 from leakmap.plan.plan import Plan
 from leakmap.plan.tuned import Tuned, read_tuned
 from leakmap.registry.user_code import load_user_code
+from leakmap.runs.runner import Local
 from leakmap.runs.store import Store
+from tests.conftest import Deadly
 
 QUICK = Spec("inverting_gradients", {"steps": 3})
 PLAN = Plan("convnet,depth=1,width=4", "samples", image_size=16, victims=2, attack=QUICK)
@@ -112,18 +114,10 @@ def test_the_tuned_settings_are_at_least_as_good_as_the_default_and_keep_what_wa
     assert tuned().column == "rehearsal-tuned"
 
 
-def test_no_victim_is_looked_at(monkeypatch):
-    import leakmap.auditing.perform as auditing
-
-    played = []
-    run_here = auditing.run_here
-    monkeypatch.setattr(
-        auditing,
-        "run_here",
-        lambda jobs, *rest, **how: played.extend(job.trial for job in jobs) or run_here(jobs, *rest, **how),
-    )
-    found = tune(PLAN, prepared(), budget=2)
-    assert {trial.group for trial in played} == {"rehearsals"}
+def test_no_victim_is_looked_at():
+    ran = []
+    found = tune(PLAN, prepared(), budget=2, runner=Deadly(dies=lambda trial: ran.append(trial.group)))
+    assert set(ran) == {"rehearsals"}
     groups = prepared().main.groups
     assert set(found.pictures) == set(groups.digests(groups.rehearsals))
     assert not set(found.pictures) & set(groups.digests(groups.victims))
@@ -146,9 +140,16 @@ def test_more_budget_goes_on_and_repeats_nothing(tmp_path):
         tune(PLAN, prepared(), store, budget=2, objective="ssim")
 
 
-def test_processes_choose_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr("leakmap.auditing.tune.WORTH_PROCESSES", 0.0)
-    assert tune(PLAN, prepared(), Store(tmp_path), budget=2, workers=2) == tune(PLAN, prepared(), budget=2)
+def test_processes_choose_the_same(tmp_path):
+    assert tune(PLAN, prepared(), Store(tmp_path), budget=2, runner=Local(2)) == tune(PLAN, prepared(), budget=2)
+
+
+def test_a_rehearsal_whose_worker_is_killed_is_on_record_and_scores_worst(tmp_path):
+    runner = Deadly(dies=lambda trial: trial.client == 0)
+    (one,) = tune(PLAN, prepared(), Store(tmp_path), budget=1, runner=runner).attacks["inverting_gradients"].tried
+    assert one.scores[0] == -1 < one.scores[1]
+    assert [failure.partition(":")[0] for failure in one.failures] == ["WorkerDied"]
+    assert read_tuned(tmp_path / "tuned.json").attacks["inverting_gradients"].tried == (one,)
 
 
 def test_hopeless_settings_are_stopped_early_and_never_chosen(monkeypatch):

@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 def test_hostile_files_end_in_a_result_or_in_one_sentence(folder):
-    ended = [cases.play(SEED, number, folder) for number in range(COUNT)]
+    ended = [cases.run_case(SEED, number, folder) for number in range(COUNT)]
     broken = [f"case {one.number} of seed {SEED}, {one.reader}, {one.how}: {one.why}" for one in ended]
     assert not [text for one, text in zip(ended, broken, strict=True) if one.outcome == "violation"]
     outcomes = {one.outcome for one in ended}

@@ -22,7 +22,7 @@ from leakmap.client.data import load_pictures
 from leakmap.doctor import watching
 from leakmap.doctor.attacking import attack_file
 from leakmap.doctor.watching import Watch, captures, look
-from leakmap.errors import BadSetting, DataError, ModelError, ObservationError
+from leakmap.errors import BadSetting, DataError, ModelError, ObservationError, StoreError
 from leakmap.plan.command import command
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
@@ -118,6 +118,43 @@ def test_an_audit_scores_what_was_really_sent(federation, tmp_path):
     assert again.result.resumed_runs == 3 * CLIENTS + 6
 
 
+def test_results_of_edited_code_are_never_taken_for_those_of_the_new(federation, tmp_path):
+    _, files, truths, others = federation
+    code, helper = tmp_path / "mine.py", tmp_path / "helper_of_mine.py"
+
+    def edit(scale, factor):
+        helper.write_text(f"SCALE = {scale}\n")
+        code.write_text(
+            "from torch.nn import functional as F\nimport helper_of_mine as helper\n"
+            f"def loss(outputs, y):\n    return {factor} * helper.SCALE * F.cross_entropy(outputs, y)\n"
+        )
+
+    plan = replace(PLAN, loss=f"{code}:loss", attack=Spec.parse("inverting_gradients,steps=1"))
+    watch = Watch(files[0].parents[1], tmp_path / "watched", plan)
+
+    def audited():
+        return perform(*prepare_captured(plan, files[:1], truths[:1], others), Store(tmp_path / "out"))
+
+    def attacked():
+        known = replace(read_observation(files[0], loss=plan.loss), labels=torch.tensor([0, 1]))
+        return attack_file(known, plan.attack, tmp_path / "attacked")
+
+    edit(1, 1)
+    audited()
+    assert not attacked().resumed
+    before = look(watch)
+    for scale, factor in ((1, 30), (300, 1)):
+        edit(scale, factor)
+        with pytest.raises(StoreError, match="contents"):
+            audited()
+        assert not attacked().resumed
+    edit(1, 1)
+    assert audited().result.resumed_runs == 9
+    edit(300, 1)
+    after = look(watch)
+    assert all(old["digests"] != new["digests"] for old, new in zip(before, after, strict=True))
+
+
 def test_no_picture_of_a_client_is_among_the_others(federation):
     _, files, truths, others = federation
     groups = prepare_captured(PLAN, files, truths, others)[1].main.groups
@@ -143,7 +180,7 @@ def test_a_wrong_fact_makes_finding_nothing_inconclusive(federation, tmp_path):
     assert "doctor" in found.result.flags["does_not_replay"]
 
 
-def test_a_stage_keeps_what_was_captured(federation, tmp_path):
+def test_a_setup_keeps_what_was_captured(federation, tmp_path):
     _, files, truths, others = federation
     setup = prepare_captured(PLAN, files, truths, others)[1].main
     setup.save(tmp_path / "setup.safetensors")

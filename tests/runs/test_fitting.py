@@ -10,8 +10,9 @@ import torch
 from leakmap import Plan, Spec, ThreatModel, attacks
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
-from leakmap.runs.fitting import forget
+from leakmap.runs.fitting import forget_fitted
 from leakmap.runs.run import run
+from leakmap.runs.runner import Local
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Trial
 
@@ -106,7 +107,7 @@ def test_it_is_fitted_once_for_all_processes_and_once_more_after_an_interruption
     with pytest.raises(KeyboardInterrupt):
         perform(PLAN, prepared, elsewhere)
     assert fits() == 3
-    perform(PLAN, prepared, elsewhere, workers=2)
+    perform(PLAN, prepared, elsewhere, Local(2))
     assert fits() == 5
     assert len(list((elsewhere.folder / "fitted").iterdir())) == 2
     assert scores(here) == scores(elsewhere)
@@ -123,8 +124,8 @@ def test_without_a_folder_the_process_keeps_it_and_a_damaged_file_is_fitted_anew
         if expected == 3:
             (kept,) = (tmp_path / "fitted").iterdir()
             kept.write_bytes(kept.read_bytes()[:-8])
-        forget()
+        forget_fitted()
         again = run(trial, main, fitted_in=tmp_path / "fitted")
         assert torch.equal(again.score.pictures, first.score.pictures)
         assert fits() == expected
-    forget()
+    forget_fitted()

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from leakmap.cli.study import duration
-from leakmap.errors import BadSetting, DataError, StoreError, UsageError, WorkerDied
+from leakmap.errors import BadSetting, DataError, StoreError, UsageError
 from leakmap.plan.plan import Plan
 from leakmap.runs.ray import Ray
-from leakmap.runs.runner import Local
+from leakmap.runs.runner import HERE
 from leakmap.runs.store import Store
 from leakmap.study.file import parse_study, read_study
 from leakmap.study.planning import of_shard, only, planned
 from leakmap.study.results import cell_rows, conclusions, score_rows, write_table
 from leakmap.study.running import merge, run_study, standing
+from tests.conftest import Deadly
 
-HERE = Local(0)
 TINY = """
 title = "Tiny"
 [data]
@@ -242,20 +242,12 @@ def test_failures_are_kept_listed_and_retried_only_when_asked(tmp_path):
 def test_a_run_that_ends_its_process_even_alone_is_a_failure_and_the_rest_goes_on(tiny, tmp_path):
     study = read_study(tiny)
     deadly = planned(study)[0].trials["attack"][0].key
-    tried = []
-
-    def runner(jobs, done, report):
-        for place, job in enumerate(jobs):
-            if job.key == deadly:
-                tried.append(len(jobs))
-                raise WorkerDied(frozenset(job.key for job in jobs[place : place + 2]))
-            HERE([job], done, report)
-
+    runner = Deadly(dies=lambda trial: trial.key == deadly)
     found = run_study(study, tmp_path, runner)
     assert set(found.failed) == {deadly}
     assert not found.missing
     assert found.failed[deadly][0] == "WorkerDied"
-    assert tried[-1] == 1
+    assert runner.tried[-1] == 1
 
 
 def test_a_network_that_cannot_be_built_does_not_spoil_the_control_of_others(tmp_path):

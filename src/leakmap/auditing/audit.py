@@ -20,6 +20,7 @@ from leakmap.plan.plan import Plan, Progress
 from leakmap.plan.tuned import Tuned
 from leakmap.problem.task import Loss
 from leakmap.registry.spec import Spec
+from leakmap.runs.runner import Local
 from leakmap.runs.store import Store
 from leakmap.threat import ThreatModel
 
@@ -43,7 +44,7 @@ def audit(
     seed: int = 0,
     device: str = "cpu",
     out: Path | str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda what, fraction: None,
 ) -> Audit:
     """Audits a model in memory on pictures in memory, in this process.
 
@@ -89,7 +90,7 @@ def audit(
     pictures = _from_memory(images, labels)
     prepared = prepare(plan, pictures, model if isinstance(model, nn.Module) else None, loss, device)
     store = Store(Path(out)) if out is not None else None
-    return perform(plan, prepared, store, device=device, progress=progress)
+    return perform(plan, prepared, store, Local(0, device, threads=None), progress)
 
 
 def _from_memory(images: Any, labels: Any) -> Pictures:

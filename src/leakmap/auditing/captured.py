@@ -1,7 +1,6 @@
 """The audit of real updates: captured Observations in place of simulated clients, the auditor's pictures as truth."""
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -143,10 +142,8 @@ def prepare_captured(
         given=True,
         seed=plan.seed,
     )
-    names = names_of(plan, task, groups)
-    sent = [observation.digest() for observation in observations]
-    name = hashlib.sha256(json.dumps([names.main, *sent]).encode()).hexdigest()
-    main = Setup(first.network, groups, name, tuple(observations))
+    names = names_of(plan, task, groups, observations)
+    main = Setup(first.network, groups, names.main, tuple(observations))
     return plan, Prepared(main, planted(plan, groups, task, names), math.nan, _flags(main))
 
 

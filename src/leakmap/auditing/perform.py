@@ -1,21 +1,16 @@
 """An audit: several clients, each beside its floors and controls, and the verdict over all of them."""
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from leakmap.auditing.conclude import Audit, conclude
 from leakmap.auditing.prepare import Prepared
-from leakmap.auditing.recipe import ROLES, trials
+from leakmap.auditing.recipe import ROLES, in_order, trials
 from leakmap.auditing.update_check import UpdateCheck, check_update
 from leakmap.client.simulate import Batch
-from leakmap.models.network import IN_MEMORY
 from leakmap.plan.plan import Plan, Progress
-from leakmap.runs.fitting import FOLDER
-from leakmap.runs.jobs import InMemory, Report, SetupFile, TrialJob, fit_jobs
-from leakmap.runs.pool import run_here, run_in_pool
 from leakmap.runs.run import held_by, network_of
-from leakmap.runs.setup import Setup
+from leakmap.runs.runner import HERE, Runner, jobs_of, run_trials
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome, Trial
 
@@ -27,39 +22,32 @@ def perform(
     plan: Plan,
     prepared: Prepared,
     store: Store | None = None,
-    *,
-    workers: int = 0,
-    device: str = "cpu",
-    progress: Progress | None = None,
+    runner: Runner = HERE,
+    progress: Progress = lambda what, fraction: None,
 ) -> Audit:
-    """Runs what is missing and concludes.
+    """Runs what is missing and concludes. Failed runs of an earlier call are tried again.
 
     Args:
         plan: The audit.
         prepared: Its setups.
         store: Where finished runs are kept; None keeps nothing.
-        workers: Processes; 0 computes in this one. Failed runs of an earlier call are tried again.
-        device: Where to compute.
+        runner: Where to run; what only lives in this process runs here.
         progress: Called with what is being done and the finished fraction.
 
     Raises:
-        StoreError: the folder holds another audit.
+        StoreError: the folder holds another audit, or results of another schema.
         KeyboardInterrupt: after storing what is finished and, given a store, writing the partial result.
     """
-    progress = progress or (lambda what, fraction: None)
     started = time.time()
     progress("probing the update", 0.0)
-    check = probe(plan, prepared, device)
+    check = probe(plan, prepared, runner.here.device)
     if store is not None:
         store.claim({**asdict(plan), "contents": prepared.main.digest}, "audit")
     planned = trials(plan, *prepared.digests)
-    outcomes: dict[str, Outcome] = {}
-    everything = [trial for v in range(plan.victims) for role in ROLES[:3] for trial in planned[role][v : v + 1]]
-    everything += planned["control"]
+    everything = in_order(planned)
     cost = {trial.key: COST[role] for role in ROLES for trial in planned[role]}
-    for trial in everything:
-        if store is not None and (stored := store.get(trial)) is not None and not stored.failure:
-            outcomes[trial.key] = stored
+    stored = [] if store is None else [store.get(trial) for trial in everything]
+    outcomes = {found.trial.key: found for found in stored if found is not None and not found.failure}
     resumed = len(outcomes)
     missing = [trial for trial in everything if trial.key not in outcomes]
     fractions = dict.fromkeys(cost, 0.0) | dict.fromkeys(outcomes, 1.0)
@@ -79,8 +67,8 @@ def perform(
         return conclude(plan, prepared, check, planned, outcomes, time.time() - started, resumed)
 
     try:
-        setups = {"victims": prepared.main, "control": prepared.control}
-        run_all(missing, setups, store, done, told, workers, device)
+        chosen, jobs = jobs_of(missing, {"victims": prepared.main, "control": prepared.control}, store, runner)
+        run_trials(chosen, jobs, done, told)
     except KeyboardInterrupt:
         if store is not None:
             conclusion().save(store.folder)
@@ -89,51 +77,6 @@ def perform(
     if store is not None:
         found.save(store.folder)
     return found
-
-
-def run_all(
-    missing: list[Trial],
-    setups: Mapping[str, Setup],
-    store: Store | None,
-    done: Callable[[Outcome], None],
-    told: Report,
-    workers: int,
-    device: str,
-) -> None:
-    """Runs trials in processes, or in this one where there are none, no folder, or a module that only lives here.
-
-    Args:
-        missing: What to run.
-        setups: By the name that their files get in the folder.
-        store: Whose folder holds the files.
-        done: Called with each outcome, as it comes.
-        told: Called with the progress of running trials.
-        workers: Processes.
-        device: Where to compute.
-    """
-    if not missing:
-        return
-    in_memory = any(setup.network.model.name == IN_MEMORY for setup in setups.values())
-    if not workers or store is None or in_memory:
-        held = {setup.digest: InMemory(setup) for setup in setups.values()}
-        folder = None if store is None else store.folder / FOLDER
-        run_here([TrialJob(trial, held[trial.setup], folder) for trial in missing], done, told, device=device)
-        return
-    files = {}
-    for name, setup in setups.items():
-        path = store.folder / f"{name}.safetensors"
-        setup.save(path)
-        files[setup.digest] = SetupFile(path, setup.network.model, setup.network.task.loss)
-    jobs = [TrialJob(trial, files[trial.setup], store.folder / FOLDER) for trial in missing]
-    if fits := fit_jobs(jobs):
-        first = {job.key: job.trials[0].key for job in fits}
-
-        def fitting(key: str, fraction: float) -> None:
-            """A fit is told as the first half of the first trial that waits for it."""
-            told(first[key], fraction / 2)
-
-        run_in_pool(fits, lambda why: None, fitting, workers=workers, device=device)
-    run_in_pool(jobs, done, told, workers=workers, device=device)
 
 
 PROBED = 3

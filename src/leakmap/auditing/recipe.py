@@ -1,15 +1,21 @@
-"""What an audit runs, by name: every setup and every trial, before any network exists."""
+"""What an audit runs, by name: every setup and every trial, before any network exists.
+
+A name is the SHA-256 of a recipe: of pictures, specifications, seed, files and all code of the user's own that takes
+part, so that what was computed with other code never counts as done.
+"""
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from leakmap.attacker.attacks import attacks
 from leakmap.client.groups import CONTROLS, Groups
 from leakmap.client_step import LocalRule
 from leakmap.files import file_digest
+from leakmap.observation.observation import Observation
 from leakmap.plan.plan import Plan
 from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
@@ -17,6 +23,7 @@ from leakmap.registry.user_code import user_code_digest
 from leakmap.result.result import Role
 from leakmap.runs.trial import Trial
 from leakmap.scoring.metrics import ALWAYS
+from leakmap.seeds import derive
 
 ROLES: tuple[Role, ...] = ("attack", "swapped", "prior_only", "control")
 
@@ -28,16 +35,7 @@ def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
     is known to leak: an architecture that leaks to this attack, in inference mode, one picture.
     """
     own = 1 if plan.null else 0
-    base = Trial(
-        main,
-        plan.rule,
-        plan.threat,
-        plan.attack,
-        seed=plan.seed,
-        gallery=plan.gallery,
-        metrics=(*ALWAYS, *plan.metrics),
-        code=user_code_digest(plan.attack),
-    )
+    base = replace(_trial(plan, main, plan.attack), metrics=(*ALWAYS, *plan.metrics))
     prior = plan.attack
     if prior.name != "prior_only":
         prior = Spec("prior_only", {"of": plan.attack.name, **plan.attack.params})
@@ -51,12 +49,36 @@ def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
     }
 
 
+def in_order(planned: Mapping[str, Sequence[Trial]]) -> list[Trial]:
+    """The runs of an audit client by client, the planted control last: what is interrupted has whole clients."""
+    clients = zip(*(planned[role] for role in ROLES[:3]), strict=True)
+    return [trial for of_client in clients for trial in of_client] + list(planned["control"])
+
+
+def rehearsals(
+    plan: Plan, setup: str, attack: Spec, group: Literal["victims", "rehearsals"], clients: int
+) -> list[Trial]:
+    """The runs of an attack on clients to tune it on, from the digest of their setup.
+
+    Simulated clients have a seed of their own: nothing is tuned to the starts of the audit.
+    """
+    seed = plan.seed if group == "victims" else derive(plan.seed, "rehearsals")
+    return [replace(_trial(plan, setup, attack), group=group, seed=seed, client=client) for client in range(clients)]
+
+
+def _trial(plan: Plan, setup: str, attack: Spec) -> Trial:
+    """The first victim's, with the metrics that every run has."""
+    return Trial(
+        setup, plan.rule, plan.threat, attack, seed=plan.seed, gallery=plan.gallery, code=user_code_digest(attack)
+    )
+
+
 @dataclass(frozen=True)
 class Names:
     """What an audit is run on, by name, before any network exists: enough to name all of its runs.
 
-    A name is the SHA-256 of a recipe: of pictures, specifications, seed and files, not of weights, which differ in the
-    last bit between machines. Empty where code or pictures only live in memory.
+    Weights that are drawn or trained are not part of a name, as they differ in the last bit between machines. A name is
+    empty where code or pictures only live in memory.
 
     Args:
         network: The audited network.
@@ -69,32 +91,37 @@ class Names:
     control: str = ""
 
 
-def names_of(plan: Plan, task: Task, groups: Groups) -> Names:
+def names_of(plan: Plan, task: Task, groups: Groups, captured: Sequence[Observation] = ()) -> Names:
     """The names of what an audit is run on.
 
     Args:
         plan: The audit.
         task: Its task.
         groups: Its pictures.
+        captured: What the clients really sent, if they are not simulated.
 
     Raises:
         UsageError: a file that the plan names is not there.
     """
-    model = Spec.parse(plan.model)
-    facts = {"task": asdict(task), "code": user_code_digest(task.loss), "seed": plan.seed}
-    own: dict[str, Any] = {"model": asdict(model), "code of model": user_code_digest(model)}
+    shared = {"task": asdict(task), "code of loss": user_code_digest(task.loss), "seed": plan.seed}
+    own = shared | _of_model(Spec.parse(plan.model))
     if plan.weights is not None:
         own["weights"] = file_digest(Path(plan.weights))
     if plan.train_epochs:
         own |= {"epochs": plan.train_epochs, "training": groups.training_digest}
     if plan.calibrate:
         own |= {"calibrated on": groups.public_digest}
-    pictures = groups.digest
-    network = _named(facts | own)
-    leaky = {"model": asdict(Spec.parse(attacks.build(plan.attack).leaky_model))}
-    return Names(
-        network, _named({"network": network, "pictures": pictures}), _named(facts | leaky | {"pictures": pictures})
-    )
+    pictures = {"pictures": groups.digest}
+    network = _named(own)
+    main: dict[str, Any] = {"network": network} | pictures
+    if captured:
+        main["captured"] = [observation.digest() for observation in captured]
+    leaky = _of_model(Spec.parse(attacks.build(plan.attack).leaky_model))
+    return Names(network, _named(main), _named(shared | leaky | pictures))
+
+
+def _of_model(spec: Spec) -> dict[str, Any]:
+    return {"model": asdict(spec), "code of model": user_code_digest(spec)}
 
 
 def _named(recipe: dict[str, Any]) -> str:

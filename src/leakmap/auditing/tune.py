@@ -3,7 +3,7 @@
 Whoever tunes on the victim looks at the truth. An attacker can rehearse instead: the network and the client's rule are
 known, so a client with public pictures can be simulated, attacked and scored. Every rehearsal is a :class:`Trial`,
 stored under its key, and every choice of settings derives from the seed and from the rehearsals before it. So a tuning
-resumes by being played again: what is finished is read, what is missing is run, and the choices are the same.
+resumes by going through it again: what is finished is read, what is missing is run, and the choices are the same.
 """
 
 import statistics
@@ -18,15 +18,15 @@ import torch
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.strongest import SUITE, member_specs
-from leakmap.auditing.perform import run_all
 from leakmap.auditing.prepare import Prepared, facts
+from leakmap.auditing.recipe import rehearsals
 from leakmap.errors import BadSetting
 from leakmap.files import write_json
 from leakmap.plan.plan import Column, Plan, Progress, Scalar, check_needs
 from leakmap.plan.tuned import Objective, Try, Tuned, TunedAttack
 from leakmap.registry.spec import Spec, Tunable
-from leakmap.registry.user_code import user_code_digest
 from leakmap.runs.run import held_by, seen_by_server, versions_of
+from leakmap.runs.runner import HERE, Runner, jobs_of, run_trials
 from leakmap.runs.setup import Setup
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome, Trial
@@ -55,9 +55,8 @@ def tune(
     budget: int = BUDGET,
     objective: Objective = "ncc",
     oracle: bool = False,
-    workers: int = 0,
-    device: str = "cpu",
-    progress: Progress | None = None,
+    runner: Runner = HERE,
+    progress: Progress = lambda what, fraction: None,
 ) -> Tuned:
     """Chooses settings of attacks on rehearsals, and writes them to ``tuned.json`` in the store's folder.
 
@@ -73,8 +72,7 @@ def tune(
         budget: Settings to try of each attack. Raised later, the same tuning goes on.
         objective: ``ncc`` (normalized cross-correlation), ``ssim`` or ``psnr``; its mean is maximised.
         oracle: Tune on the victims themselves: an upper bound, and called ``oracle-tuned`` for good.
-        workers: Processes; 0 computes in this one.
-        device: Where to compute.
+        runner: Where to run; what only lives in this process runs here.
         progress: Called with what is being done and the finished fraction.
 
     Raises:
@@ -87,7 +85,7 @@ def tune(
     groups = prepared.main.groups
     pictures = groups.victims if oracle else groups.rehearsals
     column: Column = "oracle-tuned" if oracle else "rehearsal-tuned"
-    clients = _Clients(plan, prepared.main, store, "victims" if oracle else "rehearsals", objective, workers, device)
+    clients = _Clients(plan, prepared.main, store, "victims" if oracle else "rehearsals", objective, runner)
     if not len(pictures):
         raise BadSetting("At least 1 rehearsal is needed: prepare(plan, rehearsals=4), or --rehearsals 4.")
     specs = list(specs) or _to_tune(clients)
@@ -95,20 +93,19 @@ def tune(
     if store is not None:
         decided = {"column": column, "objective": objective, "attacks": list(map(str, specs))}
         store.claim({**asdict(plan), **decided, "contents": prepared.main.digest}, "tuning")
-    tell = progress or (lambda what, fraction: None)
     found: dict[str, TunedAttack] = {}
     with _studies(store) as study:
         for place, spec in enumerate(specs):
 
             def heard(what: str, fraction: float, place: int = place) -> None:
-                tell(what, (place + fraction) / len(specs))
+                progress(what, (place + fraction) / len(specs))
 
             found[spec.name] = _search(clients, spec, study(spec.name), budget, heard)
     tries = [one for attack in found.values() for one in attack.tried]
     if all(len(one.failures) == len(one.scores) for one in tries):
         raise BadSetting(f"Every rehearsal failed, the first with {tries[0].failures[0]}")
     on = facts(plan, prepared.main), tuple(groups.digests(pictures))
-    versions = {**versions_of(torch.device(device)), "optuna": optuna.__version__}
+    versions = {**versions_of(torch.device(runner.here.device)), "optuna": optuna.__version__}
     tuned = Tuned(column, objective, budget, len(pictures), found, *on, versions)
     if store is not None:
         write_json(store.folder / "tuned.json", asdict(tuned))
@@ -146,24 +143,12 @@ class _Clients:
     store: Store | None
     group: Literal["victims", "rehearsals"]
     objective: Objective
-    workers: int
-    device: str
+    runner: Runner
 
     def trials(self, attack: Spec) -> list[Trial]:
-        """One for each client. Rehearsals have a seed of their own: nothing is tuned to the starts of the audit."""
-        plan = self.plan
-        seed = plan.seed if self.group == "victims" else derive(plan.seed, "rehearsals")
-        first = Trial(
-            self.setup.digest,
-            plan.rule,
-            plan.threat,
-            attack,
-            self.group,
-            seed=seed,
-            gallery=plan.gallery,
-            code=user_code_digest(attack),
-        )
-        return [replace(first, client=client) for client in range(len(getattr(self.setup.groups, self.group)))]
+        """One for each client."""
+        clients = len(getattr(self.setup.groups, self.group))
+        return rehearsals(self.plan, self.setup.digest, attack, self.group, clients)
 
     def value(self, outcome: Outcome) -> float:
         if outcome.score is None:
@@ -212,7 +197,8 @@ def _rehearse(
             if clients.store is not None and (stored := clients.store.get(trial)) is not None:
                 count(stored)
         missing = [trial for trial in planned if trial.client not in outcomes]
-        run_all(missing, {clients.group: clients.setup}, clients.store, done, report, clients.workers, clients.device)
+        chosen, jobs = jobs_of(missing, {clients.group: clients.setup}, clients.store, clients.runner)
+        run_trials(chosen, jobs, done, report)
     except _StoppedEarly:
         pass
     counted = [outcomes[client] for client in range(len(scores))]
@@ -238,10 +224,9 @@ def _search(clients: _Clients, spec: Spec, study: "Study", budget: int, told: Pr
         what = f"{spec.name}: setting {number + 1} of {budget}"
         return lambda fraction: told(what, (number + fraction) / budget)
 
-    serial = replace(clients, workers=0)
-    default, outcomes = _rehearse(serial, Spec(spec.name, defaults), lambda scores: False, heard(0))
-    if len(outcomes) * min(outcome.seconds for outcome in outcomes) < WORTH_PROCESSES:
-        clients = serial
+    default, outcomes = _rehearse(clients, Spec(spec.name, defaults), lambda scores: False, heard(0))
+    if _quick(outcomes) and clients.runner.here.device == clients.runner.device:
+        clients = replace(clients, runner=clients.runner.here)
     known = {key: defaults[key] for key in marks}
     if all(known[k] in m.choices if m.choices else m.low <= known[k] <= m.high for k, m in marks.items()):
         steps = dict.fromkeys(range(len(default.scores)), 0.0)
@@ -264,6 +249,13 @@ def _search(clients: _Clients, spec: Spec, study: "Study", budget: int, told: Pr
         study.tell(asked, None if one.stopped else one.score - default.score, state)
     best = max((one for one in tried if not one.stopped), key=lambda one: one.score)
     return TunedAttack(best.settings, best.score, default.score, tuple(tried))
+
+
+def _quick(outcomes: Sequence[Outcome]) -> bool:
+    """Whether starting processes costs more than it saves; never where a rehearsal failed, as its process may have."""
+    if any(outcome.failure for outcome in outcomes):
+        return False
+    return len(outcomes) * min(outcome.seconds for outcome in outcomes) < WORTH_PROCESSES
 
 
 def _space(spec: Spec) -> dict[str, Tunable]:

@@ -17,6 +17,7 @@ from leakmap.auditing.captured import held_pictures, read_observation, typed_cod
 from leakmap.capturing.capture import capture
 from leakmap.capturing.facts import Facts, RuleFacts, as_toml, read_facts
 from leakmap.capturing.files import order_of, read_order, read_state
+from leakmap.cli.runners import Device, Workers, runner_of
 from leakmap.cli.terminal import COLOURS, progress_bar
 from leakmap.doctor.attacking import attack_file, key_of
 from leakmap.doctor.checks import check
@@ -29,14 +30,12 @@ from leakmap.observation.observation import Observation
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
 from leakmap.report.page import number
-from leakmap.runs.runner import default_workers
 from leakmap.threat import ThreatModel
 
 File = Annotated[Path, typer.Argument(help="An Observation file.")]
 Model = Annotated[str | None, typer.Option(help="Your own file.py:function, where the file names one.")]
 OwnLoss = Annotated[str | None, typer.Option("--loss", help="Your own file.py:function, where the file names one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 MARKS = {"fine": "[green]fine  [/]", "notice": "[yellow]notice[/]", "wrong": "[bold red]wrong [/]"}
 
 
@@ -215,7 +214,7 @@ def watch(
     out: Annotated[Path | None, typer.Option(help="Folder for results; the same folder continues.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once, then stop.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything that is random.")] = 0,
-    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; 0 runs in this one.")] = None,
+    workers: Workers = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -241,8 +240,7 @@ def watch(
         plan,
         truth,
         others,
-        default_workers(device) if workers is None else workers,
-        device,
+        runner_of(workers, device),
     )
     with progress_bar() as progress:
         rows = look(own, progress)

@@ -8,6 +8,7 @@ from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.plan.plan import Plan, Progress
 from leakmap.registry.spec import Spec
+from leakmap.runs.runner import Runner
 from leakmap.runs.store import Store
 
 CLIENTS = {
@@ -20,12 +21,12 @@ INTRODUCTION = (
 )
 
 
-def demonstrate(out: Path, *, workers: int, progress: Progress) -> tuple[dict[str, Audit], Path]:
+def demonstrate(out: Path, *, runner: Runner, progress: Progress) -> tuple[dict[str, Audit], Path]:
     """Audits both clients and writes one report.
 
     Args:
         out: Folder; what is finished there is not run again.
-        workers: Processes.
+        runner: Where to run.
         progress: Called with what is being done and the finished fraction.
 
     Returns:
@@ -39,6 +40,6 @@ def demonstrate(out: Path, *, workers: int, progress: Progress) -> tuple[dict[st
 
         plan = Plan(model=model, data="samples", attack=Spec("inverting_gradients"))
         store = Store(out / ("leaks", "resists")[i])
-        found[title] = perform(plan, prepare(plan, progress=told), store, workers=workers, progress=told)
+        found[title] = perform(plan, prepare(plan, progress=told), store, runner, told)
     sections = [report.Section(audit.result, audit.rows, title) for title, audit in found.items()]
     return found, report.write(out / "report.html", sections, "leakmap: two clients, one attack", INTRODUCTION)

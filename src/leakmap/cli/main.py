@@ -21,7 +21,8 @@ from leakmap.auditing.tune import tune as search
 from leakmap.cli import catalogue
 from leakmap.cli.captures import attack_, capture_, doctor, facts_, watch
 from leakmap.cli.demo import demonstrate
-from leakmap.cli.options import ATTACK, REAL, RUN, TUNING, Device, Out, Workers, with_plan
+from leakmap.cli.options import ATTACK, REAL, TUNING, Out, with_plan
+from leakmap.cli.runners import RUN, Address, Device, Gpus, Workers, runner_of
 from leakmap.cli.study import app as study
 from leakmap.cli.study import reproduce
 from leakmap.cli.terminal import describe, describe_tuned, progress_bar
@@ -35,7 +36,6 @@ from leakmap.plan.command import command
 from leakmap.plan.plan import Plan
 from leakmap.plan.tuned import read_tuned
 from leakmap.result.schema import result_page, result_schema
-from leakmap.runs.runner import default_workers
 from leakmap.runs.store import Store
 from leakmap.scoring.verdict import LEVELS
 from leakmap.version import __version__
@@ -99,6 +99,8 @@ def audit(
     out: Out = None,
     device: Device = "cpu",
     workers: Workers = None,
+    ray: Address = None,
+    gpus: Gpus = 0.0,
     gate: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="Exit 1 if this level is reached.", rich_help_panel=RUN)
     ] = None,
@@ -122,20 +124,14 @@ def audit(
         raise BadSetting(f"--gate takes one of {', '.join(LEVELS[1:])}; got {gate!r}.")
     if tuned is not None:
         plan = read_tuned(tuned).applied_to(plan, tuned)
+    runner = runner_of(workers, device, ray, gpus)
     with progress_bar() as progress:
         if observation or truth or others:
             plan, prepared = prepare_captured(plan, observation or [], truth or [], others or "")
         else:
-            prepared = prepare(_named(plan), device=device, progress=progress)
+            prepared = prepare(_named(plan), device=runner.here.device, progress=progress)
         folder = out or Path("runs") / f"audit-{_digest(plan)}"
-        found = perform(
-            plan,
-            prepared,
-            Store(folder),
-            workers=default_workers(device) if workers is None else workers,
-            device=device,
-            progress=progress,
-        )
+        found = perform(plan, prepared, Store(folder), runner, progress)
     _tell(found, folder, as_json)
     raise typer.Exit(_exit_code(found, gate))
 
@@ -157,6 +153,8 @@ def tune(
     out: Out = None,
     device: Device = "cpu",
     workers: Workers = None,
+    ray: Address = None,
+    gpus: Gpus = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print tuned.json.", rich_help_panel=RUN)] = False,
 ) -> None:
     """Choose an attack's settings on public pictures with a simulated client, before any victim is attacked.
@@ -173,16 +171,16 @@ def tune(
         raise BadSetting("--oracle tunes on the victims themselves; leave --rehearsals out.")
     public = 0 if oracle else REHEARSALS if rehearsals is None else rehearsals
     folder = out or Path("runs") / f"tune-{_digest(plan)}"
+    runner = runner_of(workers, device, ray, gpus)
     with progress_bar() as progress:
         found = search(
             plan,
-            prepare(_named(plan), device=device, rehearsals=public, progress=progress),
+            prepare(_named(plan), device=runner.here.device, rehearsals=public, progress=progress),
             Store(folder),
             budget=budget,
             objective=objective,
             oracle=oracle,
-            workers=default_workers(device) if workers is None else workers,
-            device=device,
+            runner=runner,
             progress=progress,
         )
     file = folder / "tuned.json"
@@ -226,11 +224,11 @@ def inspect_(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results; the same folder resumes.")] = Path("runs/demo"),
-    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; 0 runs in this one.")] = None,
+    workers: Workers = None,
 ) -> None:
     """One client that leaks and one that resists, on built-in photographs, in a few minutes."""
     with progress_bar() as progress:
-        found, report = demonstrate(out, workers=default_workers() if workers is None else workers, progress=progress)
+        found, report = demonstrate(out, runner=runner_of(workers), progress=progress)
     console = Console()
     for title, result in found.items():
         console.print(f"\n[bold]{title}[/bold]")

@@ -17,8 +17,6 @@ TUNING = "Tuning"
 REAL = "Real updates in place of simulated clients"
 
 Out = Annotated[Path | None, typer.Option(help="Folder for results; the same one resumes.", rich_help_panel=RUN)]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=RUN)]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes; 0: this one.", rich_help_panel=RUN)]
 
 _OF_ATTACK = {
     "steps": Annotated[int | None, typer.Option(help="Iterations.", rich_help_panel=ATTACK)],

@@ -12,12 +12,11 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from leakmap.cli.runners import Address, Device, Gpus, Workers, runner_of
 from leakmap.cli.terminal import progress_bar
-from leakmap.errors import BadSetting
-from leakmap.plan.plan import check_device
+from leakmap.files import write_text
 from leakmap.report.study import write_study
-from leakmap.runs.ray import Ray
-from leakmap.runs.runner import Local, Runner, default_workers
+from leakmap.runs.runner import default_workers
 from leakmap.runs.store import Store
 from leakmap.study.estimate import seconds_left
 from leakmap.study.file import Study, read_study, shown
@@ -35,10 +34,6 @@ app = typer.Typer(
 File = Annotated[Path, typer.Argument(help="A study file (TOML).")]
 Scale = Annotated[str | None, typer.Option(help="The [scale.NAME] of the file to use.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the study; by default runs/NAME-OF-THE-FILE.")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Worker processes; 0 runs in this one.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
-Address = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster, auto, or local.")]
-Gpus = Annotated[float, typer.Option(min=0, help="GPUs of each run, with --ray.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many runs.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Count the runs and estimate their time; run nothing.")]
 Filters = Annotated[
@@ -76,7 +71,7 @@ def run(
       leakmap study run map.toml --ray auto --gpus 0.25
     """
     study, folder = read_study(file, scale), _folder(file, out)
-    runner = _runner(workers, device, ray, gpus)
+    runner = runner_of(workers, device, ray, gpus)
     with progress_bar() as progress:
         if dry_run:
             whole = standing(study, folder)
@@ -122,7 +117,7 @@ def report(
     study, folder = read_study(file, scale), _folder(file, out)
     with progress_bar() as progress:
         found = only(standing(study, folder).planned, filters or ())
-        cells, why = conclusions(found, folder, _local(workers, device), progress)
+        cells, why = conclusions(found, folder, runner_of(workers, device), progress)
     for place, reason in why.items():
         _warn(f"{place} cannot be concluded: {reason}")
     path = write_study(
@@ -149,7 +144,7 @@ def export(
     study, folder = read_study(file, scale), _folder(file, out)
     with progress_bar() as progress:
         found = standing(study, folder)
-        cells, _ = conclusions(found.planned, folder, _local(workers, "cpu"), progress)
+        cells, _ = conclusions(found.planned, folder, runner_of(workers), progress)
     target = to or folder
     target.mkdir(parents=True, exist_ok=True)
     for name, rows in (("scores", score_rows(found.planned, Store(folder))), ("cells", cell_rows(cells))):
@@ -201,7 +196,7 @@ def reproduce(
     """
     folder = out or Path("runs") / f"{paper}-{scale}"
     parts = parts_of(paper, scale, data or (), claims or ())
-    runner = _runner(workers, device, ray, gpus)
+    runner = runner_of(workers, device, ray, gpus)
     with progress_bar() as progress:
         if dry_run:
             found = where(parts, folder)
@@ -209,7 +204,7 @@ def reproduce(
             count = default_workers(device) if workers is None else max(1, workers)
             _tell(together(parts), found, folder, as_json, left, count)
             return
-        here = _local(workers, device if ray is None else "cpu")
+        here = runner_of(workers, device if ray is None else "cpu")
         judged = reproduce_claims(parts, folder, runner, here, limit=limit, progress=progress)
         command = command_of(paper, scale, data or ())
         for part in parts:
@@ -224,7 +219,7 @@ def reproduce(
             )
     write_judged(folder / "claims.json", judged)
     text = page(judged, command=command, ran_on=ran_on(folder))
-    Store(folder).write_text("page.md", text)
+    write_text(folder / "page.md", text)
     if as_json:
         typer.echo((folder / "claims.json").read_text(encoding="utf-8"))
         return
@@ -247,17 +242,6 @@ def _folder(file: Path, out: Path | None) -> Path:
 def _command(verb: str, file: Path, scale: str | None, out: Path | None) -> str:
     options = [*(["--scale", scale] if scale else []), *(["--out", str(out)] if out else [])]
     return shlex.join(["leakmap", "study", verb, str(file), *options])
-
-
-def _runner(workers: int | None, device: str, ray: str | None, gpus: float) -> Runner:
-    if gpus and ray is None:
-        raise BadSetting("--gpus is what each run asks of a Ray cluster; give --ray too, or --device cuda.")
-    check_device(device)
-    return Ray(ray, gpus) if ray is not None else _local(workers, device)
-
-
-def _local(workers: int | None, device: str) -> Runner:
-    return Local(default_workers(device) if workers is None else workers, device)
 
 
 def _warn(text: str) -> None:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
 from leakmap.attacker.attack import attack
-from leakmap.attacker.reconstruction import Reconstruction, Tick
-from leakmap.files import read_json, write_json
+from leakmap.attacker.reconstruction import Tick
+from leakmap.errors import UsageError
+from leakmap.files import read_json, write_json, write_tensors, written
 from leakmap.observation.observation import Observation
 from leakmap.registry.spec import Spec
+from leakmap.registry.user_code import user_code_digest
 from leakmap.report.pictures import drawn
 
 GAP = 2
@@ -74,22 +75,26 @@ def attack_file(
         "seconds": time.perf_counter() - started,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _write_tensors(folder / "reconstruction.safetensors", found)
+    write_tensors(folder / "reconstruction.safetensors", {"pictures": found.pictures, "labels": found.y})
     _write_sheet(folder / "pictures.png", found.pictures)
     write_json(folder / "attack.json", record)
     return Attacked(folder, record)
 
 
 def key_of(observation: Observation, how: Spec, seed: int) -> str:
-    """SHA-256 of what decides the result."""
-    text = json.dumps([observation.digest(), str(how), seed])
+    """SHA-256 of what decides the result, code of the user's own included."""
+    network = observation.network
+    code = [network.code.fingerprint(), user_code_digest(how), *map(_typed, (network.model, network.task.loss))]
+    text = json.dumps([observation.digest(), str(how), seed, code])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write_tensors(path: Path, found: Reconstruction) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    save_file({"pictures": found.pictures.cpu().contiguous(), "labels": found.y.cpu().contiguous()}, temporary)
-    temporary.replace(path)
+def _typed(spec: Spec) -> str:
+    """SHA-256 of the file that a specification names; empty if there is none: code may also be given in memory."""
+    try:
+        return user_code_digest(spec)
+    except UsageError:
+        return ""
 
 
 def _write_sheet(path: Path, pictures: Tensor) -> None:
@@ -104,6 +109,4 @@ def _write_sheet(path: Path, pictures: Tensor) -> None:
     whole = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
     for i, tile in enumerate(tiles):
         whole.paste(tile, (i % columns * (width + GAP), i // columns * (height + GAP)))
-    temporary = path.with_name(f".{path.name}.part")
-    whole.save(temporary, "PNG")
-    temporary.replace(path)
+    written(path, lambda temporary: whole.save(temporary, "PNG"))

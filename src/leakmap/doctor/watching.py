@@ -14,9 +14,12 @@ from leakmap.doctor.checks import check
 from leakmap.errors import ObservationError, UsageError
 from leakmap.files import file_digest
 from leakmap.plan.plan import Plan, Progress
+from leakmap.registry.spec import Spec
+from leakmap.registry.user_code import user_code_digest
 from leakmap.report.watch import write_watch
 from leakmap.result.values import gain_over_best_floor, rank_score
 from leakmap.result.watched import CheckedFact, Digests, Watched, read_watched, write_watched
+from leakmap.runs.runner import HERE, Runner
 from leakmap.runs.store import Store
 
 PAUSE = 5.0
@@ -64,8 +67,7 @@ class Watch:
         truth: Folder with the clients' pictures, ``client-0.npz`` or a folder ``client-0``, also below ``round-0001``;
             without them nothing can be scored, only checked.
         others: Pictures of the same kind that no client held.
-        workers: Processes.
-        device: Where to compute.
+        runner: Where to run.
     """
 
     folder: Path
@@ -73,8 +75,7 @@ class Watch:
     plan: Plan
     truth: Path | None = None
     others: str | None = None
-    workers: int = 0
-    device: str = "cpu"
+    runner: Runner = HERE
 
     def truth_of(self, capture: Capture) -> str | None:
         """Specification of the pictures that a client held in a round; None where they are not known."""
@@ -128,9 +129,11 @@ def _part_of(progress: Progress, name: str, done: int, of: int) -> Progress:
 def _digest(watch: Watch, capture: Capture, auditing: bool) -> str:
     """SHA-256 of all that checking, or auditing, follows from: what changes is done again."""
     stat = capture.file.stat()
+    typed = [name for name in typed_in(watch.plan) if name is not None]
     own: list[Any] = [_content(capture.file, stat.st_size, stat.st_mtime_ns), *typed_in(watch.plan)]
+    own += [user_code_digest(Spec.parse(name)) for name in typed]
     if auditing:
-        own += [asdict(watch.plan), watch.truth_of(capture), watch.others]
+        own += [asdict(watch.plan), user_code_digest(watch.plan.attack), watch.truth_of(capture), watch.others]
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
@@ -166,7 +169,7 @@ def _audited(watch: Watch, capture: Capture, progress: Progress) -> dict[str, An
     folder = watch.out / capture.name / _digest(watch, capture, auditing=True)[:8]
     try:
         plan, prepared = prepare_captured(watch.plan, [capture.file], [truth], watch.others)
-        found = perform(plan, prepared, Store(folder), workers=watch.workers, device=watch.device, progress=progress)
+        found = perform(plan, prepared, Store(folder), watch.runner, progress)
     except (UsageError, ObservationError) as error:
         return {"note": f"not scored: {error}"}
     scores, gains = rank_score(found.result), gain_over_best_floor(found.result)

@@ -1,6 +1,5 @@
 """Weights: read from files, compared with an architecture, written."""
 
-import os
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -8,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from leakmap.errors import ModelError
+from leakmap.files import write_tensors
 
 WEIGHTS_LIMIT = 16 * 2**30
 
@@ -81,11 +81,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Writes weights as safetensors, under a temporary name that is then renamed."""
+    """Writes weights as safetensors, and makes the folder if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, temporary)
-    temporary.replace(path)
+    write_tensors(path, weights)
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, NotGranted, ObservationError, UnknownName
+from leakmap.files import write_bytes
 from leakmap.models.network import Code, Network
 from leakmap.observation.checks import (
     Unsound,
@@ -143,11 +144,8 @@ class Observation:
         return Observation.from_bytes(self.to_bytes(), code=self.network.code).to(self.network.device)
 
     def to_file(self, path: Path | str) -> None:
-        """Writes the file form under a temporary name and renames it, so that no half file is ever seen."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_bytes(self.to_bytes())
-        temporary.replace(path)
+        """Writes the file form; no half file is ever seen."""
+        write_bytes(Path(path), self.to_bytes())
 
     @classmethod
     def from_bytes(cls, data: bytes, *, code: Code | None = None, where: str = "These bytes") -> "Observation":

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from leakmap.files import write_bytes
 from leakmap.result.result import Result
 
 INK, GREY, BLUE, ORANGE = "#1f2933", "#9aa5b1", "#1f6feb", "#c2571a"
@@ -98,16 +99,14 @@ def inline(figure: Figure) -> str:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes a figure as ``NAME.svg`` and ``NAME.png`` (200 dots per inch), each under a temporary name first."""
+    """Writes a figure as ``NAME.svg`` and ``NAME.png`` (200 dots per inch)."""
     picture = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(picture, format="png", dpi=200)
     written = []
     for suffix, content in ((".svg", _svg(figure).encode()), (".png", picture.getvalue())):
         path = folder / f"{name}{suffix}"
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        write_bytes(path, content)
         written.append(path)
     return written
 

@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 from jinja2 import Environment, PackageLoader
 
+from leakmap.files import write_text
+
 FLOOR_NAMES = {
     "prior_only": "prior only",
     "swapped": "swapped update",
@@ -14,15 +16,13 @@ FLOOR_NAMES = {
 
 
 def write_page(path: Path, template: str, **content: Any) -> Path:
-    """Fills in a template, writes it under a temporary name and renames it; returns its path."""
+    """Fills in a template and writes it; returns its path."""
     environment = Environment(
         loader=PackageLoader("leakmap", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(number=number, interval=interval, percent=percent, metric=metric_name)
     html = environment.get_template(template).render(floor_names=FLOOR_NAMES, **content)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, html)
     return path
 
 

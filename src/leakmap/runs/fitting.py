@@ -81,7 +81,7 @@ def fitted(attack: Attack, setting: Setting, key: str, seed: int, folder: Path |
     return attack.restored(setting.copied(), {n: t.to(setting.device, copy=True) for n, t in _held[key].items()})
 
 
-def forget() -> None:
+def forget_fitted() -> None:
     """Lets go of what this process keeps at hand."""
     _held.clear()
 

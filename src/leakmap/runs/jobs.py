@@ -1,4 +1,4 @@
-"""Jobs: what any process can compute."""
+"""Jobs: what any process can compute, and how a setup gets there."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -27,7 +27,7 @@ Made = TypeVar("Made", covariant=True)
 
 
 SETUPS_HELD = 4
-"""Stages that a process keeps at hand."""
+"""Setups that a process keeps at hand."""
 
 
 class Job(Protocol[Made]):
@@ -99,7 +99,7 @@ class TrialJob:
     def __call__(self, device: str, told: Tick) -> Outcome:
         """Runs it."""
         try:
-            setup = setup_of(self.trial.setup, self.source, device)
+            setup = _setup_of(self.trial.setup, self.source, device)
         except Exception as error:
             return failed(self.trial, error)
         return run(self.trial, setup, told, self.fitted)
@@ -125,7 +125,7 @@ class FitJob:
         """Fits what is missing; returns why that failed, if it did: the trials will say so too."""
         count = len(self.trials)
         try:
-            setup = setup_of(self.trials[0].setup, self.source, device)
+            setup = _setup_of(self.trials[0].setup, self.source, device)
             for place, trial in enumerate(self.trials):
                 fitted_for(trial, setup, self.fitted, lambda f, p=place: told((p + f) / count))
         except Exception as error:
@@ -157,7 +157,7 @@ def fit_jobs(jobs: Iterable[TrialJob]) -> list[FitJob]:
 _setups: OrderedDict[tuple[str, str], Setup] = OrderedDict()
 
 
-def setup_of(digest: str, source: Source, device: str) -> Setup:
+def _setup_of(digest: str, source: Source, device: str) -> Setup:
     """A setup of this digest on a device, made only if it is not among the last ones."""
     if (digest, device) not in _setups:
         _setups[digest, device] = source().to(device)
@@ -165,3 +165,8 @@ def setup_of(digest: str, source: Source, device: str) -> Setup:
             _setups.popitem(last=False)
     _setups.move_to_end((digest, device))
     return _setups[digest, device]
+
+
+def forget_setups() -> None:
+    """Lets go of the setups that this process keeps at hand."""
+    _setups.clear()

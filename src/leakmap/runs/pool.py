@@ -1,11 +1,11 @@
-"""Runs jobs: in this process, or in a pool of processes with one writer, the caller."""
+"""A pool of processes with one writer, the caller."""
 
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -14,24 +14,13 @@ from typing import Any, TypeVar
 import torch
 
 from leakmap.errors import WorkerDied
-from leakmap.runs.fitting import forget
-from leakmap.runs.jobs import Job, Report, _setups
+from leakmap.runs.jobs import Job, Report
 
 T = TypeVar("T")
 
 
-def run_here(jobs: Iterable[Job[T]], done: Callable[[T], None], report: Report, *, device: str) -> None:
-    """Runs jobs one after the other in this process."""
-    try:
-        for job in jobs:
-            done(job(device, lambda fraction, key=job.key: report(key, fraction)))
-    finally:
-        _setups.clear()
-        forget()
-
-
 def run_in_pool(
-    jobs: Sequence[Job[T]], done: Callable[[T], None], report: Report, *, workers: int, device: str
+    jobs: Sequence[Job[T]], done: Callable[[str, T], None], report: Report, *, workers: int, device: str
 ) -> None:
     """Runs jobs in fresh processes.
 
@@ -39,7 +28,7 @@ def run_in_pool(
 
     Args:
         jobs: What to run.
-        done: Called here with each result, as it comes.
+        done: Called here with the key of each job and what it made, as it comes.
         report: Called here with the progress of running jobs.
         workers: Processes; each computes in one thread, so that results do not depend on their number.
         device: Where to compute.
@@ -63,8 +52,7 @@ def run_in_pool(
                 while not queue.empty():
                     report(*queue.get())
                 for future in finished:
-                    started.pop(future)
-                    done(pickle.loads(future.result()))  # noqa: S301  of our own process
+                    done(started.pop(future), pickle.loads(future.result()))  # noqa: S301  of our own process
         except BaseException as error:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -94,17 +82,6 @@ def _start(device: str, queue: Any, stop: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _worker.update(device=device, queue=queue, stop=stop)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Computes in one thread, so that results do not depend on how many jobs run beside each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _end_with_parent() -> None:

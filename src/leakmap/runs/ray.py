@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from leakmap.errors import UsageError, WorkerDied
 from leakmap.runs.jobs import Job, Report
-from leakmap.runs.pool import one_thread
+from leakmap.runs.runner import Local, in_threads
 
 T = TypeVar("T")
 WAITING = 2
@@ -16,7 +16,7 @@ WAITING = 2
 
 @dataclass(frozen=True)
 class Ray:
-    """Runs jobs on the machines of a Ray cluster; each needs the pictures and files of the study under the same path.
+    """Runs jobs on the machines of a Ray cluster; each needs the pictures, files and results under the same path.
 
     Args:
         address: Of the cluster, ``auto``, or ``local`` for a cluster of this machine alone that ends with the work.
@@ -26,7 +26,17 @@ class Ray:
     address: str
     gpus: float = 0.0
 
-    def __call__(self, jobs: Sequence[Job[T]], done: Callable[[T], None], report: Report) -> None:
+    @property
+    def device(self) -> str:
+        """Where the jobs are computed."""
+        return "cuda" if self.gpus else "cpu"
+
+    @property
+    def here(self) -> Local:
+        """This process, which asks the cluster for nothing."""
+        return Local(0)
+
+    def __call__(self, jobs: Sequence[Job[T]], done: Callable[[str, T], None], report: Report) -> None:
         """Runs them.
 
         Raises:
@@ -38,16 +48,15 @@ class Ray:
             slots = self._slots(ray)
             options = {"num_cpus": 1, "num_gpus": self.gpus, "max_retries": 0}
             remote = ray.remote(**options)(_compute)
-            device = "cuda" if self.gpus else "cpu"
             left, flying = list(reversed(jobs)), {}
             while left or flying:
                 while left and len(flying) < WAITING * slots:
                     job = left.pop()
-                    flying[remote.remote(job, device)] = job
+                    flying[remote.remote(job, self.device)] = job
                 ready, _ = ray.wait(list(flying), timeout=1.0)
                 for reference in ready:
                     job = flying.pop(reference)
-                    done(_result(ray, reference, job.key))
+                    done(job.key, _result(ray, reference, job.key))
                     report(job.key, 1.0)
         finally:
             ray.shutdown()
@@ -77,7 +86,7 @@ class Ray:
 
 
 def _compute(job: Job[T], device: str) -> T:
-    with one_thread():
+    with in_threads(1):
         return job(device, lambda fraction: None)
 
 

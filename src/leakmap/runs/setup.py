@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from leakmap.client.groups import Groups
 from leakmap.errors import StoreError
-from leakmap.models.network import Code, Network
+from leakmap.files import write_tensors
+from leakmap.models.network import IN_MEMORY, Code, Network
 from leakmap.observation.observation import Observation
 from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
+from leakmap.registry.user_code import is_user_code, user_code_digest
 from leakmap.scoring.regions import crops
 
 _GROUPS = (
@@ -53,6 +54,13 @@ class Setup:
         """SHA-256 of the weights and the public facts, whatever the pictures."""
         return _digest(self._facts(), self.network.weights)
 
+    @property
+    def only_here(self) -> bool:
+        """Whether the network is a module, or its loss a function, that only this process has."""
+        network = self.network
+        own_loss = network.code.loss is not None and not is_user_code(network.task.loss.name)
+        return network.model.name == IN_MEMORY or own_loss
+
     @cached_property
     def spare_objects(self) -> tuple[Tensor, list[Tensor]]:
         """``(K,)`` classes and ``(C, h, w)`` crops of the large objects among the distractors."""
@@ -60,14 +68,9 @@ class Setup:
 
     def save(self, path: Path) -> None:
         """Writes network and pictures as safetensors; a user's own code is left out."""
-        temporary = path.with_name(f".{path.name}.part")
-        tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in self._tensors().items()}
-        save_file(
-            tensors,
-            temporary,
-            metadata={"setup": json.dumps(self._facts()), "order": json.dumps(list(tensors)), "name": self.name},
-        )
-        temporary.replace(path)
+        tensors = self._tensors()
+        metadata = {"setup": json.dumps(self._facts()), "order": json.dumps(list(tensors)), "name": self.name}
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: Path, code: Code | None = None) -> "Setup":
@@ -105,6 +108,7 @@ class Setup:
             "task": asdict(task),
             "model": asdict(self.network.model),
             "code": self.network.code.fingerprint(),
+            "files": [user_code_digest(self.network.model), user_code_digest(task.loss)],
             "classes": list(self.groups.classes),
         }
 

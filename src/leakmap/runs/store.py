@@ -1,7 +1,6 @@
 """Where outcomes lie: a folder, one file per trial key, never half-written."""
 
 import json
-import os
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -9,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from leakmap.client_step import LocalRule
 from leakmap.errors import StoreError
-from leakmap.files import DAMAGED, finite, read_json, write_json
+from leakmap.files import DAMAGED, finite, read_json, write_json, write_tensors
 from leakmap.registry.spec import Spec
-from leakmap.runs.trial import Outcome, Reached, Trial
+from leakmap.runs.trial import SCHEMA, Outcome, Reached, Trial
 from leakmap.scoring.score import Score
 from leakmap.threat import ThreatModel
 
+MARKER = "schema.json"
 OUTCOME_LIMIT = 2**32
 STALE = 3600.0
 """Seconds after which nobody finishes a half-written file."""
@@ -35,15 +34,36 @@ class Store:
         self.folder = folder
 
     def make(self) -> None:
-        """Makes the folder if it does not exist.
+        """Makes the folder if it does not exist, marks it with its schema, and removes what was left half written.
 
         Raises:
-            StoreError: it cannot be made.
+            StoreError: it cannot be made, or holds results of another schema.
         """
+        self.check()
         try:
             (self.folder / "trials").mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / MARKER, {"schema": SCHEMA})
         except OSError as error:
             raise StoreError(f"{self.folder} cannot be used for results: {error}.") from None
+        self._sweep()
+
+    def check(self) -> None:
+        """Refuses a folder with results of another schema, whose keys mean other runs; an empty one is fine.
+
+        Raises:
+            StoreError: it holds such.
+        """
+        path = self.folder / MARKER
+        if not path.exists() and not (self.folder / "plan.json").exists() and not self.keys():
+            return
+        found = read_json(path)
+        schema = found.get("schema") if isinstance(found, dict) else None
+        if schema != SCHEMA:
+            told = f"schema {schema}" if isinstance(schema, int) else "an earlier schema"
+            raise StoreError(
+                f"{self.folder} holds results of {told}, which this leakmap (schema {SCHEMA}) cannot read or continue; "
+                "give another --out, or remove that folder."
+            )
 
     def claim(self, own: dict[str, Any], what: str) -> None:
         """Makes the folder and marks it as belonging to this work.
@@ -67,28 +87,19 @@ class Store:
                 "give another --out, or remove that folder."
             )
 
-    def write_text(self, name: str, text: str) -> None:
-        """Writes a text file under a temporary name and renames it."""
-        temporary = self.folder / f".{name}.{os.getpid()}.part"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.folder / name)
-
     def path(self, key: str) -> Path:
         """Where the outcome of a trial lies."""
         return self.folder / "trials" / f"{key}.safetensors"
 
     def put(self, outcome: Outcome) -> None:
-        """Writes an outcome under a temporary name and renames it."""
+        """Writes an outcome."""
         record = asdict(outcome)
         record["used"] = sorted(outcome.used)
         tensors = {}
         if outcome.score is not None:
-            tensors["pictures"] = outcome.score.pictures.contiguous().clone()
+            tensors["pictures"] = outcome.score.pictures
             del record["score"]["pictures"]
-        path = self.path(outcome.trial.key)
-        temporary = path.with_name(f".{path.name}.part")
-        save_file(tensors, temporary, metadata={"outcome": json.dumps(record)})
-        temporary.replace(path)
+        write_tensors(self.path(outcome.trial.key), tensors, {"outcome": json.dumps(record)})
 
     def get(self, trial: Trial) -> Outcome | None:
         """The stored outcome of a trial; None where there is none that can be read."""
@@ -99,7 +110,7 @@ class Store:
         """Of everything that is stored, readable or not."""
         return {path.stem for path in (self.folder / "trials").glob("*.safetensors")}
 
-    def sweep(self) -> None:
+    def _sweep(self) -> None:
         """Removes what a killed process left half written; what is younger may belong to another one at work."""
         for path in (*self.folder.glob("*/.*.part"), *self.folder.glob(".*.part")):
             with suppress(OSError):

@@ -11,8 +11,8 @@ from leakmap.errors import LeakmapError
 from leakmap.models.network import build_network
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
-from leakmap.runs.pool import one_thread
 from leakmap.runs.run import held_by
+from leakmap.runs.runner import in_threads
 from leakmap.runs.setup import Setup
 from leakmap.study.planning import Planned, pictures_of
 from leakmap.study.running import Standing
@@ -64,7 +64,7 @@ def _step_seconds(one: Planned) -> float | None:
         groups, task = gather(plan, pictures_of(plan))
         setup = Setup(build_network(task, plan.model, seed=plan.seed), groups, one.names.main)
         batch = held_by(one.trials["attack"][0], setup)
-        with one_thread():
+        with in_threads(1):
             return min(_seconds(setup, plan, batch) for _ in range(3))
     except LeakmapError:
         return None

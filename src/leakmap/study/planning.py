@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from leakmap.auditing.prepare import gather, planted, prepare
-from leakmap.auditing.recipe import ROLES, Names, names_of, trials
+from leakmap.auditing.recipe import Names, in_order, names_of, trials
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import Groups
 from leakmap.errors import BadSetting, LeakmapError
@@ -44,9 +44,7 @@ class Planned:
 
     def all(self) -> list[Trial]:
         """Its runs, client by client, the planted control last."""
-        count = self.cell.plan.victims
-        own = [trial for v in range(count) for role in ROLES[:3] for trial in self.trials[role][v : v + 1]]
-        return own + self.trials["control"]
+        return in_order(self.trials)
 
 
 def planned(study: Study) -> list[Planned]:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from leakmap.auditing.conclude import Audit, conclude
@@ -19,12 +18,12 @@ from leakmap.auditing.perform import probe
 from leakmap.auditing.prepare import prepare
 from leakmap.auditing.recipe import ROLES
 from leakmap.errors import UsageError
-from leakmap.files import DAMAGED
+from leakmap.files import DAMAGED, write_tensors, write_text, written
 from leakmap.plan.plan import Plan, Progress
 from leakmap.report.study import Cell as Shown
 from leakmap.result.result import GainResult, LineUpResult, Result
 from leakmap.runs.jobs import Tick
-from leakmap.runs.runner import Runner
+from leakmap.runs.runner import Runner, run_jobs
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Trial
 from leakmap.study.planning import Planned, pictures_of
@@ -39,16 +38,19 @@ class ConcludeJob:
     Args:
         plan: The audit.
         trials: Its runs, by role.
-        key: The cell's.
         folder: Of the study.
-        place: Of the cell among those that are concluded.
+        place: Of the cell among all.
     """
 
     plan: Plan
     trials: Mapping[str, list[Trial]]
-    key: str
     folder: Path
     place: int
+
+    @property
+    def key(self) -> str:
+        """Its place: cells of another name may have the same runs."""
+        return str(self.place)
 
     def __call__(self, device: str, told: Tick) -> tuple[int, Audit | str]:
         """Concludes; where the network cannot be built or probed, says why."""
@@ -78,14 +80,14 @@ def conclusions(
         _read(folder, one, state) if state else None for one, state in zip(cells, states, strict=True)
     ]
     work = [
-        ConcludeJob(one.cell.plan, one.trials, one.key, folder, place)
+        ConcludeJob(one.cell.plan, one.trials, folder, place)
         for place, (one, state) in enumerate(zip(cells, states, strict=True))
         if state and found[place] is None
     ]
     why: dict[str, str] = {}
     concluded = 0
 
-    def done(result: tuple[int, Audit | str]) -> None:
+    def done(key: str, result: tuple[int, Audit | str]) -> None:
         nonlocal concluded
         concluded += 1
         place, audit = result
@@ -97,8 +99,7 @@ def conclusions(
             found[place] = _read(folder, one, state or "")
         progress(f"concluding cell {concluded} of {len(work)}", concluded / len(work))
 
-    if work:
-        runner(work, done, lambda key, fraction: None)
+    run_jobs(runner, work, done, lambda key, fraction: None, lambda job, error: (job.place, str(error)))
     return [shown for shown in found if shown is not None], why
 
 
@@ -118,15 +119,12 @@ def _path(folder: Path, one: Planned) -> Path:
 
 def _write(folder: Path, one: Planned, state: str, audit: Audit) -> None:
     tensors = {
-        f"{row}/{name}": (pictures.clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
+        f"{row}/{name}": (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
         for row, named in enumerate(audit.rows)
         for name, pictures in named.items()
     }
-    path = _path(folder, one)
-    temporary = path.with_name(f".{path.name}.part")
     metadata = {"state": state, "result": audit.result.as_json(), "order": json.dumps(list(tensors))}
-    save_file(tensors, temporary, metadata=metadata)
-    temporary.replace(path)
+    write_tensors(_path(folder, one), tensors, metadata)
 
 
 def _read(folder: Path, one: Planned, state: str) -> Shown | None:
@@ -205,19 +203,18 @@ def _gain_row(name: str, found: GainResult | None) -> Row:
 
 
 def write_table(path: Path, rows: Sequence[Row], kind: Literal["csv", "parquet"]) -> None:
-    """Writes a table under a temporary name and renames it.
+    """Writes a table.
 
     Raises:
         UsageError: Parquet is asked for and pyarrow is not installed.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    temporary = path.with_name(f".{path.name}.part")
     if kind == "csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+        write_text(path, text.getvalue())
     else:
         try:
             import pyarrow
@@ -225,8 +222,7 @@ def write_table(path: Path, rows: Sequence[Row], kind: Literal["csv", "parquet"]
         except ImportError:
             raise UsageError("Parquet needs pyarrow; install leakmap[parquet], or export with --format csv.") from None
         table = pyarrow.table({name: _column([row.get(name) for row in rows]) for name in columns})
-        parquet.write_table(table, temporary)
-    temporary.replace(path)
+        written(path, lambda temporary: parquet.write_table(table, temporary))
 
 
 def _column(values: list[Any]) -> list[Any]:

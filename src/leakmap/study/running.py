@@ -6,21 +6,20 @@ running the keys that are missing.
 """
 
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from leakmap.errors import StoreError, WorkerDied
+from leakmap.errors import StoreError
+from leakmap.files import write_text, written
 from leakmap.plan.plan import Progress
 from leakmap.runs.fitting import FOLDER
-from leakmap.runs.jobs import Job, Report, TrialJob, fit_jobs
-from leakmap.runs.run import failed
-from leakmap.runs.runner import Runner
+from leakmap.runs.runner import Runner, run_jobs, run_trials
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome
 from leakmap.study.file import Study
-from leakmap.study.planning import Planned, jobs, of_shard, only, planned, trainings
+from leakmap.study.planning import Planned, TrainJob, jobs, of_shard, only, planned, trainings
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,11 @@ def standing(study: Study, folder: Path) -> Standing:
     """Reads where a study stands.
 
     Raises:
-        UsageError: a cell cannot be run as it is written.
+        UsageError: a cell cannot be run as it is written, or the folder holds results of another schema.
     """
-    return _standing(planned(study), Store(folder))
+    store = Store(folder)
+    store.check()
+    return _standing(planned(study), store)
 
 
 def _standing(cells: Sequence[Planned], store: Store) -> Standing:
@@ -103,9 +104,8 @@ def run_study(
     progress("planning", 0.0)
     store, trained = Store(folder), folder.resolve() / "networks"
     store.make()
-    store.sweep()
     if study.text:
-        store.write_text("study.toml", study.text)
+        write_text(folder / "study.toml", study.text)
     cells = planned(study)
     before = _standing(cells, store)
     chosen = {trial.key for one in only(cells, filters) for trial in one.all()}
@@ -114,8 +114,7 @@ def run_study(
     todo = [key for key in before.keys if key in chosen and key in open_]
     todo = list(of_shard(todo, shard))[:limit]
     work = jobs(cells, set(todo), trained, folder.resolve() / FOLDER)
-    _first(runner, trainings(cells, set(todo), trained), "training {} networks briefly", progress)
-    _first(runner, fit_jobs(work), "fitting {} attacks", progress)
+    _train(runner, trainings(cells, set(todo), trained), progress)
     finished: set[str] = set()
     fractions: dict[str, float] = {}
 
@@ -128,43 +127,19 @@ def run_study(
         finished.add(outcome.trial.key)
         told(outcome.trial.key, 1.0)
 
-    _run_all(runner, work, done, told)
+    run_trials(runner, work, done, told)
     return _standing(cells, store)
 
 
-def _first(runner: Runner, work: Sequence[Job[Any]], what: str, progress: Progress) -> None:
-    """Runs what the runs wait for."""
+def _train(runner: Runner, work: Sequence[TrainJob], progress: Progress) -> None:
+    """Trains what can be trained; the runs of what cannot try again, and record why they fail."""
     fractions: dict[str, float] = {}
 
     def told(key: str, fraction: float) -> None:
         fractions[key] = fraction
-        progress(what.format(len(work)), sum(fractions.values()) / len(work))
+        progress(f"training {len(work)} networks briefly", sum(fractions.values()) / len(work))
 
-    if work:
-        runner(work, lambda result: None, told)
-
-
-def _run_all(runner: Runner, work: Sequence[TrialJob], done: Callable[[Outcome], None], told: Report) -> None:
-    """Runs jobs; one that ends its process even when it runs alone is a failure on record, and the rest goes on."""
-    left = {job.key: job for job in work}
-
-    def finished(outcome: Outcome) -> None:
-        left.pop(outcome.trial.key)
-        done(outcome)
-
-    suspects: Collection[str] = ()
-    while left:
-        alone = [left[key] for key in suspects if key in left]
-        try:
-            for job in alone:
-                runner([job], finished, told)
-            if left:
-                runner(list(left.values()), finished, told)
-        except WorkerDied as error:
-            running = [key for key in error.keys if key in left]
-            if len(running) == 1 and running[0] in {job.key for job in alone}:
-                finished(failed(left[running[0]].trial, error))
-            suspects = running or list(left)
+    run_jobs(runner, work, lambda key, why: None, told, lambda job, error: str(error))
 
 
 def merge(folder: Path, sources: Sequence[Path]) -> dict[str, int]:
@@ -178,14 +153,15 @@ def merge(folder: Path, sources: Sequence[Path]) -> dict[str, int]:
         Source -> how many of its runs were taken.
 
     Raises:
-        StoreError: a source holds no runs.
+        StoreError: a source holds no runs, or a folder holds results of another schema.
     """
     store, taken = Store(folder), {}
     store.make()
     for source in sources:
+        other, count = Store(source), 0
+        other.check()
         if not (source / "trials").is_dir():
             raise StoreError(f"{source} holds no runs of a study; give folders that 'leakmap study run' wrote.")
-        other, count = Store(source), 0
         for key in sorted(other.keys()):
             outcome = other.read(key)
             mine = store.read(key)
@@ -194,13 +170,11 @@ def merge(folder: Path, sources: Sequence[Path]) -> dict[str, int]:
                 store.put(outcome)
                 count += 1
         if (source / "study.toml").is_file() and not (folder / "study.toml").exists():
-            store.write_text("study.toml", (source / "study.toml").read_text(encoding="utf-8"))
+            write_text(folder / "study.toml", (source / "study.toml").read_text(encoding="utf-8"))
         for made in (*source.glob("networks/*.safetensors"), *source.glob(f"{FOLDER}/*.safetensors")):
             own = folder / made.relative_to(source)
             if not own.exists():
                 own.parent.mkdir(exist_ok=True)
-                temporary = own.with_name(f".{own.name}.part")
-                shutil.copyfile(made, temporary)
-                temporary.replace(own)
+                written(own, partial(shutil.copyfile, made))
         taken[str(source)] = count
     return taken
