@@ -93,6 +93,7 @@ def qualifying_layer(observation: Observation, attack: Literal["linear", "spear"
     Raises:
         NotApplicable: there is none; the sentence says which layer was looked at and what stands in the way.
     """
+    # Inference mode excludes the least: a BatchNorm behind a layer speaks against it in training mode only.
     network, rule = observation.network, observation.rule or LocalRule(mode="eval")
     findings = _layers(attack, _trace(network), observation.count, rule)
     for finding in findings:
@@ -135,6 +136,7 @@ def _trace(network: Network) -> _Trace:
     def note(layer: nn.Module, arguments: Any, keywords: dict[str, Any], result: Any) -> None:
         inputs, outputs = _first((*arguments, *keywords.values())), _first((result,))
         if inputs is not None and outputs is not None:
+            # Copies: a later layer may work in place.
             calls.append(_Call(names[layer], layer, inputs.clone(), outputs.clone()))
 
     watched = [m for m in names if not any(m.children()) or any(True for _ in m.parameters(recurse=False))]
@@ -158,6 +160,7 @@ def _finding(attack: ClosedForm, call: _Call, qualifies: bool, why: str) -> Find
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
+    # Bit by bit: reshaping keeps every value, while whatever computes with them changes some.
     return torch.equal(a.reshape(len(a), -1), b.reshape(len(b), -1))
 
 
@@ -322,6 +325,7 @@ def _position(trace: _Trace, patches: Tensor, tokens: Tensor) -> str | None:
     for name, parameter in trace.module.named_parameters():
         if parameter.requires_grad and parameter.numel() == tokens[0].numel() and patches.shape[2] == tokens.shape[2]:
             rest = (tokens - parameter.detach().reshape(tokens[0].shape))[:, -patches.shape[1] :]
+            # Adding and subtracting a position leaves rounding.
             if rest.shape == patches.shape and torch.allclose(rest, patches, rtol=1e-4, atol=1e-5):
                 return name
     return None
@@ -335,10 +339,13 @@ def _unsolvable(trace: _Trace, found: Attention, tokens: Tensor) -> str:
         outputs = _first((trace.module(trace.pictures[:1]),))
     if outputs is None:
         return "feeds a network whose outputs are no tensor, so that the equations cannot be tried"
+    # The equations hold for any loss: a random one stands for the client's.
     weigh = torch.randn(outputs.shape, generator=generator(1, "trace")).to(outputs)
     gradients = torch.autograd.grad((outputs * weigh).sum(), [parameters[n] for n in names], materialize_grads=True)
+    # In float64, so that the system adds no rounding to that of the gradients.
     matrix, right = found.system(trace.network, {n: g.double() for n, g in zip(names, gradients, strict=True)})
     values = torch.linalg.svdvals(matrix)
+    # Not the other way round: values that are not finite must not qualify, here and below.
     if not float(values[-1]) * WORST_CONDITION > float(values[0]):
         return "has tokens whose gradients depend on one another, so that they cannot be told apart"
     if not float((matrix @ tokens.double() - right).norm()) < SHORTCUT * float(right.norm()):

@@ -21,6 +21,7 @@ finite are `null`.
 _FOLDER = """\
 ## The folder of an audit
 
+    schema.json            the version of what lies here; another one is refused
     plan.json              what the folder belongs to; another audit is refused
     trials/KEY.safetensors one finished run: matched reconstructions and, in the header, scores or the failure
     victims.safetensors    network and pictures for worker processes

@@ -106,6 +106,7 @@ class Spear:
         self, factors: "Factors", weight: Tensor, bias: Tensor, seed: int, tick: Tick
     ) -> tuple[int, Tensor, Tensor]:
         """Draws that it took, inputs, and gradient of the outputs."""
+        # A ReLU is closed about half the time, so one set in 2 ** (rank - 1) hits an example: at most 2 ** 13 hits.
         best, limit = 0.0, min(self.draws, 2 ** (factors.rank + 12))
         for drawn, directions in self._bases(factors, limit, seed, tick):
             inputs, dz = factors.disaggregate(directions)
@@ -130,6 +131,7 @@ class Spear:
         size = max(1, CHUNK // rows)
         for first in range(0, limit, size):
             drawn = orthogonal_to_rows(left, min(size, limit - first), source)
+            # A few rows tell most directions that are not sparse; only what is left is tried on all.
             for some in (left[: max(PROBE, 2 * rank)], left):
                 enough = len(some) * ((rank - 1) / rows + self.tau)
                 drawn = drawn[zeros(some @ drawn.T, PASSES[0]).sum(dim=0) >= enough]
@@ -170,6 +172,7 @@ class Factors:
     def refine(self, direction: Tensor) -> Tensor:
         """The direction that is orthogonal to all rows, not only those drawn, to which this one nearly is."""
         for share in PASSES:
+            # The rows of a draw give the direction with their rounding; all rows that it closes average that out.
             closed = zeros((self.left @ direction)[:, None], max(share, self.rounding))[:, 0]
             if int(closed.sum()) < self.rank:
                 break
@@ -178,6 +181,7 @@ class Factors:
 
     def disaggregate(self, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs ``(rank, features)`` and gradient of the outputs ``(rows, rank)``, given one direction an example."""
+        # Sparsity leaves the scale of every example open; the gradient of the bias, a sum over examples, fixes it.
         dz = self.left @ directions.T
         scale = torch.linalg.lstsq(dz, self.bias[:, None]).solution[:, 0]
         inputs = torch.linalg.solve(directions.T, self.values[:, None] * self.right) / scale[:, None]
@@ -186,6 +190,7 @@ class Factors:
     def spread(self, dz: Tensor) -> Tensor:
         """``(outputs, rank)``: a gradient ``(rows, rank)`` in its place among all outputs, rounding set to zero."""
         full = dz.new_zeros(len(self.alive), self.rank)
+        # A zero blurred by rounding would count as a gradient that passes a closed ReLU.
         full[self.alive] = dz.masked_fill(zeros(dz, self.rounding), 0.0)
         return full
 
@@ -205,7 +210,9 @@ def decompose(weight: Tensor, bias: Tensor, count: int) -> Factors:
     alive = norms > FAINT * norms.max()
     if not alive.any():
         raise NotApplicable("The gradient of the first layer is zero, so its inputs cannot be read off.")
+    # Beyond the count, to see the gap behind it, and a few more, which make subspace iteration exact.
     left, values, right = leading(weight[alive], count + 8)
+    # Exact zeros behind the gap are lifted to the rounding of float64, so that the ratio stays finite.
     gaps = (values[:-1] / values[1:].clamp(min=1e-15 * float(values[0])))[:count]
     if not len(gaps) or float(gaps.max()) < GAP:
         raise NotApplicable(
@@ -213,6 +220,7 @@ def decompose(weight: Tensor, bias: Tensor, count: int) -> Factors:
             f"follows its {len(gaps)} largest singular values; noise, several local steps or too few outputs do that."
         )
     rank = int(gaps.argmax()) + 1
+    # The gap says how far rounding lies below the signal; the factor is for entries worse than the typical one.
     rounding = 30 / float(gaps.max())
     return Factors(left[:, :rank], values[:rank], right[:rank], bias[alive], alive, rounding)
 
@@ -225,6 +233,7 @@ def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     rank = min(rank, *matrix.shape)
     start = torch.randn(matrix.shape[1], rank, generator=generator(0, "sketch"), dtype=matrix.dtype)
     span = torch.linalg.qr(matrix @ start.to(matrix.device)).Q
+    # Each pass multiplies by the matrix twice more: ratios of singular values are then raised to the fifth power.
     for _ in range(2):
         span = torch.linalg.qr(matrix @ (matrix.T @ span)).Q
     left, values, right = torch.linalg.svd(span.T @ matrix, full_matrices=False)
@@ -240,6 +249,7 @@ def orthogonal_to_rows(left: Tensor, count: int, source: torch.Generator) -> Ten
     rows, rank = left.shape
     each = rows // rank
     shuffled = torch.rand(-(-count // (each * rank)), rows, generator=source).argsort(dim=1)[:, : each * rank]
+    # Unchecked: a singular set gives values that are not finite, hence no zeros, and is dropped with the dense ones.
     inverse = torch.linalg.inv_ex(left[shuffled.to(left.device)].view(-1, rank, rank)).inverse
     found = inverse.transpose(1, 2).reshape(-1, rank)
     return found / found.norm(dim=1, keepdim=True)
@@ -252,6 +262,7 @@ def zeros(values: Tensor, share: float) -> Tensor:
 
 def distinct(directions: Tensor) -> Tensor:
     """Every direction that no earlier one equals up to sign."""
+    # One minus a cosine is quadratic in the angle, hence the square.
     same = (directions @ directions.T).abs() > 1 - SAME**2
     return directions[~same.tril(-1).any(dim=1)]
 

@@ -53,6 +53,7 @@ class Simulation:
         self._leaves: list[Seen] = []
         self._last: Linearised | None = None
         self.shared = self._run()
+        # Exact gradients are nodes of the graph that is pulled back later: writing over them would change it.
         self.spare = rule.share == "delta" or not isinstance(derivative, Exact)
         self.seen = Seen.joined(self._leaves) if self._leaves else None
 
@@ -64,10 +65,12 @@ class Simulation:
         for number in range(count):
             step = _Step(client, number, parameters, memory)
             self._steps.append(step)
+            # The last step is pulled back first, so it is linearised as it runs; the others run again in their turn.
             if self._derivative is not None and number == count - 1:
                 self._last = self._linearise(step, self._derivative)
                 gradients = self._last.gradient
             else:
+                # Materialized: a client shares zeros for what its loss does not reach.
                 gradients = list(torch.autograd.grad(step(parameters), parameters, materialize_grads=True))
                 step.seen = client.take()
             if step.seen is not None:
@@ -75,7 +78,9 @@ class Simulation:
             if client.rule.share == "delta":
                 with torch.no_grad():
                     parameters, memory = training.advance(number, parameters, gradients, memory)
+                # New leaves: a graph across steps would hold the activations of all of them.
                 parameters = [p.requires_grad_() for p in parameters]
+        # Steps that are run again rewind the random stream; the simulation leaves it as one plain run would.
         self._after = client.begin()
         if client.rule.share == "gradient":
             return gradients
@@ -109,8 +114,10 @@ class Simulation:
             beside = []
             if step.seen is not None and directions:
                 beside = list(zip(step.seen.tensors(), directions[step.number], strict=True))
+            # The weights of the first step are the server's: nothing of the guess lies behind them.
             deeper = step.parameters if step.number else []
             found = linearised.pull(along, [*self._held, *deeper], beside)
+            # Frees the activations of this step before those of the one before are made.
             linearised = step.seen = None
             for sum_, gradient in zip(total, found[: len(total)], strict=True):
                 sum_ += gradient
@@ -133,6 +140,7 @@ class Simulation:
     ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor]]:
         """Pulls back through one optimiser step; returns the directions of weights, gradients and earlier state."""
         groups = (step.parameters, gradients, step.memory)
+        # An optimiser step is elementwise and its graph small: autograd differentiates it as it stands.
         leaves = [[tensor.detach().requires_grad_() for tensor in group] for group in groups]
         parameters, memory = self._client.training.advance(step.number, *leaves)
         pairs = [(p, v) for p, v in zip(parameters, along, strict=True) if v is not None]

@@ -119,6 +119,7 @@ class Frozen:
             with switches:
                 value = loss(parameters)
             leaves = [*parameters, *held]
+            # The pass is only pulled back again for what was seen beside the gradient; else its activations go now.
             found = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True, retain_graph=watched)
         return _Difference(self, loss, list(parameters), list(held), scale, switches, _apart(found))
 
@@ -152,12 +153,16 @@ class _Difference:
         directions = [v for v in along if v is not None]
         if not directions:
             return [torch.zeros_like(tensor) for tensor in wrt]
+        # Over all tensors together: the step is along one direction in the space of all weights.
         length = torch.stack(torch._foreach_norm(directions)).norm()  # pyright: ignore[reportPrivateImportUsage]
+        # Chosen on the device, a zero direction included: asking the host would stall a GPU in every iteration.
         eps = self.how.step * self.scale / torch.where(length > 0, length, 1.0)
         if self.how.central:
+            # Along a copy, as the shifted weights are written over the direction to save their memory.
             behind = self._gradients([None if v is None else v.clone() for v in along], -eps, wrt)
             eps, ahead = 2 * eps, self._gradients(along, eps, wrt)
         else:
+            # One-sided: the gradient at the weights themselves is known from the first pass.
             here = dict(zip(map(id, [*self.parameters, *self.held]), self.found, strict=True))
             behind, ahead = [here[id(leaf)] for leaf in wrt], self._gradients(along, eps, wrt)
         return [a.sub_(b).div_(eps) for a, b in zip(ahead, behind, strict=True)]
@@ -168,6 +173,7 @@ class _Difference:
         with torch.no_grad():
             pairs = zip(self.parameters, along, strict=True)
             moved = [p.detach() if v is None else torch.addcmul(p, v, eps, out=v) for p, v in pairs]
+        # Weight gradients that nobody asks for are not formed: they would cost a product for every layer.
         moved = [m.detach().requires_grad_(id(p) in asked) for p, m in zip(self.parameters, moved, strict=True)]
         stands_for = dict(zip(map(id, self.parameters), moved, strict=True))
         with _full_precision(eps.device):

@@ -114,6 +114,7 @@ class FrozenSwitches(TorchFunctionMode):
             output = output.detach() if isinstance(output, Tensor) and output.requires_grad else output
             for tensor in output if isinstance(output, tuple) else (output,):
                 if isinstance(tensor, Tensor) and tensor.numel():
+                    # Held as well as noted: the id of a tensor that died could be given to another one.
                     self._constants[id(tensor)] = tensor
                     self._memory.add(tensor.untyped_storage().data_ptr())
             self._tape[self._place] = _Record(func, output, "constant", state)
@@ -169,6 +170,7 @@ def _device(value: Any) -> torch.device:
 
 def _keep(tensor: Tensor) -> tuple[Tensor, int]:
     """Without its graph, and with its version."""
+    # The version shows an overwriting at the price of a number; copies would cost memory at every switch.
     return tensor.detach(), tensor._version
 
 
@@ -225,6 +227,7 @@ def _on_the_line(function: Operation, before: Sequence[Tensor], now: Sequence[Te
     """``f(before) + f'(before) (now - before)``: a piecewise linear function with its switches held."""
     _load_forward_mode()
     with forward_ad.dual_level():
+        # Forward mode takes the switches at the recorded point, and of a piecewise linear function it is exact.
         duals = [forward_ad.make_dual(a, b - a) for a, b in zip(before, now, strict=True)]
         value, change = forward_ad.unpack_dual(function(*duals))
     return value if change is None else value + change
@@ -252,11 +255,13 @@ def _record_relu(operation: Operation, input: Tensor, *args: Any, **kwargs: Any)
 def _replay_relu(saved: Any, operation: Operation, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     overwritten = input if operation in _IN_PLACE or kwargs.get("inplace") or any(args) else None
     x = input if overwritten is None else input.clone()
+    # Passes x where the recorded output is positive, in one operation that can be differentiated again.
     return _returned(torch.ops.aten.threshold_backward(x, _kept(saved), 0), overwritten)
 
 
 def _replay_hardswish(saved: Any, operation: Operation, *args: Any, **kwargs: Any) -> Tensor:
     _, (x,), overwritten = _split(operation, args, kwargs)
+    # Between its kinks it is a parabola, of which a tangent would be wrong; its factor is piecewise linear.
     return _returned(x * _on_the_line(_hard_sigmoid, [_kept(saved)], [x]), overwritten)
 
 
@@ -274,7 +279,9 @@ def _replay_elu(saved: Any, operation: Operation, *args: Any, **kwargs: Any) -> 
     """``slope x`` above 0, ``depth (exp(x) - 1)`` below."""
     call, (x,), overwritten = _split(operation, args, kwargs)
     positive = _kept(saved) > 0
+    # Read off the operation, whatever its constants are: its values at 1 and at minus infinity.
     slope, depth = call(x.new_ones(())), -call(x.new_full((), -math.inf))
+    # Zeros where the other branch is taken: an overflow there would come back as 0 * inf in the gradient.
     below = depth * torch.expm1(torch.where(positive, 0.0, x))
     return _returned(torch.where(positive, slope * x, below), overwritten)
 
@@ -290,6 +297,7 @@ def _record_pool(operation: Operation, input: Tensor, *args: Any, **kwargs: Any)
 
 
 def _replay_pool(saved: Tensor, operation: Operation, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    # The recorded winners, even if another entry is larger by now.
     output = input.flatten(-2).gather(-1, saved.flatten(-2)).reshape(saved.shape)
     return (output, saved) if kwargs.get("return_indices") else output
 
@@ -298,6 +306,7 @@ def _record_dropout(operation: Operation, *args: Any, **kwargs: Any) -> tuple[Te
     """Where torch's stream stood before, if anything is drawn from it."""
     rates = [value for value in (kwargs.get("p"), kwargs.get("dropout_p"), *args) if isinstance(value, float)]
     drawn = any(rates) and kwargs.get("training", True)
+    # The stream and not the mask, which fused attention draws inside and shows nobody.
     state = random_state(_first(args, kwargs).device) if drawn else None
     return operation(*args, **kwargs), state
 
