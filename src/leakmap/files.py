@@ -51,10 +51,10 @@ def written(path: Path, write: Callable[[Path], object]) -> None:
         write: Writes the content to the path that it is given.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    rights = os.fstat(descriptor).st_mode & 0o777
-    os.close(descriptor)
     try:
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        rights = os.fstat(descriptor).st_mode & 0o777
+        os.close(descriptor)
         write(temporary)
         temporary.chmod(rights)  # safetensors puts a file of its own in place, which nobody else may read
         with temporary.open("rb+") as file:

@@ -101,7 +101,8 @@ def test_an_attack_without_a_floor_of_its_own_is_refused(task, monkeypatch):
 
     with pytest.raises(BadSetting, match=r"Floorless has no blind;.* nothing that it finds could be judged"):
         attack(observed("convnet,width=8", task)[1], Floorless())
-    monkeypatch.setitem(attacks._entries, "floorless", Floorless)
+    monkeypatch.setattr(attacks, "_entries", dict(attacks._entries))
+    attacks.add("floorless")(Floorless)
     for spec in ("floorless", "prior_only,of=floorless"):
         with pytest.raises(BadSetting, match="Floorless has no blind"):
             check(Plan("convnet", "samples", attack=Spec.parse(spec)))

@@ -79,7 +79,8 @@ def fits(tmp_path, monkeypatch):
     (entry,) = entry_points(group="leakmap.attack", name="class_means")
     monkeypatch.delitem(sys.modules, "class_means", raising=False)
     attacks.names()
-    monkeypatch.setitem(attacks._entries, "class_means", entry.load())
+    monkeypatch.setattr(attacks, "_entries", dict(attacks._entries))
+    attacks.add("class_means")(entry.load())
     log = tmp_path / "fits.log"
     return lambda: log.read_text().count("fit") if log.exists() else 0
 

@@ -23,7 +23,7 @@ _DEEP = re.compile(r"""(?<![\w"'-])(?:(?>[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ 
 
 
 class RuleFacts(file_model(LocalRule, strict=False, without=("share",))):
-    """What the client does locally: the fields of :class:`leakmap.LocalRule`, all optional, by keyword.
+    """What the client does locally, by keyword, all optional: see :class:`leakmap.LocalRule`.
 
     How it shares is in the payload.
     """
