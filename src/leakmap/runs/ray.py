@@ -1,7 +1,9 @@
 """Running jobs on a Ray cluster: the same jobs, the same results, one writer."""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -43,6 +45,10 @@ class Ray:
             UsageError: Ray is not installed, the cluster does not answer, or has not what a job asks for.
         """
         ray = _ray()
+        with redirect_stdout(sys.stderr):  # Ray prints there that a worker died, into what --json prints
+            self._run(ray, jobs, done, report)
+
+    def _run(self, ray: Any, jobs: Sequence[Job[T]], done: Callable[[str, T], None], report: Report) -> None:
         self._connect(ray)
         try:
             slots = self._slots(ray)
