@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from leakmap.client.copies import MOST, Merged, without_copies
 from leakmap.client.data import Pictures
 from leakmap.errors import DataError
 from leakmap.seeds import generator
@@ -39,6 +40,7 @@ class Groups:
         distractors: ``(D,)``: for line-ups.
         objects: ``(N, M, 5)`` targets of detection, see :mod:`leakmap.problem.objects`; empty for classification.
         areas: ``(N, 4)``: top, left, bottom and right between letterbox bars; empty without bars.
+        merged: What leaving out near copies did; None where they were not looked for.
     """
 
     images: Tensor
@@ -53,6 +55,7 @@ class Groups:
     distractors: Tensor
     objects: Tensor = _NONE
     areas: Tensor = _NONE
+    merged: Merged | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -104,6 +107,7 @@ def divide(
     training: bool = False,
     rehearsals: int = 0,
     given: bool = False,
+    copies: bool = False,
     seed: int = 0,
 ) -> Groups:
     """Divides a source into groups that share no picture.
@@ -120,29 +124,30 @@ def divide(
         training: Whether weights will be trained.
         rehearsals: Number of simulated clients to tune on.
         given: Whether the victims hold the first pictures, in their order, as real clients do; else any.
+        copies: Whether near copies are left out first, so that no group holds a copy of another's picture. A source of
+            more than :data:`~leakmap.client.copies.MOST` pictures is not searched; ``merged`` is then None.
         seed: For the shuffle.
 
     Raises:
         DataError: too few pictures, with the numbers.
     """
+    held = victims * batch_size
+    pictures, merged = _once(pictures, held if given else 0) if copies else (pictures, None)
+    different = f"{len(pictures)} different pictures" + _but(merged)
     spare = pictures.spare
     sets = [pictures] if spare is None else [pictures, spare]
     images, labels = torch.cat([each.images for each in sets]), torch.cat([each.labels for each in sets])
     own = torch.randperm(len(pictures), generator=generator(seed, "groups")).tolist()
-    other = (
-        [len(pictures) + i for i in torch.randperm(len(spare), generator=generator(seed, "spare")).tolist()]
-        if spare
-        else own
-    )
+    shuffled = torch.randperm(len(spare), generator=generator(seed, "spare")).tolist() if spare else []
+    other = [len(pictures) + i for i in shuffled] if spare else own
 
-    held = victims * batch_size
     victim = list(range(held)) if given else own[: -held - 1 : -1]
     own[:] = [i for i in own if i >= held] if given else own[:-held]
     reference = max(public, min(REFERENCE, len(images) // 8))
     need = 2 * held + CONTROLS + FEWEST_DISTRACTORS + (0 if spare else reference)
     if len(own) < need or len(other) < reference:
         raise DataError(
-            f"{len(pictures)} different pictures are too few: {held} for victims, {2 * held} for swapped updates, "
+            f"{different} are too few: {held} for victims, {2 * held} for swapped updates, "
             f"{CONTROLS} for the control, {reference} public and at least {FEWEST_DISTRACTORS} distractors are needed. "
             "Lower --victims, --batch-size or --public, or give more pictures."
         )
@@ -154,7 +159,7 @@ def divide(
         room = len(other) if spare else max(0, len(other) - FEWEST_DISTRACTORS - min(80, len(other) // 2))
         trained = [other.pop() for _ in range(room)]
         if not trained:
-            raise DataError(f"{len(pictures)} different pictures leave none to train on; lower --victims.")
+            raise DataError(f"{different} leave none to train on; lower --victims.")
     simulated = rehearsals * batch_size
     source = other if len(other) >= simulated else own
     left = len(own if spare is None else own + other)
@@ -185,7 +190,19 @@ def divide(
         at(distractors),
         _joined([each.objects for each in sets], used),
         _joined([each.areas for each in sets], used),
+        merged,
     )
+
+
+def _once(pictures: Pictures, given: int) -> tuple[Pictures, Merged | None]:
+    """The source with each picture once, where it is not too large to search."""
+    if len(pictures) + (len(pictures.spare) if pictures.spare else 0) > MOST:
+        return pictures, None
+    return without_copies(pictures, given)
+
+
+def _but(merged: Merged | None) -> str:
+    return f" ({merged.left_out} near copies are left out)" if merged and merged.left_out else ""
 
 
 def _joined(parts: list[Tensor | None], used: Tensor) -> Tensor:

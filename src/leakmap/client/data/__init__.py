@@ -44,6 +44,20 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.images)
 
+    def only(self, index: Tensor | list[int]) -> "Pictures":
+        """The same with these pictures alone, beside the whole spare set.
+
+        Args:
+            index: Positions, or ``(N,)`` bool.
+        """
+        return replace(
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            objects=None if self.objects is None else self.objects[index],
+            areas=None if self.areas is None else self.areas[index],
+        )
+
 
 sources: Registry[Pictures] = Registry("data", __name__)
 
@@ -102,15 +116,7 @@ def distinct(pictures: Pictures, seen: set[bytes] | None = None) -> Pictures:
             seen.add(digest)
             keep.append(i)
     spare = None if pictures.spare is None else distinct(pictures.spare, seen)
-    spare = spare if spare else None
-    return replace(
-        pictures,
-        images=pictures.images[keep],
-        labels=pictures.labels[keep],
-        spare=spare,
-        objects=None if pictures.objects is None else pictures.objects[keep],
-        areas=None if pictures.areas is None else pictures.areas[keep],
-    )
+    return replace(pictures.only(keep), spare=spare if spare else None)
 
 
 def noise(count: int, side: int) -> np.ndarray:
