@@ -49,3 +49,11 @@ def test_a_grey_picture_without_anything_is_at_chance_in_every_band_but_brightne
     line_up[0] = line_up[0] * 0.5
     found = band_ranks(line_up[:1].mean((2, 3), keepdim=True).expand(-1, -1, 16, 24), line_up[0], line_up[1:])
     assert found == {"whole": 5.5, "colour": 1, "layout": 5.5, "detail": 5.5}
+
+
+def test_a_band_that_is_empty_but_for_rounding_ties_with_everything():
+    line_up = torch.rand(10, 3, 32, 32, generator=generator(0, "empty"))
+    found = band_ranks(HELD["detail"](line_up[0])[None], line_up[0], line_up[1:])
+    assert (found["layout"], found["detail"]) == (5.5, 1)
+    found = band_ranks(HELD["layout"](line_up[0])[None], line_up[0], line_up[1:])
+    assert (found["layout"], found["detail"]) == (1, 5.5)

@@ -37,18 +37,18 @@ def band_ranks(pictures: Tensor, truth: Tensor, distractors: Tensor) -> dict[str
 
 def colour_likeness(pictures: Tensor, candidates: Tensor) -> Tensor:
     """Minus the distance of the means of the channels; of grey pictures that is their brightness."""
-    means, others = (x.double().mean((2, 3)) for x in (pictures, candidates))
+    means, others = (x.mean((2, 3), dtype=torch.float64) for x in (pictures, candidates))
     return -(means[:, None] - others).norm(dim=2)
 
 
 def layout_likeness(pictures: Tensor, candidates: Tensor) -> Tensor:
     """NCC of the 8 slowest cosine waves along each axis, of grey pictures; without the mean, which is colour."""
-    return cross_correlation(_split(pictures)[0], _split(candidates)[0])
+    return _cosines(_layout(_grey(pictures)), _layout(_grey(candidates)))
 
 
 def detail_likeness(pictures: Tensor, candidates: Tensor) -> Tensor:
     """NCC of what grey pictures hold beyond their layout and their mean."""
-    return cross_correlation(_split(pictures)[1], _split(candidates)[1])
+    return _cosines(_detail(_grey(pictures)), _detail(_grey(candidates)))
 
 
 BANDS: Mapping[str, Similarity] = {
@@ -60,16 +60,28 @@ BANDS: Mapping[str, Similarity] = {
 """Band -> how alike two pictures are in it."""
 
 
-def _split(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Layout and detail of the grey pictures, ``(N, H, W)`` each; the split is orthogonal, so neither holds the other.
+def _grey(pictures: Tensor) -> Tensor:
+    """Mean over channels, less its mean, ``(N, H, W)``."""
+    grey = pictures.mean(1).double()
+    return grey - grey.mean((1, 2), keepdim=True)
 
-    A picture that was blurred keeps faint detail, and NCC disregards how faint.
-    """
-    grey = pictures.double().mean(1)
-    grey = grey - grey.mean((1, 2), keepdim=True)
+
+def _layout(grey: Tensor) -> Tensor:
+    """How much of each slow wave, ``(N, 8, 8)``; of waves that are orthonormal, NCC is the cosine of these."""
     rows, columns = (_slow_waves(side) for side in grey.shape[1:])
-    layout = rows.T @ (rows @ grey @ columns.T) @ columns
-    return _unless_empty(layout), _unless_empty(grey - layout)
+    return _unless_empty(rows @ grey @ columns.T, grey[0].numel())
+
+
+def _detail(grey: Tensor) -> Tensor:
+    """What the slow waves leave, orthogonal to all of them. Blurring only weakens it, and NCC disregards how faint."""
+    rows, columns = (_slow_waves(side) for side in grey.shape[1:])
+    return _unless_empty(grey - rows.T @ (rows @ grey @ columns.T) @ columns, grey[0].numel())
+
+
+def _cosines(bands: Tensor, others: Tensor) -> Tensor:
+    """``(N, G)``; both have mean 0, so this is their NCC."""
+    units = [band.flatten(1) / band.flatten(1).norm(dim=1, keepdim=True).clamp(min=1e-12) for band in (bands, others)]
+    return units[0] @ units[1].T
 
 
 def _slow_waves(side: int) -> Tensor:
@@ -79,5 +91,6 @@ def _slow_waves(side: int) -> Tensor:
     return torch.cat([basis[:1] / math.sqrt(2), basis[1:]])
 
 
-def _unless_empty(bands: Tensor) -> Tensor:
-    return torch.where(bands.square().mean((1, 2), keepdim=True) > FAINT**2, bands, 0.0)
+def _unless_empty(bands: Tensor, pixels: int) -> Tensor:
+    """Zero where a band of so many pixels holds nothing but rounding, so that it ties with everything."""
+    return torch.where(bands.square().sum((1, 2), keepdim=True) > FAINT**2 * pixels, bands, 0.0)
