@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from leakmap.scoring.exposure import EXACT_PSNR, VISIBLE_SSIM
 from leakmap.scoring.statistics import Interval, mean_interval, paired_p, proportion_interval, rank_one_p, rank_sum_p
 
 Level = Literal["inconclusive", "none_found", "statistical", "partial", "visual", "exact"]
@@ -20,8 +21,6 @@ GAIN_ALPHA = 0.005
 """Of each of the two metrics."""
 OVER_SWAPPED_ALPHA = 0.01
 TIMES_CHANCE = 10
-VISIBLE_SSIM = 0.5
-EXACT_PSNR = 30.0
 SHARE = 0.1
 """Share of the pictures that must be recovered visibly, or exactly, for that level; at least one picture."""
 
