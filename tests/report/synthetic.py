@@ -7,7 +7,7 @@ import torch
 from leakmap import LocalRule, Plan, ThreatModel
 from leakmap.auditing.conclude import gains, line_ups
 from leakmap.report.study import Cell
-from leakmap.result.result import FailedRun, LostClient, VerdictResult
+from leakmap.result.parts import FailedRun, LostClient, VerdictResult
 from leakmap.scoring.verdict import Client, Evidence, judge
 from leakmap.seeds import generator
 from tests.result.made_up import finished, made_up

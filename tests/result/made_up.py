@@ -1,7 +1,7 @@
 """Results made up from a few clients, whole and typed, without an audit."""
 
 from leakmap import Plan
-from leakmap.result.result import (
+from leakmap.result.parts import (
     ClosedForms,
     Estimate,
     FinishedClient,
@@ -11,11 +11,11 @@ from leakmap.result.result import (
     LineUpResult,
     LineUps,
     Rate,
-    Result,
     Settings,
     UpdateCheckResult,
     VerdictResult,
 )
+from leakmap.result.result import Result
 
 
 def finished(client, ranks, galleries, scores=None, floors=None, **changes):

@@ -21,7 +21,7 @@ from leakmap.files import write_text
 from leakmap.plan.command import command
 from leakmap.plan.plan import Plan
 from leakmap.problem.objects import unpack
-from leakmap.result.result import (
+from leakmap.result.parts import (
     FailedRun,
     FinishedClient,
     GainResult,
@@ -29,10 +29,10 @@ from leakmap.result.result import (
     LineUps,
     LostClient,
     ObjectLineUps,
-    Result,
     UpdateCheckResult,
     VerdictResult,
 )
+from leakmap.result.result import Result
 from leakmap.runs.run import held_by
 from leakmap.runs.trial import Outcome, Trial
 from leakmap.scoring.metrics import ALWAYS

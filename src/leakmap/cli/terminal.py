@@ -20,7 +20,8 @@ from rich.table import Table
 
 from leakmap.plan.tuned import Tuned
 from leakmap.report.page import metric_name
-from leakmap.result.result import Result, SuiteResult
+from leakmap.result.parts import SuiteResult
+from leakmap.result.result import Result
 
 COLOURS = {
     "inconclusive": "bright_black",

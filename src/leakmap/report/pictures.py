@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from leakmap.result.result import FinishedClient, Result
+from leakmap.result.parts import FinishedClient
+from leakmap.result.result import Result
 
 PICTURE_ROWS = 16
 """Clients whose pictures are shown, evenly spread; all of them stay in the numbers."""
