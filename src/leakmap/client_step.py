@@ -77,7 +77,7 @@ class LocalRule:
     ] = None
     accumulate: Annotated[int, Declared("Micro-batches of a step.", least=1, limit=10**4, later=True)] = 1
     shuffle: Annotated[bool, Declared("A new order each epoch.", later=True, local=True)] = False
-    defence: Annotated[str, Declared("NAME[,key=value…].", limit=512, later=True)] = NONE
+    defence: Annotated[str, Declared("NAME[,key=value…].", limit=512, later=True, note="NAME[,key=value...]")] = NONE
 
     def __post_init__(self) -> None:
         check(self, "A local rule's")
