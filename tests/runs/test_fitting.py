@@ -11,7 +11,7 @@ from leakmap import Plan, Spec, ThreatModel, attacks
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.runs.fitting import forget_fitted
-from leakmap.runs.run import run
+from leakmap.runs.run import run, seen_by_server
 from leakmap.runs.runner import Local
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Trial
@@ -129,4 +129,15 @@ def test_without_a_folder_the_process_keeps_it_and_a_damaged_file_is_fitted_anew
         again = run(trial, main, fitted_in=tmp_path / "fitted")
         assert torch.equal(again.score.pictures, first.score.pictures)
         assert fits() == expected
+    forget_fitted()
+
+
+def test_captured_clients_share_a_fit_where_they_got_the_same_weights(fits):
+    main = prepare(replace(PLAN, victims=3)).main
+    planned = [Trial(main.digest, PLAN.rule, PLAN.threat, PLAN.attack, client=client) for client in range(3)]
+    sent = [seen_by_server(trial, main) for trial in planned]
+    later = replace(main.network, weights={name: 1.5 * tensor for name, tensor in main.network.weights.items()})
+    captured = replace(main, captured=(sent[0], sent[1], replace(sent[2], network=later)))
+    assert [run(trial, captured).failure for trial in planned] == [None] * 3
+    assert fits() == 2
     forget_fitted()
