@@ -18,7 +18,7 @@ from scipy import stats
 
 from benchmarks.markdown import publish, table
 from leakmap.scoring.exposure import power
-from leakmap.scoring.statistics import clopper_pearson, share_bound, share_interval, studentised_interval
+from leakmap.scoring.statistics import clopper_pearson, mean_interval, share_bound, share_interval
 
 PAGE = Path("docs/results/coverage.md")
 CLIENTS = (8, 12, 36, 200)
@@ -119,7 +119,7 @@ def mean_rows(draws: int) -> list[list[str]]:
         cells = []
         for n in CLIENTS:
             values = kind.draw(np.random.default_rng(n), (draws, n))
-            found = [studentised_interval(of_audit) for of_audit in values]
+            found = [mean_interval(of_audit) for of_audit in values]
             ours = float(np.mean([one.low <= kind.mean <= one.high for one in found]))
             most = f" of {power(n, kind.rare):.0%}" if kind.rare else ""
             text = f"{ours:.1%}{most} ({student(values, kind.mean):.0%}, {bca(values[: draws // 4], kind.mean):.0%})"

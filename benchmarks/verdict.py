@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.markdown import publish, table
 from benchmarks.studies import run_to_end
 from leakmap.runs.runner import default_workers
-from leakmap.scoring.statistics import proportion_interval
+from leakmap.scoring.statistics import clopper_pearson
 from leakmap.scoring.verdict import LEVELS
 from leakmap.study.file import read_study
 from leakmap.study.paper import versions
@@ -41,7 +41,7 @@ def main() -> None:
         cells = run_to_end(study, options.out, options.workers)
         levels[name] = Counter(cell.result.verdict.level for cell in cells)
         hits = sum(count for level, count in levels[name].items() if LEVELS.index(level) >= LEVELS.index(least))
-        found = proportion_interval(hits, len(cells), len(cells))
+        found = clopper_pearson(hits, len(cells))
         rows.append(
             [
                 study.title,

@@ -96,22 +96,22 @@ def test_without_copies_the_groups_are_the_same(samples, monkeypatch):
     off, on = (divide(samples, victims=12, batch_size=1, copies=copies) for copies in (False, True))
     assert (on.digest, on.merged) == (off.digest, Merged(0, 0))
     monkeypatch.setattr("leakmap.client.groups.MOST", len(samples) - 1)
-    assert divide(samples, victims=12, batch_size=1, copies=True).merged is None
+    assert divide(samples, victims=12, batch_size=1).merged is None
 
 
 def test_given_victims_all_stay_and_copies_of_them_go(samples):
     own, others = samples.images[:3], samples.images[3:200]
     images = torch.cat([own, own[:1].flip(-1), others, COPIES["JPEG"](own[1:])])
     pictures = Pictures(images, torch.zeros(len(images)).long(), ("a",))
-    groups = divide(pictures, victims=2, batch_size=2, given=True, copies=True)
+    groups = divide(pictures, victims=2, batch_size=2, given=True)
     assert torch.equal(groups.images[groups.victims.flatten()], images[:4])
     assert groups.merged == Merged(3, 2)
 
 
 def test_a_spare_set_of_copies_is_none(samples):
     spare = Pictures(samples.images.flip(-1), samples.labels, samples.classes)
-    groups = divide(replace(samples, spare=spare), victims=12, batch_size=1, copies=True)
+    groups = divide(replace(samples, spare=spare), victims=12, batch_size=1)
     assert groups.digest == divide(samples, victims=12, batch_size=1).digest
     few = replace(samples.only(list(range(30))), spare=spare)
     with pytest.raises(DataError, match="near copies are left out"):
-        divide(few, victims=12, batch_size=1, copies=True)
+        divide(few, victims=12, batch_size=1)

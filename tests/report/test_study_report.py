@@ -21,7 +21,7 @@ from leakmap.plan.plan import Plan
 from leakmap.report import study_charts
 from leakmap.report.pooling import ABSENT, arranged, axes_of, ladder, pooled, tiles
 from leakmap.report.study import Cell, write_study
-from leakmap.scoring.statistics import proportion_interval
+from leakmap.scoring.statistics import share_of_cases
 from tests.report.synthetic import cell
 
 THREATS = {"rule": ThreatModel(buffers=False), "buffers": ThreatModel(), "labels": ThreatModel("known")}
@@ -103,7 +103,7 @@ def test_seeds_are_pooled_with_an_interval_over_the_clients_of_both():
     tile = pooled([one, two])
     hits = [c.result.line_up.attack.hits for c in (one, two)]
     assert (tile.hits, tile.n, tile.clients) == (sum(hits), 16, 16)
-    assert tile.first == proportion_interval(sum(hits), 16, 16)
+    assert tile.first == share_of_cases(sum(hits), 16, 16)
 
 
 def test_the_same_clients_in_another_architecture_do_not_narrow_the_interval():
@@ -246,7 +246,7 @@ def test_the_map_is_drawn_in_a_browser_and_its_tiles_open_with_the_exact_interva
     assert dom(written).count('<button class="tile') == 2 * 4
     panel = re.sub(r"<[^>]+>", "", re.search(r"<dialog.*?</dialog>", dom(opened), re.S)[0])
     hits, n = map(int, re.search(r"ranked first: (\d+) of (\d+),", panel).groups())
-    expected = proportion_interval(hits, n, 12)
+    expected = share_of_cases(hits, n, 12)
     low, high = map(float, re.search(r"interval ([\d.]+)% to ([\d.]+)%", panel).groups())
     assert (low, high) == pytest.approx((100 * expected.low, 100 * expected.high), abs=0.06)
     assert "Made up: model.preact=True" in panel

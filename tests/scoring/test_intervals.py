@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from leakmap.scoring.statistics import clopper_pearson, share_bound, share_interval, studentised_interval
+from leakmap.scoring.statistics import clopper_pearson, mean_interval, share_bound, share_interval
 
 
 def test_the_exact_interval_and_the_bound_are_the_textbook_ones():
@@ -51,18 +51,18 @@ def test_no_distribution_of_hits_within_clients_is_covered_too_rarely():
 )
 def test_a_mean_of_twelve_is_covered_by_its_interval_normal_or_skewed(draw, mean):
     rng = np.random.default_rng(0)
-    found = [studentised_interval(draw(rng, 12)) for _ in range(500)]
+    found = [mean_interval(draw(rng, 12)) for _ in range(500)]
     assert 0.92 < np.mean([one.low <= mean <= one.high for one in found]) < 0.98
 
 
 def test_intervals_of_few_many_and_equal_clients():
-    assert studentised_interval([3.0]).low == -np.inf
-    assert studentised_interval([2.0] * 12).high == 2
-    three = studentised_interval([1.0, 2.0, 3.0])
+    assert mean_interval([3.0]).low == -np.inf
+    assert mean_interval([2.0] * 12).high == 2
+    three = mean_interval([1.0, 2.0, 3.0])
     assert (three.low, three.high) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-4)
     values = np.random.default_rng(0).normal(size=200)
-    by_t, by_bootstrap = studentised_interval(values), studentised_interval(values[:199])
+    by_t, by_bootstrap = mean_interval(values), mean_interval(values[:199])
     assert by_t.high - by_t.low == pytest.approx(by_bootstrap.high - by_bootstrap.low, rel=0.1)
-    one_of_twelve = studentised_interval([60.0, *np.linspace(9, 12, 11)])
+    one_of_twelve = mean_interval([60.0, *np.linspace(9, 12, 11)])
     assert one_of_twelve.high == 60
     assert one_of_twelve.low > 9

@@ -7,7 +7,7 @@ import torch
 from leakmap import Batch, Reconstruction, metrics, score
 from leakmap.scoring.lineup import MIXED, cross_correlation, ncc, pick_distractors, rank
 from leakmap.scoring.match import matched
-from leakmap.scoring.statistics import mean_interval, paired_p, proportion_interval, rank_sum_p
+from leakmap.scoring.statistics import mean_interval, paired_p, rank_sum_p, share_of_cases
 from leakmap.scoring.verdict import LEVELS, Client, Evidence, judge, line_up
 from tests.conftest import pictures
 
@@ -104,14 +104,14 @@ def test_line_ups_of_a_class_share_no_distractor_while_there_are_enough():
 
 
 def test_the_exact_binomial_interval_is_the_textbook_one():
-    found = proportion_interval(2, 8, 8)
+    found = share_of_cases(2, 8, 8)
     assert (found.low, found.high) == pytest.approx((0.0319, 0.6509), abs=1e-4)
-    assert proportion_interval(0, 12, 12).low == 0
-    assert proportion_interval(12, 12, 12).high == 1
+    assert share_of_cases(0, 12, 12).low == 0
+    assert share_of_cases(12, 12, 12).high == 1
 
 
 def test_pictures_of_one_client_do_not_count_as_independent():
-    assert proportion_interval(8, 16, 4).low < proportion_interval(8, 16, 16).low
+    assert share_of_cases(8, 16, 4).low < share_of_cases(8, 16, 16).low
     assert rank_sum_p([(1, 1, 1, 1)], [(20, 20, 20, 20)]) == pytest.approx(1 / 20)
 
 

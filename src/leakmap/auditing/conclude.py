@@ -2,26 +2,31 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from leakmap import report
-from leakmap.auditing.flags import flags_of, missing, pixels_known, tuning_flags
+from leakmap.auditing.flags import flags_of, missing, mixed_line_ups, pixels_known, tuning_flags
 from leakmap.auditing.ledger import knowledge_of, labels_of, used_by
 from leakmap.auditing.method import closed_forms, promised, settings_of, suite_of
 from leakmap.auditing.prepare import Prepared
 from leakmap.auditing.recipe import ROLES
 from leakmap.auditing.update_check import UpdateCheck
-from leakmap.auditing.words import statement
+from leakmap.auditing.words import statement, typical, what_leaks, worst
 from leakmap.client.groups import Groups
+from leakmap.errors import NotApplicable
 from leakmap.files import write_text
 from leakmap.plan.command import command
 from leakmap.plan.plan import Plan
 from leakmap.problem.objects import unpack
 from leakmap.result.parts import (
+    BandsResult,
+    CopiesResult,
+    ExposedPicture,
+    ExposureResult,
     FailedRun,
     FinishedClient,
     GainResult,
@@ -29,15 +34,21 @@ from leakmap.result.parts import (
     LineUps,
     LostClient,
     ObjectLineUps,
+    Rate,
     UpdateCheckResult,
     VerdictResult,
 )
 from leakmap.result.result import Result
 from leakmap.runs.run import held_by
 from leakmap.runs.trial import Outcome, Trial
+from leakmap.scoring.bands import BANDS
+from leakmap.scoring.exposure import clients_exposed, exposed
 from leakmap.scoring.metrics import ALWAYS
-from leakmap.scoring.score import metric_values
-from leakmap.scoring.verdict import Client, Evidence, Level, Verdict, gain_over_floors, judge, line_up
+from leakmap.scoring.score import Score, metric_values
+from leakmap.scoring.verdict import Client, Evidence, Level, Pose, gain_over_floors, judge, line_up
+
+FLOORS = ("swapped", "prior_only")
+"""Roles that are floors of the attack."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +79,14 @@ class Audit:
 
 @dataclass(frozen=True)
 class _Finished:
-    """A client all of whose runs finished: its numbers, pictures and row of the table."""
+    """A client all of whose runs finished: its numbers, pictures and row of the table.
+
+    ``deranged`` is its reconstruction in the line-ups of the next client.
+    """
 
     judged: Client
     swapped: Client
+    deranged: Client | None
     pictures: dict[str, Tensor]
     row: FinishedClient
     attacked: Outcome
@@ -102,6 +117,7 @@ def conclude(
     per_client = [_client(plan, prepared, planned, outcomes, v) for v in range(plan.victims)]
     finished = [found for found in per_client if isinstance(found, _Finished)]
     clients, swapped = [f.judged for f in finished], [f.swapped for f in finished]
+    deranged = [f.deranged for f in finished if f.deranged is not None]
     attacked = [f.attacked for f in finished]
     control = [
         Client(o.score.ranks, o.score.galleries, o.score.values)
@@ -110,24 +126,35 @@ def conclude(
     ]
     unfinished = sum(trial.key not in outcomes for of_role in planned.values() for trial in of_role)
     failures = _failures(planned, outcomes)
-    blocking = check.flags() | missing(unfinished, failures) | dict(prepared.flags)
+    void = dict(prepared.flags)
     if plan.threat.known_pixels:
-        blocking |= {"known_pixels": pixels_known(plan.threat.known_pixels)}
-        verdict = Verdict("inconclusive", tuple(blocking.values()))
-    else:
-        verdict = judge(Evidence(clients, swapped, control, blocking))
+        void |= {"known_pixels": pixels_known(plan.threat.known_pixels)}
+    blocking = check.flags() | missing(unfinished, failures)
+    mixed = bool(mixed_line_ups(prepared.main.groups))
+    verdict = judge(Evidence(clients, swapped, control, deranged, void, blocking, mixed))
+    exposure = exposure_of(clients, [found.row.client for found in finished])
     result = Result(
         verdict=VerdictResult(
-            level=verdict.level, reasons=verdict.reasons, statement=statement(plan, verdict, clients, attacked)
+            level=verdict.level,
+            rule=verdict.rule,
+            reasons=verdict.reasons,
+            statement=statement(plan, verdict, clients, attacked),
+            worst=worst(clients, [found.row.client for found in finished]),
+            typical=typical(clients),
         ),
-        line_up=line_ups(clients, swapped, control),
+        exposure=exposure,
+        line_up=line_ups(clients, swapped, deranged, control),
+        bands=bands_of(clients),
         objects=_objects(finished),
         metrics=gains(clients),
         settings=settings_of(plan),
         defence=promised(plan),
         suite=suite_of(attacked),
         labels=labels_of(plan, attacked),
-        flags=blocking | flags_of(plan, prepared.main.groups, verdict, attacked) | tuning_flags(plan, prepared.main),
+        flags=void
+        | blocking
+        | flags_of(plan, prepared.main.groups, verdict, attacked)
+        | tuning_flags(plan, prepared.main),
         update_check=UpdateCheckResult.model_validate(check),
         closed_forms=closed_forms(plan, prepared.main),
         knowledge=knowledge_of(plan, attacked),
@@ -135,6 +162,7 @@ def conclude(
         failures=failures,
         unfinished=unfinished,
         pictures=prepared.main.groups.counts(),
+        copies=None if (merged := prepared.main.groups.merged) is None else CopiesResult.model_validate(merged),
         accuracy=prepared.accuracy,
         plan=plan,
         command=command(plan),
@@ -151,24 +179,28 @@ def _client(
     plan: Plan, prepared: Prepared, planned: Mapping[str, list[Trial]], outcomes: Mapping[str, Outcome], v: int
 ) -> _Finished | LostClient:
     """One client; no score without its floors, so a row with its failure where a run of it is missing or failed."""
-    runs = [outcomes.get(planned[role][v].key) for role in ("attack", "swapped", "prior_only")]
-    scored = [o for o in runs if o is not None and o.score is not None]
-    if len(scored) < len(runs):
-        failed = [": ".join(o.failure) for o in runs if o is not None and o.failure]
+    own, *floor_runs = (outcomes.get(planned[role][v].key) for role in ("attack", "swapped", "prior_only"))
+    lost = [o for o in floor_runs if o is None or (o.score is None and not does_not_apply(o))]
+    if own is None or own.score is None or lost:
+        failed = [": ".join(o.failure) for o in (own, *lost) if o is not None and o.failure]
         return LostClient(client=v, failure=failed[0] if failed else "not finished")
-    own = scored[0]
-    own_score, swap_score, prior_score = (o.score for o in scored if o.score is not None)
+    own_score = own.score
+    swap_score, prior_score = (None if o is None else o.score for o in floor_runs)
     truth = held_by(planned["attack"][v], prepared.main)
     still = _stills(truth.pictures, prepared.main.groups)
     of_still = {floor: metric_values(p, truth, (*ALWAYS, *plan.metrics)) for floor, p in still.items()}
+    before = outcomes.get(planned["attack"][(v - 1) % plan.victims].key)
+    other = None if before is None or plan.victims < 2 else before.deranged
     floors = {
         name: {
-            "prior_only": prior_score.values[name],
-            "swapped": swap_score.values[name],
+            "prior_only": prior_score and prior_score.values[name],
+            "swapped": swap_score and swap_score.values[name],
+            "other_client": other and other.values[name],
             **{floor: values[name] for floor, values in of_still.items()},
         }
         for name in own_score.values
     }
+    swapped = _swapped(swap_score, own_score.galleries)
     row = FinishedClient(
         client=v,
         classes=tuple(_told_classes(truth.y, prepared.main.groups.classes)),
@@ -176,7 +208,9 @@ def _client(
         galleries=own_score.galleries,
         scores=own_score.values,
         floors=floors,
-        swapped_ranks=swap_score.ranks,
+        pose_ranks=own_score.pose_ranks,
+        band_ranks=own_score.band_ranks,
+        swapped_ranks=swapped.ranks,
         object_ranks=own_score.object_ranks,
         object_galleries=own_score.object_galleries,
         labels_right=own_score.labels_right,
@@ -189,20 +223,40 @@ def _client(
     pictures = {
         "original": truth.pictures,
         "reconstruction": own_score.pictures,
-        "prior only": prior_score.pictures,
-        "swapped update": swap_score.pictures,
+        **({"prior only": prior_score.pictures} if prior_score is not None else {}),
+        **({"swapped update": swap_score.pictures} if swap_score is not None else {}),
         "mean picture": still["mean_picture"],
         "nearest public": still["nearest_public"],
     }
     return _Finished(
-        Client(own_score.ranks, own_score.galleries, own_score.values, floors),
-        Client(swap_score.ranks, swap_score.galleries, swap_score.values),
+        Client(
+            own_score.ranks,
+            own_score.galleries,
+            own_score.values,
+            floors,
+            own_score.pose_ranks,
+            own_score.band_ranks,
+        ),
+        swapped,
+        own.deranged and Client(own.deranged.ranks, own.deranged.galleries, {}, pose_ranks=own.deranged.pose_ranks),
         pictures,
         row,
         own,
         Client(own_score.object_ranks, own_score.object_galleries, {}),
-        Client(swap_score.object_ranks, swap_score.object_galleries, {}),
+        swap_score and Client(swap_score.object_ranks, swap_score.object_galleries, {}),
     )
+
+
+def does_not_apply(outcome: Outcome) -> bool:
+    """Whether a floor came to no reconstruction because its attack does not apply there: an answer, no failure."""
+    return outcome.failure is not None and outcome.failure[0] == NotApplicable.__name__
+
+
+def _swapped(found: Score | None, galleries: tuple[int, ...]) -> Client:
+    """The client of a swapped update; without a reconstruction all candidates tie, so the truth is in the middle."""
+    if found is not None:
+        return Client(found.ranks, found.galleries, found.values, pose_ranks=found.pose_ranks)
+    return Client(tuple((size + 1) / 2 for size in galleries), galleries, {})
 
 
 def _told_classes(y: Tensor, names: Sequence[str]) -> list[str]:
@@ -221,17 +275,52 @@ def _failures(planned: Mapping[str, list[Trial]], outcomes: Mapping[str, Outcome
         FailedRun(role=role, client=trial.client, kind=o.failure[0], message=o.failure[1])
         for role in ROLES
         for trial in planned[role]
-        if (o := outcomes.get(trial.key)) is not None and o.failure
+        if (o := outcomes.get(trial.key)) is not None and o.failure and not (role in FLOORS and does_not_apply(o))
     )
 
 
-def line_ups(clients: Sequence[Client], swapped: Sequence[Client], control: Sequence[Client]) -> LineUps:
-    """The line-ups of the attack, of the same attack on swapped updates, and of the planted control."""
+def exposure_of(clients: Sequence[Client], numbers: Sequence[int]) -> ExposureResult | None:
+    """How many clients and pictures are exposed; None without a client.
+
+    Args:
+        clients: Those that finished.
+        numbers: The number of each among all audited clients.
+    """
+    if not clients:
+        return None
+    best = [client.best() for client in clients]
+    counted = clients_exposed(best)
+    return ExposureResult(
+        **{name: getattr(counted, name) for name in ("clients", "of_clients", "pictures", "of_pictures")},
+        client_share=Rate.model_validate(counted.client_share),
+        picture_share=Rate.model_validate(counted.picture_share),
+        found=tuple(
+            ExposedPicture(client=numbers[o.client], picture=o.picture, level=o.level, psnr=o.psnr, ssim=o.ssim)
+            for o in exposed(best)
+        ),
+    )
+
+
+def bands_of(clients: Sequence[Client]) -> BandsResult | None:
+    """What leaks, by line-ups of one aspect of the pictures each; None without a client."""
+    if not clients:
+        return None
+    found = {band: line_up([replace(client, ranks=client.band_ranks[band]) for client in clients]) for band in BANDS}
+    told = {band: LineUpResult.model_validate(one) for band, one in found.items()}
+    return BandsResult(**told, statement=what_leaks([band for band, one in found.items() if one.above_chance]))
+
+
+def line_ups(
+    clients: Sequence[Client], swapped: Sequence[Client], deranged: Sequence[Client], control: Sequence[Client]
+) -> LineUps:
+    """The line-ups of the attack, of the same attack on swapped updates, of other clients, and the planted control."""
     sizes = [size for client in clients for size in client.galleries]
     return LineUps(
         gallery=(min(sizes), max(sizes)) if sizes else None,
         attack=_line_up(clients),
+        any_pose=_line_up(clients, "any"),
         swapped=_line_up(swapped),
+        deranged=_line_up(deranged),
         control=_line_up(control),
     )
 
@@ -258,5 +347,5 @@ def _stills(truth: Tensor, groups: Groups) -> dict[str, Tensor]:
     return {"mean_picture": public.mean(0, keepdim=True).expand_as(truth), "nearest_public": public[nearest]}
 
 
-def _line_up(clients: Sequence[Client]) -> LineUpResult | None:
-    return LineUpResult.model_validate(line_up(clients)) if clients else None
+def _line_up(clients: Sequence[Client], pose: Pose = "plain") -> LineUpResult | None:
+    return LineUpResult.model_validate(line_up(clients, pose)) if clients else None

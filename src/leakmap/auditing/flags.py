@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from leakmap.auditing.prepare import facts
+from leakmap.client.copies import CLOSE, nearest_public
 from leakmap.client.groups import Groups
 from leakmap.defences import NONE
 from leakmap.plan.plan import Plan
@@ -34,6 +35,18 @@ def pixels_known(share: float) -> str:
         f"The server was given true pixels ({share:.3g} of them), as in a study of starts: line-ups and the planted "
         "control are no evidence; only the gain over the prior-only and swapped floors, which were given the same, is."
     )
+
+
+def _known_beforehand(groups: Groups) -> int:
+    """How many pictures of clients have a public picture that is all but the same."""
+    victims, public = groups.pictures(groups.victims).flatten(0, 1), groups.pictures(groups.public)
+    return int((nearest_public(victims, public) > CLOSE).sum())
+
+
+def mixed_line_ups(groups: Groups) -> int:
+    """How many line-ups mix classes, because the class of the true picture has too few others."""
+    of_class = torch.bincount(groups.labels[groups.distractors], minlength=len(groups.classes))
+    return int((of_class[groups.labels[groups.victims]] < FEWEST_OF_A_CLASS).sum())
 
 
 def flags_of(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Outcome]) -> dict[str, str]:
@@ -66,9 +79,12 @@ def flags_of(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Ou
         flags["label_order_unknown"] = (
             "The order of the pictures in the client's mini-batches is unknown; the attack simulates one of its own."
         )
-    of_class = torch.bincount(groups.labels[groups.distractors], minlength=len(groups.classes))
-    mixed = int((of_class[groups.labels[groups.victims]] < FEWEST_OF_A_CLASS).sum())
-    if mixed:
+    if groups.public.numel() and (close := _known_beforehand(groups)):
+        flags["public_copy"] = (
+            f"{close} of {groups.victims.numel()} pictures of clients have a public picture within {CLOSE:.0f} dB: "
+            "what the server knew beforehand is no leak. Give public pictures of other subjects."
+        )
+    if mixed := mixed_line_ups(groups):
         flags["mixed_line_up"] = (
             f"{mixed} of {groups.victims.numel()} line-ups mix classes, as their class has too few pictures: knowing "
             "the class alone lifts the truth there. The swapped updates show by how much."

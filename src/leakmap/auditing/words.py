@@ -1,39 +1,112 @@
-"""The verdict in plain words."""
+"""The verdict in plain words; "safe", "anonymous" and "private" are never among them."""
 
+import statistics
 from collections.abc import Sequence
 
 from leakmap.attacker.attacks import attacks
 from leakmap.auditing.ledger import used_by
 from leakmap.plan.plan import Plan
 from leakmap.runs.trial import Outcome
+from leakmap.scoring.exposure import clients_exposed, exposed
 from leakmap.scoring.verdict import Client, Verdict, line_up
 from leakmap.threat import letter_of
 
+RECOVERED = {"exact": "almost pixel by pixel", "visual": "so that they can be recognised"}
+
 
 def statement(plan: Plan, verdict: Verdict, clients: Sequence[Client], attacked: Sequence[Outcome]) -> str:
-    """The verdict in plain words; "safe", "anonymous" and "private" are never among them."""
-    what = {
-        "inconclusive": "This audit does not show whether the update leaks",
-        "none_found": "No reconstruction above the floors was found",
-        "statistical": "The update tells pictures apart better than chance",
-        "partial": "Pictures can be picked out of a line-up from the update alone",
-        "visual": "Pictures can be recognised in what is recovered from the update",
-        "exact": "Pictures are recovered almost pixel by pixel from the update",
-    }[verdict.level]
+    """What was found, on how many clients, by which attacker."""
     null = "Null audit: every update came from other pictures. " if plan.null else ""
     if plan.threat.known_pixels:
         null = f"{null}The server was given {plan.threat.known_pixels:.3g} of the true pixels. "
     if not clients:
-        return f"{null}{what}."
-    rate = line_up(clients).rank_one
+        return f"{null}This audit does not show whether the update leaks."
+    return f"{null}{_found(verdict, clients)} {_by_whom(plan, attacked)}"
+
+
+def _found(verdict: Verdict, clients: Sequence[Client]) -> str:
+    level, n = verdict.level, len(clients)
+    best = [client.best() for client in clients]
+    if level in ("exact", "visual"):
+        counted = clients_exposed(best, "exact" if level == "exact" else "visual")
+        share = counted.client_share
+        return (
+            f"Pictures are recovered {RECOVERED[level]} from the updates of {counted.clients} of {_clients(n)} "
+            f"({counted.pictures} of {counted.of_pictures} pictures). Of all such clients, {share.low:.1%} to "
+            f"{share.high:.1%} are exposed (95 % interval)."
+        )
+    found = line_up(clients)
+    first = (
+        f"first in {found.hits} of {found.n} line-ups ({found.rank_one.low:.0%} to {found.rank_one.high:.0%}, "
+        f"chance {found.chance:.1%})"
+    )
+    if level == "none_found":
+        bound = clients_exposed(best).client_share.high
+        return (
+            f"No picture of {_clients(n)} was recovered or singled out. With 95 % confidence this attack exposes at "
+            f"most {bound:.1%} of such clients."
+        )
+    said = {
+        "inconclusive": f"This audit of {_clients(n)} does not show whether the update leaks",
+        "statistical": f"The updates of {_clients(n)} tell pictures apart better than chance: {first}",
+        "partial": f"Pictures of {_clients(n)} can be picked out of a line-up from the update alone: {first}",
+    }
+    return f"{said[level]}."
+
+
+def _clients(n: int) -> str:
+    return f"{n} client{'s' if n != 1 else ''}"
+
+
+def _by_whom(plan: Plan, attacked: Sequence[Outcome]) -> str:
     cost = attacks.build(plan.attack).cost
     starts = f"{cost.restarts} start{'s' if cost.restarts > 1 else ''}"
     told = [f"{cost.iterations} iterations", starts] if cost.iterations else []
     told += [f"suite {o.notes['suite']}" for o in attacked[:1] if "suite" in o.notes]
     told += [plan.column] if plan.tuned else []
     budget = f" ({', '.join(told)})" if told else ""
+    return f"Attack: {plan.attack.name}{budget}, an attacker of kind {letter_of(used_by(attacked))}."
+
+
+def worst(clients: Sequence[Client], numbers: Sequence[int]) -> str:
+    """The worst picture: the first of the exposed ones, else the one with the highest PSNR among the best ranked.
+
+    Args:
+        clients: Those that finished.
+        numbers: The number of each among all audited clients.
+    """
+    if not clients:
+        return ""
+    best = [client.best() for client in clients]
+    if found := exposed(best):
+        client, picture, told = found[0].client, found[0].picture, ", exposed"
+    else:
+        places = [(c, p) for c, one in enumerate(best) for p in range(len(one.ranks))]
+        client, picture = min(places, key=lambda at: (best[at[0]].ranks[at[1]], -best[at[0]].scores["psnr"][at[1]]))
+        told = ", not exposed"
+    one = best[client]
     return (
-        f"{null}{what}: {plan.attack.name}{budget}, an attacker of kind {letter_of(used_by(attacked))}, "
-        f"n = {sum(len(client.ranks) for client in clients)}, first rank {rate.value:.0%} "
-        f"(95 % interval {rate.low:.0%} to {rate.high:.0%})."
+        f"Worst picture: number {picture + 1} of client {numbers[client] + 1}, rank {one.ranks[picture]:g} of "
+        f"{one.galleries[picture]}, {one.scores['psnr'][picture]:.1f} dB, SSIM {one.scores['ssim'][picture]:.2f}{told}."
     )
+
+
+def typical(clients: Sequence[Client]) -> str:
+    """The medians over all pictures."""
+    if not clients:
+        return ""
+    psnr, ssim = (statistics.median(v for client in clients for v in client.scores[m]) for m in ("psnr", "ssim"))
+    rank = line_up(clients).median_rank
+    most = max(size for client in clients for size in client.galleries)
+    return f"Typical picture (medians): rank {rank:g} of up to {most}, {psnr:.1f} dB, SSIM {ssim:.2f}."
+
+
+def what_leaks(bands: Sequence[str]) -> str:
+    """The aspects of the pictures that are above chance, in a sentence."""
+    named = {"colour": "colours", "layout": "layout", "detail": "detail"}
+    above, rest = [named[b] for b in bands], [word for band, word in named.items() if band not in bands]
+    if not above:
+        return "Neither colours, layout nor detail of the pictures, each alone, are above chance."
+    tail = f", no {' and no '.join(rest)}" if rest else ""
+    verb = "is" if above in (["layout"], ["detail"]) else "are"
+    return f"{' and '.join(above).capitalize()} of the pictures {verb} above chance{tail}."

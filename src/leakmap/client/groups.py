@@ -107,7 +107,6 @@ def divide(
     training: bool = False,
     rehearsals: int = 0,
     given: bool = False,
-    copies: bool = False,
     seed: int = 0,
 ) -> Groups:
     """Divides a source into groups that share no picture.
@@ -115,6 +114,9 @@ def divide(
     Where the source has a spare set, public and training pictures come from it, those of rehearsals too if enough are
     left, and the rest of it joins the distractors only if nothing was trained on it. Rehearsals are drawn after
     everything but the distractors, so that with and without them the clients and the network are the same.
+
+    Of near copies one stays, see :mod:`leakmap.client.copies`, so that no group holds a copy of another's picture; of
+    pictures that clients are given, all stay and their copies go.
 
     Args:
         pictures: The source.
@@ -124,15 +126,13 @@ def divide(
         training: Whether weights will be trained.
         rehearsals: Number of simulated clients to tune on.
         given: Whether the victims hold the first pictures, in their order, as real clients do; else any.
-        copies: Whether near copies are left out first, so that no group holds a copy of another's picture. A source of
-            more than :data:`~leakmap.client.copies.MOST` pictures is not searched; ``merged`` is then None.
         seed: For the shuffle.
 
     Raises:
         DataError: too few pictures, with the numbers.
     """
     held = victims * batch_size
-    pictures, merged = _once(pictures, held if given else 0) if copies else (pictures, None)
+    pictures, merged = _once(pictures, held if given else 0)
     different = f"{len(pictures)} different pictures" + _but(merged)
     spare = pictures.spare
     sets = [pictures] if spare is None else [pictures, spare]

@@ -12,7 +12,7 @@ from torch import Tensor
 from leakmap.result.result import Result
 from leakmap.scoring.effects import AxisLevel, axis_levels
 from leakmap.scoring.metrics import ALWAYS
-from leakmap.scoring.statistics import Interval, proportion_interval
+from leakmap.scoring.statistics import Interval, share_of_cases
 from leakmap.threat import ThreatModel
 
 ABSENT = "does not apply"
@@ -177,7 +177,7 @@ def pooled(cells: Sequence[Cell]) -> Tile:
     hits, n = sum(line_up.hits for line_up in found), sum(line_up.n for line_up in found)
     clients = len({(drawn_with(cell), client) for cell in cells for client in finished(cell)})
     chance = sum(line_up.chance * line_up.n for line_up in found) / n if n else math.nan
-    return Tile(tuple(cells), hits, n, clients, chance, proportion_interval(hits, n, clients) if n else None)
+    return Tile(tuple(cells), hits, n, clients, chance, share_of_cases(hits, n, clients) if n else None)
 
 
 def finished(cell: Cell) -> list[int]:

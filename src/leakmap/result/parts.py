@@ -13,7 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from leakmap.files import finite
 from leakmap.plan.plan import Column
-from leakmap.scoring.verdict import Level
+from leakmap.scoring.exposure import Openness
+from leakmap.scoring.verdict import Level, Rule
 from leakmap.threat import ThreatModel
 
 Role = Literal["attack", "swapped", "prior_only", "control"]
@@ -41,13 +42,19 @@ class VerdictResult(Part):
 
     Args:
         level: How much leaked; ``inconclusive`` where this audit cannot say.
+        rule: Which rule decided, see [The verdict](verdict.md).
         reasons: Why, in sentences.
-        statement: The verdict in one sentence, with attack, attacker and rate.
+        statement: The verdict in one sentence, with attack, attacker, and how many clients it concerns.
+        worst: The worst picture in a sentence; empty if no client finished.
+        typical: The typical picture in a sentence; empty likewise.
     """
 
     level: Level
+    rule: Rule
     reasons: tuple[str, ...]
     statement: str
+    worst: str
+    typical: str
 
 
 class Estimate(Part):
@@ -76,6 +83,58 @@ class Rate(Part):
     value: float
     low: float
     high: float
+
+
+class ExposedPicture(Part):
+    """A picture that an attack recovered: first in its line-up, above each of its own floors, and recognisable.
+
+    Args:
+        client: The number of its client, from 0.
+        picture: Its place in the client's batch, from 0.
+        level: ``exact`` above 30 dB PSNR, else ``visual``, above 0.5 SSIM.
+        psnr: In dB.
+        ssim: Up to 1.
+    """
+
+    client: int
+    picture: int
+    level: Openness
+    psnr: Number
+    ssim: Number
+
+
+class ExposureResult(Part):
+    """How many clients and pictures are exposed.
+
+    Args:
+        clients: Clients with at least one exposed picture.
+        of_clients: Clients that finished.
+        client_share: Their share; its upper end is what an audit that found none leaves possible.
+        pictures: Exposed pictures.
+        of_pictures: Pictures of clients that finished.
+        picture_share: Their share; its interval counts clients as cases.
+        found: Every exposed picture, the worst first.
+    """
+
+    clients: int
+    of_clients: int
+    client_share: Rate
+    pictures: int
+    of_pictures: int
+    picture_share: Rate
+    found: tuple[ExposedPicture, ...]
+
+
+class CopiesResult(Part):
+    """What leaving out near copies did: pictures that are one picture, saved, resized, mirrored or cropped again.
+
+    Args:
+        families: Pictures that had copies.
+        left_out: Copies that were left out, so that no group holds a copy of another's picture.
+    """
+
+    families: int
+    left_out: int
 
 
 class LineUpResult(Part):
@@ -108,14 +167,35 @@ class LineUps(Part):
     Args:
         gallery: Fewest and most candidates of a line-up; null if no client finished.
         attack: Of what the attack made of each client's update; null if no client finished.
+        any_pose: The same, by the highest similarity over mirroring, quarter turns, small shifts and inversion.
         swapped: The same attack on updates from other pictures, which must be at chance; null likewise.
+        deranged: Every reconstruction among the candidates of the next client, which must be at chance too; null with
+            one client only.
         control: The planted control, which must be found; null if none of its runs finished.
     """
 
     gallery: tuple[int, int] | None
     attack: LineUpResult | None
+    any_pose: LineUpResult | None
     swapped: LineUpResult | None
+    deranged: LineUpResult | None
     control: LineUpResult | None
+
+
+class BandsResult(Part):
+    """What leaks: line-ups by one aspect of the pictures alone, see [The verdict](verdict.md#what-leaks).
+
+    Args:
+        colour: The means of the channels; of grey pictures the brightness.
+        layout: Coarse shapes without their mean: the 8 slowest cosine waves along each axis of the grey picture.
+        detail: What the grey picture holds beyond that.
+        statement: The aspects above chance, in a sentence.
+    """
+
+    colour: LineUpResult
+    layout: LineUpResult
+    detail: LineUpResult
+    statement: str
 
 
 class ObjectLineUps(Part):
@@ -309,7 +389,9 @@ class FinishedClient(Part):
         ranks: In the line-up, of each picture; 1 is first.
         galleries: Candidates in each of these line-ups, the true picture included.
         scores: Metric -> value of each picture.
-        floors: Metric -> floor -> value of each picture.
+        floors: Metric -> floor -> value of each picture; null where the floor came to no reconstruction.
+        pose_ranks: Ranks with any pose allowed.
+        band_ranks: Band -> rank of each picture by that band alone.
         swapped_ranks: Ranks of the same pictures by the attack on a swapped update.
         object_ranks: In the line-up of crops, of each large object.
         object_galleries: Candidates in each of these.
@@ -326,7 +408,9 @@ class FinishedClient(Part):
     ranks: tuple[float, ...]
     galleries: tuple[int, ...]
     scores: Mapping[str, tuple[Number, ...]]
-    floors: Mapping[str, Mapping[str, tuple[Number, ...]]]
+    floors: Mapping[str, Mapping[str, tuple[Number, ...] | None]]
+    pose_ranks: tuple[float, ...]
+    band_ranks: Mapping[str, tuple[float, ...]]
     swapped_ranks: tuple[float, ...]
     object_ranks: tuple[float, ...]
     object_galleries: tuple[int, ...]

@@ -10,8 +10,11 @@ from leakmap.errors import LeakmapError, StoreError
 from leakmap.files import JSON_LIMIT, read_limited, refusal
 from leakmap.plan.plan import Plan
 from leakmap.result.parts import (
+    BandsResult,
     ClosedForms,
+    CopiesResult,
     DefenceResult,
+    ExposureResult,
     FailedRun,
     FinishedClient,
     GainResult,
@@ -40,7 +43,9 @@ class Result(Part):
     Args:
         schema_number: Number of this schema; another number means other keys.
         verdict: The verdict.
+        exposure: How many clients and pictures are exposed; null if no client finished.
         line_up: The line-ups of pictures.
+        bands: What leaks: colour, layout, detail; null if no client finished.
         objects: The line-ups of objects; null where none were detected.
         metrics: Metric -> it beside its floors: ``psnr``, ``ssim``, with objects ``psnr_in_boxes`` and
             ``psnr_around_boxes``, and those that were asked for; empty if no client finished.
@@ -56,6 +61,7 @@ class Result(Part):
         failures: Every failed run.
         unfinished: Runs that are missing after an interruption.
         pictures: Group -> its size; no picture is in two groups.
+        copies: Near copies that were left out; null where there were too many pictures to look for them.
         accuracy: Of the network on the public pictures; null for detectors.
         plan: All settings.
         command: The command line, or the call, that repeats the audit.
@@ -68,7 +74,9 @@ class Result(Part):
 
     schema_number: Literal[2] = Field(default=RESULT_SCHEMA, alias="schema")
     verdict: VerdictResult
+    exposure: ExposureResult | None
     line_up: LineUps
+    bands: BandsResult | None
     objects: ObjectLineUps | None
     metrics: dict[str, GainResult]
     settings: Settings
@@ -83,6 +91,7 @@ class Result(Part):
     failures: tuple[FailedRun, ...]
     unfinished: int
     pictures: dict[str, int]
+    copies: CopiesResult | None
     accuracy: Number
     plan: Plan
     command: str

@@ -47,7 +47,7 @@ def gain_over_floor(result: Result, metric: str, floor: str) -> dict[Hashable, f
     """
     found: dict[Hashable, float] = {}
     for one in result.finished:
-        own, other = _all_finite(one.scores[metric]), _all_finite(one.floors[metric][floor])
+        own, other = _all_finite(one.scores[metric]), _all_finite(one.floors[metric].get(floor) or (None,))
         if own is not None and other is not None:
             found[one.client] = _mean(own) - _mean(other)
     return found

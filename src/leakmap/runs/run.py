@@ -21,7 +21,7 @@ from leakmap.observation.contents import Public
 from leakmap.observation.observation import Observation
 from leakmap.runs.fitting import fitted, recipe
 from leakmap.runs.setup import Setup
-from leakmap.runs.trial import Outcome, Reached, Trial
+from leakmap.runs.trial import Deranged, Outcome, Reached, Trial
 from leakmap.scoring.lineup import pick_distractors
 from leakmap.scoring.regions import cut, large_objects
 from leakmap.scoring.regions import fitted as resized
@@ -64,11 +64,21 @@ def run(
         )
         scored = score(found, truth, others, trial.metrics, object_distractors_for(trial, setup))
         reached = tuple(_reached(attempt, truth, others, trial.metrics) for attempt in found.attempts)
+        deranged = _deranged(found, trial, setup)
     except Exception as error:
         return failed(trial, error, time.perf_counter() - started, versions)
     seconds = time.perf_counter() - started
     return Outcome(
-        trial, scored, found.objective, found.curve, found.notes or {}, found.used, None, reached, seconds, versions
+        trial,
+        scored,
+        found.objective,
+        found.curve,
+        found.notes or {},
+        found.used,
+        reached=reached,
+        deranged=deranged,
+        seconds=seconds,
+        versions=versions,
     )
 
 
@@ -84,6 +94,16 @@ def _reached(attempt: Attempt, truth: Batch, others: list[Tensor], metrics: tupl
         return Reached(*told)
     scored = score(Reconstruction(attempt.pictures, attempt.y, attempt.term), truth, others, metrics)
     return Reached(*told, scored.ranks, scored.values)
+
+
+def _deranged(found: Reconstruction, trial: Trial, setup: Setup) -> Deranged | None:
+    """How a victim's reconstruction fares against the pictures of the next victim; no run is needed for it."""
+    count = len(_members(trial, setup))
+    if trial.group != "victims" or count < 2:
+        return None
+    other = replace(trial, client=(trial.client + 1) % count)
+    scored = score(found, held_by(other, setup), distractors_for(other, setup), trial.metrics)
+    return Deranged(scored.ranks, scored.galleries, scored.pose_ranks, scored.values)
 
 
 def fitted_for(trial: Trial, setup: Setup, folder: Path | None = None, tick: Tick = lambda fraction: None) -> Fitted:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from leakmap.client_step import LocalRule
 from leakmap.errors import StoreError
 from leakmap.files import DAMAGED, finite, read_json, write_json, write_tensors
 from leakmap.registry.spec import Spec
-from leakmap.runs.trial import SCHEMA, Outcome, Reached, Trial
+from leakmap.runs.trial import SCHEMA, Deranged, Outcome, Reached, Trial
 from leakmap.scoring.score import Score
 from leakmap.threat import ThreatModel
 
@@ -135,11 +136,14 @@ class Store:
             }
             scored = record.pop("score")
             if scored is not None:
-                scored["values"] = {name: tuple(values) for name, values in scored["values"].items()}
-                listed = ("ranks", "galleries", "object_ranks", "object_galleries")
+                scored |= {name: _tuples(scored[name]) for name in ("values", "band_ranks")}
+                listed = ("ranks", "galleries", "pose_ranks", "object_ranks", "object_galleries")
                 scored |= {name: tuple(scored[name]) for name in listed}
                 scored = Score(pictures=pictures, **scored)
             record["reached"] = tuple(_reached(each) for each in record["reached"])
+            if (other := record["deranged"]) is not None:
+                listed = {name: tuple(other[name]) for name in ("ranks", "galleries", "pose_ranks")}
+                record["deranged"] = Deranged(**other | listed | {"values": _tuples(other["values"])})
             record["curve"] = tuple(record["curve"])
             record["used"] = frozenset(record["used"])
             record["failure"] = tuple(record["failure"]) if record["failure"] else None
@@ -149,6 +153,9 @@ class Store:
             return None
 
 
+def _tuples(record: Mapping[str, list[float]]) -> dict[str, tuple[float, ...]]:
+    return {name: tuple(values) for name, values in record.items()}
+
+
 def _reached(record: dict[str, Any]) -> Reached:
-    values = {name: tuple(values) for name, values in record["values"].items()}
-    return Reached(**record | {"ranks": tuple(record["ranks"]), "values": values})
+    return Reached(**record | {"ranks": tuple(record["ranks"]), "values": _tuples(record["values"])})

@@ -18,7 +18,7 @@ from leakmap.scoring.metrics import ALWAYS
 from leakmap.scoring.score import Score
 from leakmap.threat import ThreatModel
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,23 @@ class Reached:
 
 
 @dataclass(frozen=True)
+class Deranged:
+    """A reconstruction scored against the pictures of another client: what it shares with all of them is no leak.
+
+    Args:
+        ranks: In the line-up, of each of the other client's pictures.
+        galleries: Candidates in each of these line-ups.
+        pose_ranks: The same with any pose allowed.
+        values: Metric -> value of each of these pictures.
+    """
+
+    ranks: tuple[float, ...]
+    galleries: tuple[int, ...]
+    pose_ranks: tuple[float, ...]
+    values: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of a trial: a score or a failure, never both.
 
@@ -94,6 +111,7 @@ class Outcome:
         used: The facts of the Observation that it rests on besides the update.
         failure: ``(kind, message)`` if it failed.
         reached: Of a suite, what each of its attacks came to.
+        deranged: How it fares in the line-ups of the next client's pictures; None where there is no other client.
         seconds: Wall time.
         versions: Of leakmap, Python and torch, and the device.
     """
@@ -106,5 +124,6 @@ class Outcome:
     used: frozenset[str] = frozenset()
     failure: tuple[str, str] | None = None
     reached: tuple[Reached, ...] = ()
+    deranged: Deranged | None = None
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from leakmap.scoring.invariance import FAINT
-from leakmap.scoring.lineup import Similarity, cross_correlation, rank
+from leakmap.scoring.lineup import Similarity, rank
 
 COARSE = 8
 """Cosine waves per axis that make up the layout: what a picture of 8x8 pixels can hold."""
@@ -32,30 +32,29 @@ def band_ranks(pictures: Tensor, truth: Tensor, distractors: Tensor) -> dict[str
     Returns:
         The name of each of :data:`BANDS` -> rank.
     """
-    return {name: rank(pictures, truth, distractors, likeness) for name, likeness in BANDS.items()}
+    return {name: rank(pictures, truth, distractors, similarity) for name, similarity in BANDS.items()}
 
 
-def colour_likeness(pictures: Tensor, candidates: Tensor) -> Tensor:
+def colour_similarity(pictures: Tensor, candidates: Tensor) -> Tensor:
     """Minus the distance of the means of the channels; of grey pictures that is their brightness."""
     means, others = (x.mean((2, 3), dtype=torch.float64) for x in (pictures, candidates))
     return -(means[:, None] - others).norm(dim=2)
 
 
-def layout_likeness(pictures: Tensor, candidates: Tensor) -> Tensor:
+def layout_similarity(pictures: Tensor, candidates: Tensor) -> Tensor:
     """NCC of the 8 slowest cosine waves along each axis, of grey pictures; without the mean, which is colour."""
     return _cosines(_layout(_grey(pictures)), _layout(_grey(candidates)))
 
 
-def detail_likeness(pictures: Tensor, candidates: Tensor) -> Tensor:
+def detail_similarity(pictures: Tensor, candidates: Tensor) -> Tensor:
     """NCC of what grey pictures hold beyond their layout and their mean."""
     return _cosines(_detail(_grey(pictures)), _detail(_grey(candidates)))
 
 
 BANDS: Mapping[str, Similarity] = {
-    "whole": cross_correlation,
-    "colour": colour_likeness,
-    "layout": layout_likeness,
-    "detail": detail_likeness,
+    "colour": colour_similarity,
+    "layout": layout_similarity,
+    "detail": detail_similarity,
 }
 """Band -> how alike two pictures are in it."""
 

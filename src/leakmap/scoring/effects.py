@@ -46,7 +46,7 @@ class Effect:
         name: What is compared, such as an axis.
         low: The level, or levels, that count negatively.
         high: The level, or levels, that count positively.
-        difference: Mean over clients with its 95 % interval (bootstrap, see :func:`mean_interval`).
+        difference: Mean over clients with its 95 % interval (see :func:`mean_interval`).
         p: Two-sided sign-flip test over clients.
         pairs: Sets of cells that agree on everything else, each of which holds every compared level.
         clients: Clients of different pictures; two seeds have different ones.

@@ -1,4 +1,4 @@
-"""Likeness that mirroring, turning, shifting and inverting leave alone: a picture in another pose is still a leak."""
+"""Similarity that mirroring, turning, shifting and inverting leave alone: a picture in another pose is still a leak."""
 
 import torch
 from torch import Tensor

@@ -1,7 +1,7 @@
 """The fourth verb: how much of a batch a reconstruction holds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.client.simulate import Batch
 from leakmap.problem.objects import unpack
 from leakmap.registry.spec import Spec
+from leakmap.scoring.bands import BANDS, band_ranks
+from leakmap.scoring.invariance import invariant_ncc
 from leakmap.scoring.lineup import rank
 from leakmap.scoring.match import matched
 from leakmap.scoring.metrics import ALWAYS, metrics
@@ -27,6 +29,8 @@ class Score:
         galleries: Candidates in each line-up, the truth included.
         labels_right: Share of the multiset of classes that was right; of detected objects twice the common ones over
             all of both.
+        pose_ranks: In the line-up that allows any pose, see :func:`leakmap.scoring.invariance.invariant_ncc`.
+        band_ranks: Band -> rank of each picture in the line-up of that band, see :mod:`leakmap.scoring.bands`.
         object_ranks: In the line-up of crops, of each large object.
         object_galleries: Candidates in each of these.
     """
@@ -36,6 +40,8 @@ class Score:
     ranks: tuple[float, ...]
     galleries: tuple[int, ...]
     labels_right: float
+    pose_ranks: tuple[float, ...] = ()
+    band_ranks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     object_ranks: tuple[float, ...] = ()
     object_galleries: tuple[int, ...] = ()
 
@@ -66,17 +72,20 @@ def score(
             f"for {len(batch.pictures)} originals; each original needs one of both"
         )
     pictures = matched(reconstruction.pictures.cpu(), batch.pictures.cpu(), batch.areas)
-    ranks = tuple(
-        rank(cut(pictures, area), cut(truth, area), others)
+    line_ups = [
+        (cut(pictures, area), cut(truth, area), others)
         for truth, area, others in zip(batch.pictures.cpu(), _areas(batch), distractors, strict=True)
-    )
+    ]
+    bands = [band_ranks(*one) for one in line_ups]
     of_objects = _object_line_ups(pictures, batch, objects)
     return Score(
         pictures,
         metric_values(pictures, batch, names),
-        ranks,
+        tuple(rank(*one) for one in line_ups),
         tuple(1 + len(others) for others in distractors),
         overlap(reconstruction.y.cpu(), batch.y.cpu()),
+        tuple(rank(*one, invariant_ncc) for one in line_ups),
+        {band: tuple(of_picture[band] for of_picture in bands) for band in BANDS},
         tuple(rank for rank, _ in of_objects),
         tuple(size for _, size in of_objects),
     )

@@ -19,43 +19,6 @@ class Interval:
     high: float
 
 
-def mean_interval(per_client: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The mean over clients with a bootstrap interval (BCa; percentile where that is undefined).
-
-    One client gives an infinite interval: nothing can be said about others.
-    """
-    values = np.asarray(per_client, dtype=float)
-    mean = float(values.mean())
-    if len(values) < 2:
-        return Interval(mean, -math.inf, math.inf)
-    # Equal values have no spread to resample, and BCa would divide 0 by 0.
-    if float(np.ptp(values)) == 0:
-        return Interval(mean, mean, mean)
-    for method in ("BCa", "percentile"):
-        found = stats.bootstrap(
-            (values,),
-            np.mean,
-            confidence_level=confidence,
-            method=method,
-            # The generator is fixed, so the same scores give the same interval in every process.
-            n_resamples=4999,
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-        if math.isfinite(found.low) and math.isfinite(found.high):
-            return Interval(mean, float(found.low), float(found.high))
-    return Interval(mean, -math.inf, math.inf)
-
-
-def proportion_interval(hits: int, pictures: int, clients: int, confidence: float = 0.95) -> Interval:
-    """A share with its exact binomial interval (Clopper and Pearson 1934), at the effective size ``clients``."""
-    share = hits / pictures
-    successes, failures, alpha = share * clients, clients - share * clients, 1 - confidence
-    # A beta distribution with a parameter of 0 has no quantile: without a hit, or without a miss, the end is exact.
-    low = 0.0 if hits == 0 else float(stats.beta.ppf(alpha / 2, successes, failures + 1))
-    high = 1.0 if hits == pictures else float(stats.beta.ppf(1 - alpha / 2, successes + 1, failures))
-    return Interval(share, low, high)
-
-
 def clopper_pearson(hits: int, n: int, confidence: float = 0.95) -> Interval:
     """A share of independent cases with its exact two-sided interval.
 
@@ -95,10 +58,8 @@ def share_bound(hits: int, n: int, confidence: float = 0.95) -> float:
 def share_interval(hits: Sequence[int], pictures: Sequence[int], confidence: float = 0.95) -> Interval:
     """The share of all pictures, which are alike within a client to an unknown degree, with a conservative interval.
 
-    That of :func:`clopper_pearson` for as many cases as there are clients, with the share as hits, rounded outwards to
-    whole ones. With one picture per client, or where the pictures of a client are hit all or none, it is exact. The
-    less alike they are, the wider it is than needed; coverage below the confidence was found for no kind of likeness
-    (docs/results/coverage.md). Clients of different sizes count as ``(sum of sizes)² / (sum of squares)`` ones.
+    That of :func:`share_of_cases` for as many cases as there are clients; clients of different sizes count as
+    ``(sum of sizes)² / (sum of squares)`` ones.
 
     Args:
         hits: Of each client.
@@ -115,17 +76,32 @@ def share_interval(hits: Sequence[int], pictures: Sequence[int], confidence: flo
     if not pictures:
         return Interval(math.nan, 0.0, 1.0)
     total = sum(pictures)
-    cases = total**2 // sum(size**2 for size in pictures)
-    share, whole = sum(hits) / total, sum(hits) * cases
-    low = clopper_pearson(whole // total, cases, confidence).low
-    return Interval(share, low, clopper_pearson(-(-whole // total), cases, confidence).high)
+    return share_of_cases(sum(hits), total, total**2 // sum(size**2 for size in pictures), confidence)
+
+
+def share_of_cases(hits: int, pictures: int, cases: int, confidence: float = 0.95) -> Interval:
+    """A share of pictures that are only so many independent cases, with a conservative interval.
+
+    That of :func:`clopper_pearson` for the cases, with the share as hits, rounded outwards to whole ones. With one
+    picture per case, or where the pictures of a case are hit all or none, it is exact. The less alike they are, the
+    wider it is than needed; no kind of dependence was found that covers less often (docs/results/coverage.md).
+
+    Args:
+        hits: Pictures that count.
+        pictures: All of them, at least 1.
+        cases: How many are independent, at least 1.
+        confidence: Of the interval.
+    """
+    whole = hits * cases
+    low = clopper_pearson(whole // pictures, cases, confidence).low
+    return Interval(hits / pictures, low, clopper_pearson(-(-whole // pictures), cases, confidence).high)
 
 
 RESAMPLES = 1999
 FEW = 8
 
 
-def studentised_interval(per_client: Sequence[float], confidence: float = 0.95) -> Interval:
+def mean_interval(per_client: Sequence[float], confidence: float = 0.95) -> Interval:
     """The mean over clients with the interval that covers best: the studentised bootstrap from 8 to 199 clients.
 
     With fewer clients its width explodes, with more it agrees with Student's t: there the interval is that of t. The

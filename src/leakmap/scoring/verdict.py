@@ -1,28 +1,32 @@
-"""When may we say that an update leaks?
+"""When may we say that an update leaks? The worst picture decides the level, then what all of them show together.
 
-False alarms are shared out so that a null audit reaches ``statistical`` or more in at most 5 % of runs: the rank-sum
-test may err in 3 %, the count of first ranks in 1 %, and the gains over the floors in 1 % together.
+False alarms of the group rules are divided so that a null audit reaches ``statistical`` or more in at most 5 % of runs:
+the rank-sum tests may err in 3 % (2 % plain, 1 % in any pose), the counts of first ranks in 1 %, and the gains over the
+floors in 1 % together. A single picture that is exposed needs no test: among null pictures none came near
+(docs/results/verdict.md).
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from leakmap.scoring.exposure import EXACT_PSNR, VISIBLE_SSIM
-from leakmap.scoring.statistics import Interval, mean_interval, paired_p, proportion_interval, rank_one_p, rank_sum_p
+from leakmap.scoring.exposure import EXACT_PSNR, VISIBLE_SSIM, Exposed, exposed
+from leakmap.scoring.statistics import Interval, mean_interval, paired_p, rank_one_p, rank_sum_p, share_interval
 
 Level = Literal["inconclusive", "none_found", "statistical", "partial", "visual", "exact"]
 LEVELS: tuple[Level, ...] = ("inconclusive", "none_found", "statistical", "partial", "visual", "exact")
+Pose = Literal["plain", "any"]
+"""How a line-up ranks: by plain NCC, or by the highest |NCC| over mirroring, turns and small shifts."""
+Rule = Literal["no_clients", "no_evidence", "exposure", "control", "first_ranks", "flag", "ranks", "floors", "nothing"]
+"""Which rule of docs/verdict.md fired."""
 
-RANK_SUM_ALPHA = 0.03
-RANK_ONE_ALPHA = 0.01
+RANK_SUM_ALPHA: Mapping[Pose, float] = {"plain": 0.02, "any": 0.01}
+RANK_ONE_ALPHA: Mapping[Pose, float] = {"plain": 0.006, "any": 0.004}
 GAIN_ALPHA = 0.005
 """Of each of the two metrics."""
-OVER_SWAPPED_ALPHA = 0.01
+BEATS_ALPHA = 0.01
+"""Of the test that real updates rank the truth better than a control, client by client."""
 TIMES_CHANCE = 10
-SHARE = 0.1
-"""Share of the pictures that must be recovered visibly, or exactly, for that level; at least one picture."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,25 @@ class Client:
         ranks: In the line-up, of each of its pictures.
         galleries: Candidates in each of these line-ups.
         scores: Metric -> value of each picture.
-        floors: Metric -> floor -> value of each picture.
+        floors: Metric -> floor -> value of each picture; None where the floor came to no reconstruction.
+        pose_ranks: Ranks in the line-up that allows any pose; empty where it was not computed.
+        band_ranks: Band -> rank of each picture in the line-up of that band.
     """
 
     ranks: tuple[float, ...]
     galleries: tuple[int, ...]
     scores: Mapping[str, tuple[float, ...]]
-    floors: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+    floors: Mapping[str, Mapping[str, tuple[float, ...] | None]] = field(default_factory=dict)
+    pose_ranks: tuple[float, ...] = ()
+    band_ranks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def posed(self) -> "Client":
+        """The same with the ranks of the line-up that allows any pose, where it was computed."""
+        return replace(self, ranks=self.pose_ranks or self.ranks)
+
+    def best(self) -> "Client":
+        """The same with the better one of both ranks: a picture is exposed in whichever pose it was recovered."""
+        return replace(self, ranks=tuple(map(min, self.ranks, self.pose_ranks or self.ranks)))
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,7 @@ class LineUp:
         median_rank: Over all pictures.
         p: One-sided rank-sum test.
         p_rank_one: One-sided test of the number of first ranks.
+        pose: How it ranks.
     """
 
     hits: int
@@ -63,27 +80,40 @@ class LineUp:
     median_rank: float
     p: float
     p_rank_one: float
+    pose: Pose = "plain"
 
     @property
     def above_chance(self) -> bool:
         """Whether the ranks tell the truth from the distractors."""
-        return self.p < RANK_SUM_ALPHA or self.p_rank_one < RANK_ONE_ALPHA
+        return self.p < RANK_SUM_ALPHA[self.pose] or self.p_rank_one < RANK_ONE_ALPHA[self.pose]
+
+    @property
+    def many_first(self) -> bool:
+        """Whether the truth is first ten times as often as by chance, and surely more often than by chance."""
+        return self.rank_one.value >= TIMES_CHANCE * self.chance and self.rank_one.low > self.chance
 
 
-def line_up(clients: Sequence[Client]) -> LineUp:
-    """Sums up the line-ups of several clients."""
+def line_up(clients: Sequence[Client], pose: Pose = "plain") -> LineUp:
+    """Sums up the line-ups of several clients.
+
+    Args:
+        clients: At least one.
+        pose: Which of their ranks count.
+    """
+    clients = [client.posed() for client in clients] if pose == "any" else clients
     ranks = sorted(rank for client in clients for rank in client.ranks)
-    hits, n = sum(rank == 1 for rank in ranks), len(ranks)
+    hits, n = [sum(rank == 1 for rank in client.ranks) for client in clients], len(ranks)
     galleries = [client.galleries for client in clients]
     sizes = [size for client in galleries for size in client]
     return LineUp(
-        hits,
+        sum(hits),
         n,
-        proportion_interval(hits, n, len(clients)),
+        share_interval(hits, [len(client.ranks) for client in clients]),
         sum(1 / size for size in sizes) / len(sizes),
         (ranks[(n - 1) // 2] + ranks[n // 2]) / 2,
         rank_sum_p([client.ranks for client in clients], galleries),
-        rank_one_p(hits, n, galleries),
+        rank_one_p(sum(hits), n, galleries),
+        pose,
     )
 
 
@@ -93,7 +123,7 @@ class Gain:
 
     Args:
         value: Mean over clients, with its 95 % interval.
-        floors: Mean of each floor.
+        floors: Mean of each floor, over the clients that have it.
         best_floor: Name of the floor with the highest mean.
         gain: Mean paired difference to that floor, 95 % interval.
         above_every_floor: Whether the paired difference to every floor is positive, sign-flip p < 0.005; fewer than
@@ -109,30 +139,38 @@ class Gain:
 
 def gain_over_floors(clients: Sequence[Client], metric: str) -> Gain:
     """The paired difference of a metric to its floors."""
-    own = _per_client([client.scores[metric] for client in clients])
-    floors = _floors(clients, metric)
-    means = {name: sum(values) / len(values) for name, values in floors.items()}
+    own, floors = _means(clients, metric), _floors(clients, metric)
+    means = {name: sum(value for _, value in pairs) / len(pairs) for name, pairs in floors.items()}
     best = max(means, key=lambda name: means[name])
-    gain = [a - b for a, b in zip(own, floors[best], strict=True)]
+    gain = [a - b for a, b in floors[best]]
     return Gain(mean_interval(own), means, best, mean_interval(gain), above_every_floor(clients, metric))
 
 
 def above_every_floor(clients: Sequence[Client], metric: str) -> bool:
     """Whether the paired difference to every floor is positive, by the sign-flip test."""
-    own = _per_client([client.scores[metric] for client in clients])
-    return all(
-        paired_p([a - b for a, b in zip(own, floor, strict=True)]) < GAIN_ALPHA
-        for floor in _floors(clients, metric).values()
-    )
+    return all(paired_p([a - b for a, b in pairs]) < GAIN_ALPHA for pairs in _floors(clients, metric).values())
 
 
-def _floors(clients: Sequence[Client], metric: str) -> dict[str, list[float]]:
-    """Floor -> mean of each client."""
-    return {name: _per_client([c.floors[metric][name] for c in clients]) for name in clients[0].floors[metric]}
+def _means(clients: Sequence[Client], metric: str) -> list[float]:
+    return [_mean(client.scores[metric]) for client in clients]
 
 
-def _per_client(values: Sequence[Sequence[float]]) -> list[float]:
-    return [sum(of_client) / len(of_client) for of_client in values]
+def _floors(clients: Sequence[Client], metric: str) -> dict[str, list[tuple[float, float]]]:
+    """Floor -> mean of each client, its own and the floor's; without clients where the floor came to nothing."""
+    names = dict.fromkeys(name for client in clients for name in client.floors[metric])
+    found = {
+        name: [
+            (_mean(client.scores[metric]), _mean(values))
+            for client in clients
+            if (values := client.floors[metric].get(name)) is not None
+        ]
+        for name in names
+    }
+    return {name: pairs for name, pairs in found.items() if pairs}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 @dataclass(frozen=True)
@@ -142,96 +180,138 @@ class Evidence:
     Args:
         clients: The audited clients that finished.
         swapped: The same attack on swapped updates, client by client.
+        deranged: Every reconstruction in the line-up of the next client's pictures, in the order of ``clients``; empty
+            where there is one client only.
         control: The planted positive control.
+        void: Flags under which nothing is evidence, not even a recovered picture.
         blocking: Flags under which neither an unsuccessful attack nor a weak signal is evidence.
+        mixed: Whether line-ups mix classes, so that knowing the class alone lifts the truth.
     """
 
     clients: Sequence[Client]
     swapped: Sequence[Client]
     control: Sequence[Client]
+    deranged: Sequence[Client] = ()
+    void: Mapping[str, str] = field(default_factory=dict)
     blocking: Mapping[str, str] = field(default_factory=dict)
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The level and why."""
+    """The level and why.
+
+    Args:
+        level: How much leaked.
+        reasons: Sentences.
+        rule: The rule that fired.
+        exposed: Every exposed picture, the worst first.
+    """
 
     level: Level
     reasons: tuple[str, ...]
+    rule: Rule
+    exposed: tuple[Exposed, ...] = ()
 
 
-def over_swapped(evidence: Evidence) -> float:
-    """One-sided p-value that real updates rank the truth better than swapped ones, client by client."""
+def beats(clients: Sequence[Client], control: Sequence[Client]) -> bool:
+    """Whether clients rank the truth better than a control, client by client (sign-flip test)."""
 
     def fraction(client: Client) -> float:
-        return sum(r / g for r, g in zip(client.ranks, client.galleries, strict=True)) / len(client.ranks)
+        return _mean([rank / size for rank, size in zip(client.ranks, client.galleries, strict=True)])
 
-    pairs = zip(evidence.clients, evidence.swapped, strict=True)
-    return paired_p([fraction(swapped) - fraction(own) for own, swapped in pairs])
-
-
-def recovered(clients: Sequence[Client], metric: str, threshold: float) -> int:
-    """Pictures ranked first in their line-up, above every floor of theirs, and above the threshold."""
-    return sum(
-        rank == 1 and value > threshold and all(value > floor[i] for floor in client.floors[metric].values())
-        for client in clients
-        for i, (rank, value) in enumerate(zip(client.ranks, client.scores[metric], strict=True))
-    )
+    pairs = zip(clients, control, strict=True)
+    return paired_p([fraction(other) - fraction(own) for own, other in pairs]) < BEATS_ALPHA
 
 
 def judge(evidence: Evidence) -> Verdict:
     """The verdict, by the rules listed in docs/verdict.md; never "safe"."""
     if not evidence.clients:
-        return Verdict("inconclusive", ("No client has all of its runs.", *evidence.blocking.values()))
-    found = line_up(evidence.clients)
-    swapped = line_up(evidence.swapped)
-    # At least one picture, or a share of a small audit would round to none.
-    needed = max(1, math.ceil(SHARE * found.n))
-    exact = recovered(evidence.clients, "psnr", EXACT_PSNR)
-    visible = recovered(evidence.clients, "ssim", VISIBLE_SSIM)
-    ranks = (
-        f"The line-up ranks the true picture first in {found.hits} of {found.n} cases (chance {found.chance:.1%}, "
-        f"rank-sum p = {found.p:.2g}); on swapped updates in {swapped.hits} of {swapped.n} (p = {swapped.p:.2g})."
-    )
-    # Swapped updates know nothing of the truth. If they rank it above chance, the line-up is not fair.
-    if swapped.above_chance and over_swapped(evidence) >= OVER_SWAPPED_ALPHA:
-        return Verdict(
-            "inconclusive", (ranks, "Swapped updates rank above chance too: audit more clients, or with another seed.")
-        )
-    # Recovered pictures are evidence whatever the flags say, so these levels come before the blocking flags.
-    if exact >= needed and found.above_chance:
-        return Verdict("exact", (f"{exact} of {found.n} pictures are recovered above {EXACT_PSNR:.0f} dB PSNR.", ranks))
-    if visible >= needed and found.above_chance:
-        return Verdict("visual", (f"{visible} of {found.n} pictures are recovered above {VISIBLE_SSIM} SSIM.", ranks))
-    beats_swapped = found.rank_one.value > swapped.rank_one.value
-    if found.rank_one.value >= TIMES_CHANCE * found.chance and found.rank_one.low > found.chance and beats_swapped:
-        return Verdict("partial", (ranks,))
-    # From here on only weak signals are left, which a flag may explain.
+        blocking = (*evidence.void.values(), *evidence.blocking.values())
+        return Verdict("inconclusive", ("No client has all of its runs.", *blocking), "no_clients")
+    if evidence.void:
+        return Verdict("inconclusive", tuple(evidence.void.values()), "no_evidence")
+    found = tuple(exposed([client.best() for client in evidence.clients]))
+    ranks = _ranks(evidence)
+    if found:
+        level = found[0].level
+        open_ones = [one for one in found if one.level == level]
+        above = f"{EXACT_PSNR:.0f} dB PSNR" if level == "exact" else f"{VISIBLE_SSIM} SSIM"
+        n = sum(len(client.ranks) for client in evidence.clients)
+        reason = f"{len(open_ones)} of {n} pictures are first in their line-up, above each of their floors and {above}."
+        return Verdict(level, (reason, ranks), "exposure", found)
+    if why := _control_leaks(evidence):
+        return Verdict("inconclusive", (ranks, why), "control")
+    for pose in RANK_SUM_ALPHA:
+        others = [line_up(control, pose) for control in (evidence.swapped, evidence.deranged) if control]
+        own = line_up(evidence.clients, pose)
+        if own.many_first and all(own.rank_one.value > other.rank_one.value for other in others):
+            return Verdict("partial", (*_posed(own), ranks), "first_ranks")
     if evidence.blocking:
-        return Verdict("inconclusive", (ranks, *evidence.blocking.values()))
-    # A weak signal must also be stronger than that of updates which cannot hold the pictures.
-    if found.above_chance and found.p < swapped.p:
-        return Verdict("statistical", (ranks,))
-    above = [m for m in ("psnr", "ssim") if above_every_floor(evidence.clients, m)]
+        return Verdict("inconclusive", (ranks, *evidence.blocking.values()), "flag")
+    return _weak(evidence, ranks)
+
+
+def _control_leaks(evidence: Evidence) -> str:
+    """Why the line-up measures something else than the update; empty if it does not."""
+    controls = (
+        (evidence.swapped, "Swapped updates rank above chance too: audit more clients, or with another seed."),
+        (
+            evidence.deranged,
+            "Reconstructions rank above chance in the line-ups of other clients too: the clients' pictures differ from "
+            "the others as a whole, as those of another camera do. Give others from the same source.",
+        ),
+    )
+    for control, why in controls:
+        for pose in RANK_SUM_ALPHA:
+            own = [client.posed() for client in evidence.clients] if pose == "any" else evidence.clients
+            other = [client.posed() for client in control] if pose == "any" else control
+            if control and line_up(control, pose).above_chance and not beats(own, other):
+                return why
+    return ""
+
+
+def _weak(evidence: Evidence, ranks: str) -> Verdict:
+    """What all clients show together where no picture, and no share of first ranks, speaks for itself."""
+    sure = not evidence.mixed or beats(evidence.clients, evidence.swapped)
+    for pose in RANK_SUM_ALPHA:
+        own, swapped = line_up(evidence.clients, pose), line_up(evidence.swapped, pose)
+        if sure and own.above_chance and own.p < swapped.p:
+            return Verdict("statistical", (*_posed(own), ranks), "ranks")
+    above = [metric for metric in ("psnr", "ssim") if above_every_floor(evidence.clients, metric)]
     if above:
-        return Verdict("statistical", (f"{' and '.join(above).upper()} lie above every floor.", ranks))
+        names = " and ".join(above).upper()
+        reason = f"{names} lie above every floor, although the ranks are at chance: brightness or blur, not layout."
+        return Verdict("statistical", (reason, ranks), "floors")
     return _nothing_found(evidence, ranks)
+
+
+def _posed(found: LineUp) -> tuple[str, ...]:
+    if found.pose == "plain":
+        return ()
+    told = f"first in {found.hits} of {found.n} cases (rank-sum p = {found.p:.2g})"
+    return (f"With mirroring, quarter turns, small shifts and inversion allowed, the true picture is {told}.",)
+
+
+def _ranks(evidence: Evidence) -> str:
+    own, swapped = line_up(evidence.clients), line_up(evidence.swapped)
+    told = (
+        f"The line-up ranks the true picture first in {own.hits} of {own.n} cases (chance {own.chance:.1%}, "
+        f"rank-sum p = {own.p:.2g}); on swapped updates in {swapped.hits} of {swapped.n} (p = {swapped.p:.2g})"
+    )
+    if not evidence.deranged:
+        return f"{told}."
+    other = line_up(evidence.deranged)
+    return f"{told}; reconstructions of other clients in {other.hits} of {other.n} (p = {other.p:.2g})."
 
 
 def _nothing_found(evidence: Evidence, ranks: str) -> Verdict:
     """Nothing was found: is that evidence, or did the measurement fail?"""
     if not evidence.control:
-        return Verdict("inconclusive", (ranks, "The planted positive control did not finish."))
+        return Verdict("inconclusive", (ranks, "The planted positive control did not finish."), "control")
     control = line_up(evidence.control)
     if not control.above_chance:
-        return Verdict(
-            "inconclusive",
-            (
-                ranks,
-                f"The planted control, known to leak, was not found either (p = {control.p:.2g}): attack too weak.",
-            ),
-        )
-    return Verdict(
-        "none_found",
-        (ranks, f"The planted control was found: first in {control.hits} of {control.n} line-ups."),
-    )
+        why = f"The planted control, known to leak, was not found either (p = {control.p:.2g}): attack too weak."
+        return Verdict("inconclusive", (ranks, why), "control")
+    seen = f"The planted control was found: first in {control.hits} of {control.n} line-ups."
+    return Verdict("none_found", (ranks, seen), "nothing")

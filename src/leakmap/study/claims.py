@@ -215,7 +215,7 @@ def _resists_for_another_reason(cells: Sequence[Concluded]) -> str:
     if flagged:
         return f"The update of {_place(flagged[0])} hardly depends on the picture: resisting shows nothing."
     found = [cell.result.line_up.control for cell in cells]
-    if any(one is None or one.p >= RANK_SUM_ALPHA for one in found):
+    if any(one is None or not one.above_chance for one in found):
         return "The planted control, known to leak, was not found."
     return ""
 
@@ -234,7 +234,7 @@ def _above_chance(cells: Sequence[Concluded]) -> bool:
     for cell in cells:
         if clients := cell.result.finished:
             ps.append(rank_sum_p([c.ranks for c in clients], [c.galleries for c in clients]))
-    return any(p < RANK_SUM_ALPHA for p in holm(ps))
+    return any(p < RANK_SUM_ALPHA["plain"] for p in holm(ps))
 
 
 VALUES: dict[str, Callable[[Result], dict[Hashable, float]]] = {
