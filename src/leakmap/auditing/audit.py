@@ -16,7 +16,7 @@ from leakmap.client.data import Pictures, usable
 from leakmap.client_step import LocalRule
 from leakmap.errors import DataError
 from leakmap.models.network import IN_MEMORY
-from leakmap.plan.plan import Plan, Progress
+from leakmap.plan.plan import Plan, Progress, usual_victims
 from leakmap.plan.tuned import Tuned
 from leakmap.problem.task import Loss
 from leakmap.registry.spec import Spec
@@ -35,7 +35,7 @@ def audit(
     attack: Spec | str = DEFAULT,
     tuned: Tuned | None = None,
     loss: Loss | None = None,
-    victims: int = 12,
+    victims: int | None = None,
     batch_size: int = 1,
     classes: int | None = None,
     normalization: str = "data",
@@ -57,7 +57,7 @@ def audit(
         attack: Its specification, so that the audit can be repeated.
         tuned: Settings for it from :func:`leakmap.tune`.
         loss: ``loss(outputs, y) -> scalar``; cross entropy by default.
-        victims: Number of clients.
+        victims: Number of clients; by default 36, or 200 where the attack is fitted first.
         batch_size: Pictures of each client.
         classes: Outputs of the model; by default the highest label plus one.
         normalization: See :class:`Plan`.
@@ -71,13 +71,14 @@ def audit(
     Raises:
         UsageError: the pictures, the model or a setting do not fit.
     """
+    chosen = Spec.parse(attack)
     plan = Plan(
         model=IN_MEMORY if isinstance(model, nn.Module) else str(model),
         data=IN_MEMORY,
         rule=client or LocalRule(),
         threat=threat or ThreatModel(),
-        attack=Spec.parse(attack),
-        victims=victims,
+        attack=chosen,
+        victims=usual_victims(chosen) if victims is None else victims,
         batch_size=batch_size,
         normalization=normalization,
         null=null,

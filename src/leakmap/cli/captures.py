@@ -27,10 +27,9 @@ from leakmap.doctor.watching import PAUSE, Watch, look
 from leakmap.errors import BadSetting, ObservationError
 from leakmap.models.network import build_network
 from leakmap.observation.observation import Observation
-from leakmap.plan.plan import Plan
+from leakmap.plan.written import plan_of
 from leakmap.registry.spec import Spec
 from leakmap.report.page import number
-from leakmap.threat import ThreatModel
 
 File = Annotated[Path, typer.Argument(help="An Observation file.")]
 Model = Annotated[str | None, typer.Option(help="Your own file.py:function, where the file names one.")]
@@ -226,18 +225,17 @@ def watch(
     """
     if not folder.is_dir():
         raise ObservationError(f"There is no folder {folder} to watch.")
-    plan = Plan(
-        model=model or "",
-        data="samples",
-        loss=loss or "cross_entropy",
-        threat=ThreatModel(labels),
-        attack=Spec.parse(how),
-        seed=seed,
-    )
+    typed = {
+        "model": model or "",
+        "loss": loss or "cross_entropy",
+        "threat.labels": labels,
+        "attack": how,
+        "seed": seed,
+    }
     own = Watch(
         folder,
         out or Path("runs") / f"watch-{folder.resolve().name}",
-        plan,
+        plan_of(typed),
         truth,
         others,
         runner_of(workers, device),
