@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.markdown import versions
-from leakmap import LocalRule, Plan, ThreatModel, label_rules, observe, prepare, simulate
+from leakmap import LocalRule, Plan, ThreatModel, label_rules, observe, simulate
 from leakmap.attacker.labels import recover
+from leakmap.auditing.prepare import prepare
 from leakmap.client.simulate import Batch
 from leakmap.errors import NotApplicable, NotGranted
 from leakmap.observation.contents import Public

@@ -190,8 +190,10 @@ def check(plan: Plan) -> None:
     """Refuses an attack or metrics that cannot be, before any work.
 
     Raises:
-        UsageError: a name or setting is unknown, or a needed fact is withheld.
+        UsageError: no model is named, a name or setting is unknown, or a needed fact is withheld.
     """
+    if not plan.model:
+        raise BadSetting("Give --model NAME, or --observation FILE with what a real client sent.")
     check_needs(attacks.build(plan.attack), plan.threat)
     for name in plan.metrics:
         metrics.build(name)

@@ -2,20 +2,23 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from leakmap.attacker.attacks import attacks
 from leakmap.auditing.prepare import gather
 from leakmap.client.simulate import Batch, simulate
 from leakmap.errors import LeakmapError
 from leakmap.models.network import build_network
-from leakmap.plan.plan import Plan
+from leakmap.plan.plan import Plan, Progress
 from leakmap.registry.spec import Spec
 from leakmap.runs.run import held_by
 from leakmap.runs.runner import in_threads
 from leakmap.runs.setup import Setup
-from leakmap.study.planning import Planned, pictures_of
-from leakmap.study.running import Standing
+from leakmap.study.file import Study
+from leakmap.study.planning import Planned, only, pictures_of
+from leakmap.study.running import Standing, standing
 
 EVALUATION = 2.5
 """Training steps in one evaluation of a matching term and its gradient, with all that an iteration does besides."""
@@ -25,7 +28,44 @@ TIMED = 24
 """Networks that are timed; the others are taken to cost their mean."""
 
 
-def seconds_left(standing: Standing, progress: Callable[[str, float], None]) -> float:
+@dataclass(frozen=True)
+class Status:
+    """What is finished of a study and what the rest takes.
+
+    Args:
+        standing: What is finished, failed and missing.
+        seconds_left: Seconds that the missing runs will take one after the other.
+    """
+
+    standing: Standing
+    seconds_left: float
+
+
+def study_status(
+    study: Study,
+    folder: Path,
+    *,
+    filters: Sequence[str] = (),
+    progress: Progress = lambda what, fraction: None,
+) -> Status:
+    """Says where a study stands and estimates how long the rest takes; runs nothing.
+
+    Args:
+        study: The study.
+        folder: Where its results lie.
+        filters: ``AXIS=VALUE``: only cells that stand there.
+        progress: Called with what is being done and the finished fraction.
+
+    Raises:
+        UsageError: a cell cannot be run as it is written, or there is no such axis or value.
+        StoreError: the folder holds results of another schema.
+    """
+    whole = standing(study, folder)
+    found = replace(whole, planned=tuple(only(whole.planned, filters)))
+    return Status(found, _seconds_left(found, progress))
+
+
+def _seconds_left(standing: Standing, progress: Callable[[str, float], None]) -> float:
     """Seconds that the missing runs will take one after the other.
 
     By the runs of the same cell that are finished; for cells without, by timing one client step of the network and
