@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from leakmap.attacker.attacks import DEFAULT
 from leakmap.auditing.captured import prepare_captured
 from leakmap.auditing.conclude import Audit
+from leakmap.auditing.estimate import Foretold
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.client.data import Pictures, usable
@@ -32,6 +33,7 @@ def run_plan(
     *,
     runner: Runner = HERE,
     progress: Progress = lambda what, fraction: None,
+    foretold: Foretold | None = None,
 ) -> Audit:
     """Audits simulated clients: all that ``leakmap audit`` does with its options as a plan.
 
@@ -40,6 +42,7 @@ def run_plan(
         out: Folder for results; given one, finished runs are kept and an interrupted audit continues.
         runner: Where to run; without a folder, this process.
         progress: Called with what is being done and the finished fraction.
+        foretold: Called with what is about to be run and how long that may take, where something is missing.
 
     Raises:
         UsageError: something of the plan does not fit.
@@ -49,7 +52,7 @@ def run_plan(
     if plan.captured is not None:
         raise BadSetting("This plan is of captured updates; give them to audit_captured.")
     prepared = prepare(plan, device=runner.here.device, progress=progress)
-    return perform(plan, prepared, _store(out), runner, progress)
+    return perform(plan, prepared, _store(out), runner, progress, foretold)
 
 
 def audit_captured(
@@ -61,6 +64,7 @@ def audit_captured(
     *,
     runner: Runner = HERE,
     progress: Progress = lambda what, fraction: None,
+    foretold: Foretold | None = None,
 ) -> Audit:
     """Audits real clients, whose updates were captured, beside the pictures that they held.
 
@@ -73,6 +77,7 @@ def audit_captured(
         out: Folder for results; given one, finished runs are kept and an interrupted audit continues.
         runner: Where to run; without a folder, this process.
         progress: Called with what is being done and the finished fraction.
+        foretold: Called with what is about to be run and how long that may take, where something is missing.
 
     Raises:
         UsageError: files, pictures and plan do not fit each other.
@@ -81,7 +86,7 @@ def audit_captured(
         KeyboardInterrupt: after storing what is finished and, given a folder, writing the partial result.
     """
     full, prepared = prepare_captured(plan, observations, truths, others)
-    return perform(full, prepared, _store(out), runner, progress)
+    return perform(full, prepared, _store(out), runner, progress, foretold)
 
 
 def audit(
