@@ -13,6 +13,7 @@ from leakmap.auditing.demo import demonstrate
 from leakmap.auditing.search import BUDGET
 from leakmap.auditing.tune import REHEARSALS
 from leakmap.auditing.tune import tune as tune_plan
+from leakmap.cli.exits import INCONCLUSIVE, REACHED
 from leakmap.cli.options import ATTACK, REAL, TUNING, Out, default_folder, with_plan
 from leakmap.cli.runners import RUN, Address, Device, Gpus, Workers, runner_of
 from leakmap.cli.terminal import describe, describe_tuned, foretell, progress_bar
@@ -21,8 +22,6 @@ from leakmap.plan.command import command
 from leakmap.plan.plan import Captured, Plan
 from leakmap.plan.tuned import read_tuned
 from leakmap.scoring.verdict import LEVELS
-
-REACHED, INCONCLUSIVE = 1, 2
 
 
 @with_plan()
@@ -63,7 +62,8 @@ def audit(
 
       leakmap audit --observation client-0.safetensors --truth npz:FILE --others folder:DIR
 
-    Exit codes: 0 done; with --gate 1 level reached, 2 inconclusive; 3 wrong input; 130 interrupted.
+    Exit codes: 0 done; with --gate 1 level reached, 2 inconclusive; 3 wrong input; 4 an error without
+    a result; 130 interrupted.
     """
     if gate is not None and gate not in LEVELS[1:]:
         raise BadSetting(f"--gate takes one of {', '.join(LEVELS[1:])}; got {gate!r}.")

@@ -100,7 +100,7 @@ class TrialJob:
         """Runs it."""
         try:
             setup = _setup_of(self.trial.setup, self.source, device)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return failed(self.trial, error)
         return run(self.trial, setup, told, self.fitted)
 
@@ -128,8 +128,8 @@ class FitJob:
             setup = _setup_of(self.trials[0].setup, self.source, device)
             for place, trial in enumerate(self.trials):
                 fitted_for(trial, setup, self.fitted, lambda f, p=place: told((p + f) / count))
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            return in_words(error)
         return None
 
 

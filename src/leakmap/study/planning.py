@@ -128,8 +128,8 @@ class TrainJob:
 
         try:
             prepare(self.plan, pictures_of(self.plan), device=device, trained=self.trained, progress=progress)
-        except LeakmapError as error:
-            return str(error)
+        except (LeakmapError, SystemExit) as error:
+            return in_words(error)
         return None
 
 
