@@ -35,7 +35,7 @@ def ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "Interrupted. What is finished is kept; the same command continues."
     if isinstance(error, click.ClickException):
-        return BAD_INPUT, f"Error: {error.format_message()} Try 'leakmap audit --help'."
+        return BAD_INPUT, _misused(error)
     if isinstance(error, SystemExit):
         return BAD_INPUT, (
             f"Error: Code that is not leakmap's called sys.exit({error.code!r}) before there was a result: a model, a "
@@ -51,6 +51,13 @@ def ending(error: BaseException) -> tuple[int, str]:
             "--model; what is finished is kept."
         )
     return _mistake(error)
+
+
+def _misused(error: click.ClickException) -> str:
+    """What is wrong with what was typed; nothing where the help was all that could be said."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    said = error.format_message()
+    return f"Error: {said} Try '{context.command_path if context else 'leakmap'} --help'." if said else ""
 
 
 def _of_the_system(error: OSError, number: int) -> tuple[int, str]:

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.protocol import Attack
+from leakmap.errors import in_words
 from leakmap.models.network import user_code
 from leakmap.registry.spec import Spec
 from leakmap.runs.fitting import path_of, recipe
