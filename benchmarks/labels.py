@@ -45,7 +45,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     setups = [
-        (kind, prepare(Plan(model, options.data, threat=ThreatModel(public=PUBLIC), train_epochs=epochs)).main)
+        (
+            kind,
+            prepare(Plan(model, options.data, threat=ThreatModel(public=PUBLIC), victims=12, train_epochs=epochs)).main,
+        )
         for kind, epochs in EPOCHS.items()
         for model in track(NETWORKS, f"preparing {kind}", console=Console(stderr=True), transient=True)
     ]

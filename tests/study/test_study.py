@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from leakmap.cli.study import duration
+from leakmap.cli.terminal import duration
 from leakmap.errors import BadSetting, DataError, StoreError, UsageError
 from leakmap.plan.plan import Plan
 from leakmap.runs.ray import Ray

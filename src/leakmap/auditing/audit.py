@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from leakmap.attacker.attacks import DEFAULT
 from leakmap.auditing.captured import prepare_captured
 from leakmap.auditing.conclude import Audit
+from leakmap.auditing.estimate import Foretold
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.client.data import Pictures, usable
 from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, DataError
 from leakmap.models.network import IN_MEMORY
-from leakmap.plan.plan import Plan, Progress
+from leakmap.plan.plan import Plan, Progress, usual_victims
 from leakmap.plan.tuned import Tuned
 from leakmap.problem.task import Loss
 from leakmap.registry.spec import Spec
@@ -32,6 +33,7 @@ def run_plan(
     *,
     runner: Runner = HERE,
     progress: Progress = lambda what, fraction: None,
+    foretold: Foretold | None = None,
 ) -> Audit:
     """Audits simulated clients: all that ``leakmap audit`` does with its options as a plan.
 
@@ -40,6 +42,7 @@ def run_plan(
         out: Folder for results; given one, finished runs are kept and an interrupted audit continues.
         runner: Where to run; without a folder, this process.
         progress: Called with what is being done and the finished fraction.
+        foretold: Called with what is about to be run and how long that may take, where something is missing.
 
     Raises:
         UsageError: something of the plan does not fit.
@@ -49,7 +52,7 @@ def run_plan(
     if plan.captured is not None:
         raise BadSetting("This plan is of captured updates; give them to audit_captured.")
     prepared = prepare(plan, device=runner.here.device, progress=progress)
-    return perform(plan, prepared, _store(out), runner, progress)
+    return perform(plan, prepared, _store(out), runner, progress, foretold)
 
 
 def audit_captured(
@@ -61,6 +64,7 @@ def audit_captured(
     *,
     runner: Runner = HERE,
     progress: Progress = lambda what, fraction: None,
+    foretold: Foretold | None = None,
 ) -> Audit:
     """Audits real clients, whose updates were captured, beside the pictures that they held.
 
@@ -73,6 +77,7 @@ def audit_captured(
         out: Folder for results; given one, finished runs are kept and an interrupted audit continues.
         runner: Where to run; without a folder, this process.
         progress: Called with what is being done and the finished fraction.
+        foretold: Called with what is about to be run and how long that may take, where something is missing.
 
     Raises:
         UsageError: files, pictures and plan do not fit each other.
@@ -81,7 +86,7 @@ def audit_captured(
         KeyboardInterrupt: after storing what is finished and, given a folder, writing the partial result.
     """
     full, prepared = prepare_captured(plan, observations, truths, others)
-    return perform(full, prepared, _store(out), runner, progress)
+    return perform(full, prepared, _store(out), runner, progress, foretold)
 
 
 def audit(
@@ -94,7 +99,7 @@ def audit(
     attack: Spec | str = DEFAULT,
     tuned: Tuned | None = None,
     loss: Loss | None = None,
-    victims: int = 12,
+    victims: int | None = None,
     batch_size: int = 1,
     classes: int | None = None,
     normalization: str = "data",
@@ -116,7 +121,7 @@ def audit(
         attack: Its specification, so that the audit can be repeated.
         tuned: Settings for it from :func:`leakmap.tune`.
         loss: ``loss(outputs, y) -> scalar``; cross entropy by default.
-        victims: Number of clients.
+        victims: Number of clients; by default 36, or 200 where the attack is fitted first.
         batch_size: Pictures of each client.
         classes: Outputs of the model; by default the highest label plus one.
         normalization: See :class:`Plan`.
@@ -130,13 +135,14 @@ def audit(
     Raises:
         UsageError: the pictures, the model or a setting do not fit.
     """
+    chosen = Spec.parse(attack)
     plan = Plan(
         model=IN_MEMORY if isinstance(model, nn.Module) else str(model),
         data=IN_MEMORY,
         rule=client or LocalRule(),
         threat=threat or ThreatModel(),
-        attack=Spec.parse(attack),
-        victims=victims,
+        attack=chosen,
+        victims=usual_victims(chosen) if victims is None else victims,
         batch_size=batch_size,
         normalization=normalization,
         null=null,

@@ -21,7 +21,7 @@ from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, DataError
 from leakmap.observation.observation import Observation
 from leakmap.plan.plan import Captured, Plan, check
-from leakmap.plan.written import CAPTURED, settings, values_of
+from leakmap.plan.written import CAPTURED, settings, usual, values_of
 from leakmap.problem.objects import EMPTY
 from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
@@ -65,7 +65,9 @@ def prepare_captured(
     if not others:
         raise BadSetting("Give --others with pictures of the same kind that no client held: line-ups are made of them.")
     values = values_of(plan)
-    told = [one.flag for one in settings() if one.declared.table in CAPTURED and values[one.path] != one.default]
+    told = [
+        one.flag for one in settings() if one.declared.table in CAPTURED and values[one.path] != usual(one, plan.attack)
+    ]
     told += ["--tuned"] if plan.tuned is not None else []
     if told:
         raise BadSetting(f"With --observation the client is what its file says; leave out {', '.join(told)}.")

@@ -45,7 +45,7 @@ def demonstrate(
         def told(what: str, fraction: float, i: int = i) -> None:
             progress(f"client {i + 1} of {len(CLIENTS)}: {what}", (i + fraction) / len(CLIENTS))
 
-        plan = Plan(model=model, data="samples", attack=Spec("inverting_gradients"))
+        plan = Plan(model=model, data="samples", attack=Spec("inverting_gradients"), victims=12)
         store = Store(out / ("leaks", "resists")[i])
         found[title] = perform(plan, prepare(plan, progress=told), store, runner, told)
     sections = [Section(audit.result, audit.rows, title) for title, audit in found.items()]

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.attacks.strongest import SUITE, member_specs
+from leakmap.attacker.attacks.strongest import SUITE, applying
+from leakmap.auditing.estimate import Expected, Foretold, expected
 from leakmap.auditing.prepare import Prepared, facts
 from leakmap.auditing.recipe import rehearsals
 from leakmap.errors import BadSetting
-from leakmap.files import write_json
+from leakmap.files import read_json, write_json
 from leakmap.plan.plan import Column, Plan, Progress, Scalar, check_needs
 from leakmap.plan.tuned import Objective, Try, Tuned, TunedAttack
 from leakmap.registry.spec import Spec, Tunable
@@ -41,6 +42,8 @@ BUDGET = 20
 """Settings to try of each attack."""
 WORST = {"ncc": -1.0, "ssim": -1.0, "psnr": 0.0}
 """Objective -> what a failed rehearsal scores."""
+RESULT = "tuned.json"
+"""What a tuning writes into its folder."""
 RANDOM = 5
 """Settings drawn at random before the sampler learns, and finished ones before any is stopped early."""
 WORTH_PROCESSES = 20.0
@@ -58,6 +61,7 @@ def search(
     oracle: bool = False,
     runner: Runner = HERE,
     progress: Progress = lambda what, fraction: None,
+    foretold: Foretold | None = None,
 ) -> Tuned:
     """Chooses settings of attacks on rehearsals that are at hand; see :func:`leakmap.auditing.tune.tune`.
 
@@ -74,6 +78,7 @@ def search(
         oracle: Tune on the victims themselves: an upper bound, and called ``oracle-tuned`` for good.
         runner: Where to run; what only lives in this process runs here.
         progress: Called with what is being done and the finished fraction.
+        foretold: Called with what is about to be run, where something is; None estimates nothing.
 
     Raises:
         BadSetting: there is nothing to tune or to rehearse on, or every rehearsal failed.
@@ -93,6 +98,8 @@ def search(
     if store is not None:
         decided = {"column": column, "objective": objective, "attacks": list(map(str, specs))}
         store.claim({**asdict(plan), **decided, "contents": prepared.main.digest}, "tuning")
+    if foretold is not None and not _finished(store, budget):
+        foretold(_expected(clients, specs, budget))
     found: dict[str, TunedAttack] = {}
     with _studies(store) as study:
         for place, spec in enumerate(specs):
@@ -108,7 +115,7 @@ def search(
     versions = {**versions_of(torch.device(runner.here.device)), "optuna": optuna.__version__}
     tuned = Tuned(column, objective, budget, len(pictures), found, *on, versions)
     if store is not None:
-        write_json(store.folder / "tuned.json", asdict(tuned))
+        write_json(store.folder / RESULT, asdict(tuned))
     return tuned
 
 
@@ -118,8 +125,31 @@ def _to_tune(clients: "_Clients") -> list[Spec]:
     if attack.name != SUITE:
         return [attack]
     observation = seen_by_server(clients.trials(attack)[0], clients.setup)
-    members = [member for member in member_specs(attack) if not attacks.build(member).why_not(observation)]
-    return [member for member in members if attacks.tunables(member.name)]
+    return [member for member in applying(attack, observation) if attacks.tunables(member.name)]
+
+
+def _finished(store: Store | None, budget: int) -> bool:
+    """Whether the folder holds the result of so many choices already."""
+    found = None if store is None else read_json(store.folder / RESULT)
+    return isinstance(found, dict) and found.get("budget", 0) >= budget
+
+
+def _expected(clients: "_Clients", specs: Sequence[Spec], budget: int) -> Expected:
+    """What is run at most: all rehearsals of all choices, those too that are finished."""
+    setups, runner = {clients.setup.digest: clients.setup}, clients.runner
+    parts = [
+        expected(clients.trials(spec), setups, runner, times=budget if _space(spec) else 1, worth=WORTH_PROCESSES)
+        for spec in specs
+    ]
+    seconds = [part.seconds for part in parts if part.seconds is not None]
+    return replace(
+        parts[0],
+        runs=sum(part.runs for part in parts),
+        seconds=sum(seconds) if len(seconds) == len(parts) else None,
+        processes=None if parts[0].processes is None else max(part.processes or 0 for part in parts),
+        fits=any(part.fits for part in parts),
+        at_most=True,
+    )
 
 
 def _check(plan: Plan, specs: Sequence[Spec], budget: int, objective: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from leakmap.auditing.estimate import Foretold
 from leakmap.auditing.prepare import prepare
 from leakmap.auditing.search import BUDGET, search
 from leakmap.errors import BadSetting
@@ -27,6 +28,7 @@ def tune(
     oracle: bool = False,
     runner: Runner = HERE,
     progress: Progress = lambda what, fraction: None,
+    foretold: Foretold | None = None,
 ) -> Tuned:
     """Chooses an attack's settings on public pictures with simulated clients, before any victim is attacked.
 
@@ -44,6 +46,7 @@ def tune(
         oracle: Tune on the victims themselves: an upper bound, and called ``oracle-tuned`` for good.
         runner: Where to run; without a folder, this process.
         progress: Called with what is being done and the finished fraction.
+        foretold: Called with what is about to be run and how long that may take, where something is missing.
 
     Raises:
         UsageError: something of the plan does not fit, there is nothing to tune or to rehearse on, or every rehearsal
@@ -64,4 +67,5 @@ def tune(
         oracle=oracle,
         runner=runner,
         progress=progress,
+        foretold=foretold,
     )

@@ -13,16 +13,15 @@ from leakmap.auditing.demo import demonstrate
 from leakmap.auditing.search import BUDGET
 from leakmap.auditing.tune import REHEARSALS
 from leakmap.auditing.tune import tune as tune_plan
+from leakmap.cli.exits import INCONCLUSIVE, REACHED
 from leakmap.cli.options import ATTACK, REAL, TUNING, Out, default_folder, with_plan
 from leakmap.cli.runners import RUN, Address, Device, Gpus, Workers, runner_of
-from leakmap.cli.terminal import describe, describe_tuned, progress_bar
+from leakmap.cli.terminal import describe, describe_tuned, foretell, progress_bar
 from leakmap.errors import BadSetting
 from leakmap.plan.command import command
 from leakmap.plan.plan import Captured, Plan
 from leakmap.plan.tuned import read_tuned
 from leakmap.scoring.verdict import LEVELS
-
-REACHED, INCONCLUSIVE = 1, 2
 
 
 @with_plan()
@@ -63,7 +62,8 @@ def audit(
 
       leakmap audit --observation client-0.safetensors --truth npz:FILE --others folder:DIR
 
-    Exit codes: 0 done; with --gate 1 level reached, 2 inconclusive; 3 wrong input; 130 interrupted.
+    Exit codes: 0 done; with --gate 1 level reached, 2 inconclusive; 3 wrong input; 4 an error without
+    a result; 130 interrupted.
     """
     if gate is not None and gate not in LEVELS[1:]:
         raise BadSetting(f"--gate takes one of {', '.join(LEVELS[1:])}; got {gate!r}.")
@@ -76,10 +76,12 @@ def audit(
     runner = runner_of(workers, device, ray, gpus)
     with progress_bar() as progress:
         if real is None:
-            found = run_plan(plan, folder, runner=runner, progress=progress)
+            found = run_plan(plan, folder, runner=runner, progress=progress, foretold=foretell)
         else:
             files, truths = real.observations, real.truths
-            found = audit_captured(plan, files, truths, real.others, folder, runner=runner, progress=progress)
+            found = audit_captured(
+                plan, files, truths, real.others, folder, runner=runner, progress=progress, foretold=foretell
+            )
     if as_json:
         typer.echo(found.result.as_json())
     else:
@@ -140,6 +142,7 @@ def tune(
             oracle=oracle,
             runner=runner,
             progress=progress,
+            foretold=foretell,
         )
     file = folder / "tuned.json"
     if as_json:

@@ -87,7 +87,7 @@ def doctor(
 ) -> None:
     """Check a captured update, and say which fact about it is wrong.
 
-    Exit codes: 0 nothing wrong; 1 something is; 3 wrong input.
+    Exit codes: 0 nothing wrong; 1 something is; 3 wrong input; 4 an error without a result.
 
     [bold]Examples[/bold]
 

@@ -4,19 +4,16 @@ import sys
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from leakmap.cli.audit import audit, demo, tune
 from leakmap.cli.captures import attack_, capture_, doctor, facts_
+from leakmap.cli.exits import INTERRUPTED, end
 from leakmap.cli.inspect import inspect_
 from leakmap.cli.listing import list_, schema
 from leakmap.cli.study import app as study
 from leakmap.cli.study import reproduce
 from leakmap.cli.watch import watch
-from leakmap.errors import LeakmapError
 from leakmap.version import __version__
-
-BAD_INPUT, INTERRUPTED = 3, 130
 
 app = typer.Typer(
     name="leakmap",
@@ -60,24 +57,12 @@ def root(
 
 
 def main() -> NoReturn:
-    """The entry point: turns every error of ours into one sentence and exit code 3."""
+    """The entry point: turns every error into one sentence and an exit code that no result has."""
     try:
-        code = app(standalone_mode=False)
-    except (LeakmapError, OSError) as error:
-        _say(f"Error: {error}")
-        code = BAD_INPUT
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except Exception as error:
-        show = getattr(error, "format_message", None)
-        if show is None:
-            raise
-        _say(f"Error: {show()} Try 'leakmap audit --help'.")
-        code = BAD_INPUT
-    if code == INTERRUPTED:
-        _say("Interrupted. What is finished is kept; the same command continues.")
-    sys.exit(code or 0)
-
-
-def _say(text: str) -> None:
-    Console(stderr=True, highlight=False, markup=False).print(text, soft_wrap=True)
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
+    except BaseException as error:
+        code = end(error)
+    else:
+        code = end(KeyboardInterrupt()) if code == INTERRUPTED else code
+    sys.exit(code)

@@ -54,7 +54,7 @@ def _parameter(entry: Entry) -> inspect.Parameter:
         hint, default = str, str(default)
     elif get_origin(hint) is tuple:
         hint, default = list[str] | None, None
-    elif entry.required:
+    elif entry.required or entry.declared.follows:
         hint, default = hint | None, None
     how = typer.Option(*flag, help=said.help, rich_help_panel=said.panel, hidden=said.hidden)
     return _keyword(entry.option, default, Annotated[hint, how])

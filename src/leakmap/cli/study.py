@@ -13,7 +13,7 @@ from rich.table import Table
 
 from leakmap.cli.options import AsJson
 from leakmap.cli.runners import Address, Device, Gpus, Workers, runner_of, workers_of
-from leakmap.cli.terminal import progress_bar
+from leakmap.cli.terminal import duration, progress_bar
 from leakmap.runs.runner import default_workers
 from leakmap.study.estimate import study_status
 from leakmap.study.file import Study, read_study, shown
@@ -256,12 +256,3 @@ def _tell(study: Study, found: Standing, folder: Path, as_json: bool, left: floa
         console.print(Padding(f"[yellow]{count} failed[/] {escape(kind)}: {escape(text)}", (0, 0, 0, 2)))
     if found.failed:
         console.print("  [dim]--retry-failed runs them again[/]")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

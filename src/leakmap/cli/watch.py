@@ -15,11 +15,9 @@ from leakmap.cli.options import AsJson, Model, OwnLoss
 from leakmap.cli.runners import Device, Workers, runner_of
 from leakmap.cli.terminal import COLOURS, progress_bar
 from leakmap.doctor.watching import PAUSE, Watch, look
-from leakmap.plan.plan import Plan
-from leakmap.registry.spec import Spec
+from leakmap.plan.written import plan_of
 from leakmap.report.page import number
 from leakmap.result.watched import Watched
-from leakmap.threat import ThreatModel
 
 
 def watch(
@@ -49,14 +47,8 @@ def watch(
 
       leakmap watch captures --truth pictures --others folder:PUBLIC --once
     """
-    plan = Plan(
-        model=model or "",
-        data="samples",
-        loss=loss or "cross_entropy",
-        threat=ThreatModel(labels),
-        attack=Spec.parse(how),
-        seed=seed,
-    )
+    told = {"model": model or "", "attack": how, "threat.labels": labels, "seed": seed}
+    plan = plan_of(told if loss is None else {**told, "loss": loss})
     results = out or Path("runs") / f"watch-{folder.resolve().name}"
     own = Watch(folder, results, plan, truth, others, runner_of(workers, device))
     with progress_bar() as progress:
