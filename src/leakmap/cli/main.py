@@ -25,7 +25,7 @@ from leakmap.cli.options import ATTACK, REAL, TUNING, Out, with_plan
 from leakmap.cli.runners import RUN, Address, Device, Gpus, Workers, runner_of
 from leakmap.cli.study import app as study
 from leakmap.cli.study import reproduce
-from leakmap.cli.terminal import describe, describe_tuned, progress_bar
+from leakmap.cli.terminal import describe, describe_tuned, gated, progress_bar
 from leakmap.errors import BadSetting, LeakmapError
 from leakmap.inspection import drawn, probe_update, read_traits
 from leakmap.inspection.probe import task_of
@@ -133,7 +133,10 @@ def audit(
         folder = out or Path("runs") / f"audit-{_digest(plan)}"
         found = perform(plan, prepared, Store(folder), runner, progress)
     _tell(found, folder, as_json)
-    raise typer.Exit(_exit_code(found, gate))
+    code = _exit_code(found, gate)
+    if gate is not None:
+        _say(gated(found.result, gate, code == REACHED))
+    raise typer.Exit(code)
 
 
 @app.command()
