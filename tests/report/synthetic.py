@@ -5,12 +5,12 @@ import math
 import torch
 
 from leakmap import LocalRule, Plan, ThreatModel
-from leakmap.auditing.conclude import gains, line_ups
+from leakmap.auditing.conclude import bands_of, exposure_of, gains, line_ups
 from leakmap.report.study import Cell
-from leakmap.result.parts import FailedRun, LostClient, VerdictResult
+from leakmap.result.parts import FailedRun, LostClient
 from leakmap.scoring.verdict import Client, Evidence, judge
 from leakmap.seeds import generator
-from tests.result.made_up import finished, made_up
+from tests.result.made_up import finished, made_up, verdict
 
 GALLERY = 100
 FLOORS = {"prior_only": 13.0, "swapped": 10.5, "mean_picture": 12.5, "nearest_public": 13.5}
@@ -34,7 +34,7 @@ def cell(axes, leakage, *, clients=12, batch=1, side=32, pictures=True, threat=N
     random = generator(axes.get("seed", 0), "synthetic", name)
     victims = generator(axes.get("seed", 0), "victims")
     uniform = lambda n: torch.rand(n, generator=random).tolist()  # noqa: E731
-    judged, swapped, rows, pictured = [], [], [], []
+    judged, swapped, deranged, rows, pictured = [], [], [], [], []
     for client in range(clients - failed):
         lucky = uniform(batch)
         ranks = tuple(
@@ -47,9 +47,11 @@ def cell(axes, leakage, *, clients=12, batch=1, side=32, pictures=True, threat=N
             "psnr": {floor: tuple(value + u for u in uniform(batch)) for floor, value in FLOORS.items()},
             "ssim": {floor: tuple(0.2 + 0.1 * u for u in uniform(batch)) for floor in FLOORS},
         }
-        judged.append(Client(ranks, (GALLERY,) * batch, {"psnr": psnr, "ssim": ssim}, floors))
         chance = tuple(float(math.ceil(u * GALLERY)) for u in uniform(batch))
+        bands = {"colour": ranks, "layout": ranks, "detail": chance}
+        judged.append(Client(ranks, (GALLERY,) * batch, {"psnr": psnr, "ssim": ssim}, floors, ranks, bands))
         swapped.append(Client(chance, (GALLERY,) * batch, judged[-1].scores))
+        deranged.append(Client(chance, (GALLERY,) * batch, {}))
         rows.append(finished(client, ranks, (GALLERY,) * batch, judged[-1].scores, floors, swapped_ranks=chance))
         if pictures:
             pictured.append(_pictures(leakage, batch, side, random, victims, source, client))
@@ -58,11 +60,13 @@ def cell(axes, leakage, *, clients=12, batch=1, side=32, pictures=True, threat=N
     failures = [FailedRun(role="attack", client=one, kind="NonFinite", message="loss") for one in lost]
     rows += [LostClient(client=one, failure="NonFinite: loss") for one in lost]
     flags = {"failed_runs": f"{failed} runs failed, the first with NonFinite: loss"} if failed else {}
-    verdict = judge(Evidence(judged, swapped, control, flags))
+    found = judge(Evidence(judged, swapped, control, deranged, blocking=flags))
     result = made_up(
         *rows,
-        verdict=VerdictResult(level=verdict.level, reasons=verdict.reasons, statement=f"Made up: {name}."),
-        line_up=line_ups(judged, swapped, control),
+        verdict=verdict(found.level, found.rule, found.reasons, f"Made up: {name}."),
+        exposure=exposure_of(judged, range(len(judged))),
+        line_up=line_ups(judged, swapped, deranged, control),
+        bands=bands_of(judged),
         metrics=gains(judged),
         flags=flags,
         failures=tuple(failures),

@@ -3,6 +3,7 @@
 from leakmap import Plan
 from leakmap.result.parts import (
     ClosedForms,
+    CopiesResult,
     Estimate,
     FinishedClient,
     GainResult,
@@ -21,7 +22,7 @@ from leakmap.result.result import Result
 def finished(client, ranks, galleries, scores=None, floors=None, **changes):
     """A client, of whom only what is given matters."""
     usual = {
-        "classes": ("cat",) * len(ranks), "swapped_ranks": ranks, "object_ranks": (), "object_galleries": (),
+        "classes": ("cat",) * len(ranks), "pose_ranks": ranks, "band_ranks": {}, "swapped_ranks": ranks, "object_ranks": (), "object_galleries": (),
         "labels_right": 1.0, "objective": 0.1, "curve": (1.0, 0.1), "seconds": 3.0, "used": ("rule",), "notes": {},
     }  # fmt: skip
     own = {"client": client, "ranks": ranks, "galleries": galleries, "scores": scores or {}, "floors": floors or {}}
@@ -43,12 +44,21 @@ def gain(best_floor, floors=None):
     return GainResult(value=nothing, floors=floors, best_floor=best_floor, gain=nothing, above_every_floor=False)
 
 
+def verdict(level, rule, reasons=(), statement="Made up."):
+    """A verdict with this level."""
+    return VerdictResult(
+        level=level, rule=rule, reasons=reasons, statement=statement, worst="Worst picture.", typical="Typical picture."
+    )
+
+
 def made_up(*clients, **changes):
     """A result with these clients, in which nothing was found unless ``changes`` say so."""
     plan = changes.get("plan", Plan("resnet", "samples"))
     usual = {
-        "verdict": VerdictResult(level="none_found", reasons=(), statement="Made up."),
-        "line_up": LineUps(gallery=None, attack=None, swapped=None, control=None),
+        "verdict": verdict("none_found", "nothing"),
+        "exposure": None,
+        "line_up": LineUps(gallery=None, attack=None, any_pose=None, swapped=None, deranged=None, control=None),
+        "bands": None,
         "objects": None,
         "metrics": {},
         "settings": Settings(column="default", statement="default"),
@@ -70,6 +80,7 @@ def made_up(*clients, **changes):
         "failures": (),
         "unfinished": 0,
         "pictures": {"victims": len(clients)},
+        "copies": CopiesResult(families=0, left_out=0),
         "accuracy": 0.2,
         "plan": plan,
         "command": "leakmap audit --model resnet",

@@ -16,7 +16,7 @@ from leakmap.auditing.tune import tune as tune_plan
 from leakmap.cli.exits import INCONCLUSIVE, REACHED
 from leakmap.cli.options import ATTACK, REAL, TUNING, Out, default_folder, with_plan
 from leakmap.cli.runners import RUN, Address, Device, Gpus, Workers, runner_of
-from leakmap.cli.terminal import describe, describe_tuned, foretell, progress_bar
+from leakmap.cli.terminal import describe, describe_tuned, foretell, gated, progress_bar
 from leakmap.errors import BadSetting
 from leakmap.plan.command import command
 from leakmap.plan.plan import Captured, Plan
@@ -88,7 +88,12 @@ def audit(
         console = Console()
         describe(found.result, console)
         console.print(f"\nReport: {folder / 'report.html'}", soft_wrap=True)
-    raise typer.Exit(_exit_code(found, gate))
+    code = _exit_code(found, gate)
+    if gate is not None:
+        Console(stderr=True, highlight=False, markup=False).print(
+            gated(found.result, gate, code == REACHED), soft_wrap=True
+        )
+    raise typer.Exit(code)
 
 
 def _exit_code(found: Audit, gate: str | None) -> int:

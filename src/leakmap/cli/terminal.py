@@ -21,6 +21,7 @@ from rich.table import Table
 
 from leakmap.auditing.estimate import Expected
 from leakmap.plan.tuned import Tuned
+from leakmap.report import told
 from leakmap.report.page import metric_name
 from leakmap.result.parts import SuiteResult
 from leakmap.result.result import Result
@@ -33,17 +34,31 @@ COLOURS = {
     "visual": "red",
     "exact": "bold red",
 }
+LINE_UPS = {
+    "attack": "this update",
+    "any_pose": "any pose",
+    "swapped": "swapped",
+    "deranged": "other clients",
+    "control": "control",
+    "objects": "its objects",
+    "swapped_objects": "swapped objects",
+}
 
 
 def describe(result: Result, console: Console) -> None:
-    """Prints verdict, line-up, metrics beside their floors, and flags."""
-    verdict = result.verdict
-    colour = COLOURS[verdict.level]
-    console.print(f"[reverse {colour}] {verdict.level} [/] {escape(verdict.statement)}", highlight=False)
-    for reason in verdict.reasons:
-        console.print(Padding(escape(reason), (0, 0, 0, 2)), highlight=False)
+    """Prints verdict, exposed clients and pictures, line-ups, what leaks, metrics beside their floors, and flags."""
+    verdict, headline = result.verdict, told.headline(result)
+    colour = "yellow" if told.too_few(result) else COLOURS[verdict.level]
+    console.print(f"[reverse {colour}] {verdict.level} [/] {escape(headline)}", highlight=False)
+    beneath = [verdict.statement] if verdict.statement != headline else []
+    beneath += [verdict.worst, verdict.typical, told.counts_with_intervals(result), *verdict.reasons]
+    for sentence in filter(None, beneath):
+        console.print(Padding(escape(sentence), (0, 0, 0, 2)), highlight=False)
+    console.print(Padding(f"[dim]why {verdict.level}[/] {told.rule(result)}", (0, 0, 0, 2)), highlight=False)
     if result.line_up.gallery is not None:
         console.print(_line_up(result, candidates(*result.line_up.gallery)))
+        if result.bands:
+            console.print(Padding(f"[dim]bands[/] {_bands(result)}", (0, 0, 0, 2)), highlight=False)
         console.print(_metrics(result))
         if result.suite:
             _suite(result.suite, console)
@@ -74,22 +89,35 @@ def _line_up(result: Result, size: str) -> Table:
     found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", title=None)
     for heading in ("line-up", "first", "share [95 %]", "chance", f"median of {size}", "p"):
         found.add_column(heading)
-    of = result.line_up
-    rows = {"this update": of.attack, "swapped": of.swapped, "control": of.control}
-    if objects := result.objects:
-        rows |= {"its objects": objects.attack, "swapped objects": objects.swapped}
-    for name, row in rows.items():
-        if row:
-            rate = row.rank_one
-            found.add_row(
-                name,
-                f"{row.hits} of {row.n}",
-                f"{rate.value:.0%} [{rate.low:.0%}, {rate.high:.0%}]",
-                f"{row.chance:.1%}",
-                f"{row.median_rank:g}",
-                f"{row.p:.2g}",
-            )
+    for key, row in told.line_ups(result).items():
+        rate = row.rank_one
+        found.add_row(
+            LINE_UPS[key],
+            f"{row.hits} of {row.n}",
+            f"{rate.value:.0%} [{rate.low:.0%}, {rate.high:.0%}]",
+            f"{row.chance:.1%}",
+            f"{row.median_rank:g}",
+            f"{row.p:.2g}",
+        )
     return found
+
+
+def _bands(result: Result) -> str:
+    hits = ", ".join(f"{band} {one.hits} of {one.n}" for band, one in told.bands(result).items())
+    return f"{result.bands.statement if result.bands else ''} First by {hits}."
+
+
+def gated(result: Result, gate: str, reached: bool) -> str:
+    """What the gate found, in one line.
+
+    Args:
+        result: Of the audit.
+        gate: Its level.
+        reached: Whether the verdict is at this level or above.
+    """
+    level, counts = result.verdict.level, told.counts(result)
+    answer = level if level == "inconclusive" else f"{'reached' if reached else 'not reached'} ({level})"
+    return f"gate {gate}: {answer}" + (f": {counts}" if counts else "")
 
 
 def candidates(low: int, high: int) -> str:

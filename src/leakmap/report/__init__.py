@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from leakmap.report import charts
+from leakmap.report import charts, told
 from leakmap.report.page import write_page
-from leakmap.report.pictures import chosen, uri
+from leakmap.report.pictures import chosen, names_of, told_chosen, uris
 from leakmap.result.result import Result
 
 
@@ -42,20 +42,25 @@ def write(path: Path, sections: Sequence[Section], title: str = "leakmap audit",
 def _view(section: Section) -> dict[str, Any]:
     result = section.result
     mode = "training" if result.plan.rule.mode == "train" else "inference"
-    pictures = [
-        {
-            "client": client,
-            "names": list(row),
-            "uris": [uri(row[name][place]) for name in row],
-            "caption": caption,
-        }
-        for client, row, place, caption in chosen(result, section.rows)
-    ]
+    shown = chosen(result, section.rows)
+    names = names_of(shown)
+    drawn = iter(uris([one.picture(name) for one in shown for name in names]))
+    line_ups = told.line_ups(result)
+    control = f"planted control ({result.control_model}, inference mode)"
     return {
         "title": section.title or f"{result.plan.model}, {mode} mode",
         "result": result,
-        "pictures": pictures,
-        "shown_of": sum(len(row["original"]) for row in section.rows),
+        "headline": told.headline(result),
+        "too_few": told.too_few(result),
+        "counts": told.counts(result),
+        "counts_with_intervals": told.counts_with_intervals(result),
+        "rule": told.rule(result),
+        "copies": told.copies(result),
+        "names": names,
+        "pictures": [{"shown": one, "uris": [next(drawn) for _ in names]} for one in shown],
+        "told_chosen": told_chosen(result, shown, sum(len(row["original"]) for row in section.rows)),
+        "line_ups": {(told.LINE_UP_NAMES | {"control": control})[key]: one for key, one in line_ups.items()},
+        "bands": told.bands(result),
         "others": _others(result),
         "granted": asdict(result.knowledge.granted),
         "line_up_chart": charts.line_up(result),

@@ -14,6 +14,8 @@ from leakmap.files import write_bytes
 from leakmap.result.result import Result
 
 INK, GREY, BLUE, ORANGE = "#1f2933", "#9aa5b1", "#1f6feb", "#c2571a"
+MOST_POINTS, MOST_CURVES = 200, 48
+"""Of more pictures only the line is drawn, of more runs only some, so that a page on hundreds of clients stays small."""
 STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -49,7 +51,8 @@ def line_up(result: Result) -> str:
             xs = [1, *ranks, size]
             ys = [0.0, *[(i + 1) / len(ranks) for i in range(len(ranks))], 1.0]
             axes.step(xs, ys, where="post", color=colour, linewidth=1.8, label=label)
-            axes.plot(ranks, [(i + 1) / len(ranks) for i in range(len(ranks))], "o", color=colour, markersize=3.5)
+            if len(ranks) <= MOST_POINTS:
+                axes.plot(ranks, [(i + 1) / len(ranks) for i in range(len(ranks))], "o", color=colour, markersize=3.5)
         every = range(1, size + 1)
         chance = [sum(min(1, rank / g) for g in galleries) / len(galleries) for rank in every]
         axes.plot(every, chance, color=GREY, linestyle="--", linewidth=1.2, label="chance")
@@ -66,10 +69,11 @@ def line_up(result: Result) -> str:
 
 
 def curves(result: Result) -> str:
-    """The matching term along each run."""
+    """The matching term along each run; of many runs some, evenly spread."""
     found = [client.curve for client in result.finished if client.curve]
     if not found:
         return ""
+    found = found[:: -(-len(found) // MOST_CURVES)]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 2.1), layout="constrained")
         axes = figure.subplots()

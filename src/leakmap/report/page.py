@@ -1,5 +1,6 @@
 """A page: one HTML file that carries everything, filled in from a template of this package."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from leakmap.files import write_text
 FLOOR_NAMES = {
     "prior_only": "prior only",
     "swapped": "swapped update",
+    "other_client": "another client's reconstruction",
     "mean_picture": "mean picture",
     "nearest_public": "nearest public picture",
 }
@@ -20,7 +22,7 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
     environment = Environment(
         loader=PackageLoader("leakmap", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, interval=interval, percent=percent, metric=metric_name)
+    environment.filters.update(number=number, interval=interval, percent=percent, metric=metric_name, floor=floor)
     html = environment.get_template(template).render(floor_names=FLOOR_NAMES, **content)
     write_text(path, html)
     return path
@@ -30,6 +32,13 @@ def metric_name(name: str) -> str:
     """The name of a metric for readers: ``psnr_in_boxes`` is PSNR in boxes."""
     first, _, rest = name.partition("_")
     return f"{first.upper()} {rest.replace('_', ' ')}".strip()
+
+
+def floor(floors: Mapping[str, float | None], name: str) -> str:
+    """The mean of a floor for readers; in words, where it came to no reconstruction for any client."""
+    if name in floors:
+        return number(floors[name])
+    return "one client only" if name == "other_client" else "no reconstruction"
 
 
 def number(value: float | None, digits: int = 3) -> str:

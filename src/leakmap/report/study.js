@@ -42,9 +42,10 @@ function quantile(p, a, b) {
   }
   return (low + high) / 2;
 }
+/* Clients are the cases: the share as hits of them, rounded outwards to whole ones. */
 function shareInterval(hits, pictures, clients) {
-  const successes = hits / pictures * clients, failures = clients - successes;
-  return [hits === 0 ? 0 : quantile(0.025, successes, failures + 1), hits === pictures ? 1 : quantile(0.975, successes + 1, failures)];
+  const low = Math.floor(hits * clients / pictures), high = Math.ceil(hits * clients / pictures);
+  return [low === 0 ? 0 : quantile(0.025, low, clients - low + 1), high === clients ? 1 : quantile(0.975, high + 1, clients - high)];
 }
 
 function pooled(indices) {
@@ -177,13 +178,12 @@ function gallery(index) {
     });
     return element;
   };
-  const text = found.of > rows ? ` ${rows} of ${found.of} are shown, evenly spread.` : "";
   return make("div", {},
-    make("p", { class: "soft" }, `A reconstruction is evidence only if it beats the pictures to its right, which were made without this update.${text}`),
+    make("p", { class: "soft" }, `A reconstruction is evidence only if it beats the pictures to its right, which were made without this update. ${found.told}`),
     make("div", { class: "scroll" }, make("table", { class: "gallery" },
       make("tr", {}, make("th"), ...found.names.map(name => make("th", {}, name)), make("th")),
       ...found.clients.map((client, i) => make("tr", {}, make("td", { class: "soft" }, String(client)),
-        ...found.names.map((_, j) => make("td", {}, shot(i, j))), make("td", { class: "soft" }, found.captions[i]))))));
+        ...found.names.map((_, j) => make("td", {}, found.missing.includes(i * columns + j) ? "no reconstruction" : shot(i, j))), make("td", { class: "soft" }, found.captions[i]))))));
 }
 function audit(index, named, opened) {
   const of = audits[index], rest = axes.map((axis, i) => named.includes(i) ? "" : `${axis.short} ${axis.levels[of.at[i]]}`).filter(Boolean);
@@ -193,7 +193,8 @@ function audit(index, named, opened) {
   const fill = () => {
     if (filled || !box.open) return;
     filled = true;
-    box.append(make("div", { class: `verdict ${of.level}` }, make("p", {}, make("strong", {}, of.statement)),
+    box.append(make("div", { class: `verdict ${of.level}${of.few ? " too_few" : ""}` }, make("p", {}, make("strong", {}, of.headline)),
+      ...of.said.map(sentence => make("p", {}, sentence)),
       make("ul", {}, ...of.reasons.map(reason => make("li", {}, reason)))), ...of.tables.map(table),
       ...of.facts.map(fact => make("p", { class: "soft" }, fact)), make("pre", {}, of.command), gallery(index));
   };

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from leakmap.errors import UsageError
-from leakmap.report import charts, study_charts
-from leakmap.report.page import FLOOR_NAMES, interval, metric_name, number, percent, write_page
-from leakmap.report.pictures import chosen, sheet
+from leakmap.report import charts, study_charts, told
+from leakmap.report.page import FLOOR_NAMES, floor, interval, metric_name, number, percent, write_page
+from leakmap.report.pictures import chosen, names_of, sheet, told_chosen
 from leakmap.report.pooling import (
     ABSENT,
     TOP,
@@ -30,11 +30,14 @@ from leakmap.report.pooling import (
     place,
     pooled,
 )
+from leakmap.result.parts import LineUpResult
 from leakmap.result.result import Result
 from leakmap.result.values import gain_over_best_floor, rank_score
 from leakmap.scoring.effects import Effect, holm, marginal_effects
 from leakmap.scoring.verdict import LEVELS
 
+EXPOSED_ROWS = 16
+"""Exposed pictures of an audit that its gallery shows at most; all of them stand in the audit's own report."""
 SIDE = 96
 """Largest side of a picture in a gallery, in pixels."""
 PIXELS = 24_000_000
@@ -123,6 +126,8 @@ def _overview(cells: Sequence[Cell], axes: Sequence[Axis]) -> dict[str, Any]:
                 "at": [level_text(cell.axes.get(axis.name, ABSENT)) for axis in varying],
                 "result": cell.result,
                 "tile": pooled([cell]),
+                "exposed": told.counts(cell.result).removesuffix(" exposed"),
+                "few": told.too_few(cell.result),
             }
             for cell in cells
         ],
@@ -155,10 +160,10 @@ def _effect_rows(ranks: Sequence[Effect], gains: Sequence[Effect]) -> list[dict[
 
 def _galleries(cells: Sequence[Cell]) -> tuple[list[str], str]:
     """The pictures of every cell as one image in base64, empty where there are none, and how they are kept."""
-    tables = [
-        [[row[name][at] for name in row] for _, row, at, _ in chosen(cell.result, cell.rows)] if cell.rows else []
-        for cell in cells
-    ]
+    tables = []
+    for cell in cells:
+        shown = chosen(cell.result, cell.rows, EXPOSED_ROWS) if cell.rows else []
+        tables.append([[one.picture(name) for name in names_of(shown)] for one in shown])
     pictures = [picture for table in tables for row in table for picture in row]
     if not pictures:
         return [""] * len(cells), "No pictures are kept."
@@ -199,7 +204,6 @@ def _data(cells: Sequence[Cell], axes: Sequence[Axis], arrangement: Arrangement)
 
 def _audit(cell: Cell, axes: Sequence[Axis]) -> dict[str, Any]:
     result, tile = cell.result, pooled([cell])
-    shown = chosen(result, cell.rows) if cell.rows else []
     return {
         "at": place(cell, axes),
         "hits": tile.hits,
@@ -209,9 +213,11 @@ def _audit(cell: Cell, axes: Sequence[Axis]) -> dict[str, Any]:
         "chance": tile.chance if tile.n else None,
         "level": result.verdict.level,
         "above": above_floor(result),
-        "statement": result.verdict.statement,
+        "few": told.too_few(result),
+        "headline": told.headline(result),
+        "said": _said(result),
         "reasons": [*result.verdict.reasons, *result.flags.values()],
-        "tables": [table for table in (_line_up_table(result), _floor_table(result)) if table],
+        "tables": [table for table in (_line_up_table(result), _band_table(result), _floor_table(result)) if table],
         "facts": [
             f"Attacker of kind {result.knowledge.attacker} by what is granted, "
             f"{result.knowledge.attacker_used} by what the attack used. Labels {result.labels.statement}. "
@@ -221,41 +227,63 @@ def _audit(cell: Cell, axes: Sequence[Axis]) -> dict[str, Any]:
             f"{result.unfinished} unfinished.",
         ],
         "command": result.command,
-        "gallery": {
-            "names": list(cell.rows[0]),
-            "clients": [client + 1 for client, _, _, _ in shown],
-            "captions": [caption for _, _, _, caption in shown],
-            "of": sum(len(row["original"]) for row in cell.rows),
-            "side": min(96, max(64, cell.rows[0]["original"].shape[-1])),
-        }
-        if shown
-        else None,
+        "gallery": _gallery(cell),
+    }
+
+
+def _said(result: Result) -> list[str]:
+    """What stands under the headline of an audit."""
+    verdict = result.verdict
+    statement = [verdict.statement] if verdict.statement != told.headline(result) else []
+    leaks = result.bands.statement if result.bands else ""
+    sentences = (*statement, verdict.worst, verdict.typical, told.counts_with_intervals(result), leaks)
+    return [*(sentence for sentence in sentences if sentence), f"Why {verdict.level}: {told.rule(result)}."]
+
+
+def _gallery(cell: Cell) -> dict[str, Any] | None:
+    """What the image of an audit's pictures shows, and where."""
+    shown = chosen(cell.result, cell.rows, EXPOSED_ROWS) if cell.rows else []
+    if not shown:
+        return None
+    names = names_of(shown)
+    pictures = [one.picture(name) for one in shown for name in names]
+    return {
+        "names": names,
+        "clients": [one.client + 1 for one in shown],
+        "captions": [one.caption for one in shown],
+        "missing": [at for at, picture in enumerate(pictures) if picture is None],
+        "told": told_chosen(cell.result, shown, sum(len(row["original"]) for row in cell.rows)),
+        "side": min(96, max(64, cell.rows[0]["original"].shape[-1])),
     }
 
 
 def _line_up_table(result: Result) -> dict[str, Any] | None:
-    rows, of = [], result.line_up
-    for name, found in (("this update", of.attack), ("swapped update", of.swapped), ("planted control", of.control)):
-        if found:
-            first = found.rank_one
-            rows.append(
-                [
-                    name,
-                    f"{found.hits} of {found.n}",
-                    f"{percent(first.value)} [{percent(first.low)}, {percent(first.high)}]",
-                    percent(found.chance),
-                    number(found.median_rank),
-                    number(found.p, 2),
-                ]
-            )
+    rows = [[told.LINE_UP_NAMES[key], *_line_up_row(found)] for key, found in told.line_ups(result).items()]
     head = ["line-up", "ranked first", "share [95 %]", "chance", "median rank", "rank-sum p"]
     return {"head": head, "rows": rows} if rows else None
+
+
+def _band_table(result: Result) -> dict[str, Any] | None:
+    rows = [[f"{band} alone", *_line_up_row(found)] for band, found in told.bands(result).items()]
+    head = ["what leaks", "ranked first", "share [95 %]", "chance", "median rank", "rank-sum p"]
+    return {"head": head, "rows": rows} if rows else None
+
+
+def _line_up_row(found: LineUpResult) -> list[str]:
+    first = found.rank_one
+    return [
+        f"{found.hits} of {found.n}",
+        f"{percent(first.value)} [{percent(first.low)}, {percent(first.high)}]",
+        percent(found.chance),
+        number(found.median_rank),
+        number(found.p, 2),
+    ]
 
 
 def _floor_table(result: Result) -> dict[str, Any] | None:
     rows = []
     for name, metric in result.metrics.items():
-        floors = (number(metric.floors.get(floor)) for floor in FLOOR_NAMES)
+        floors = (floor(metric.floors, one) for one in FLOOR_NAMES)
         rows.append([metric_name(name), interval(metric.value), interval(metric.gain), *floors])
     head = ["metric", "mean [95 %]", "gain over the best floor [95 %]", *FLOOR_NAMES.values()]
     return {"head": head, "rows": rows} if rows else None

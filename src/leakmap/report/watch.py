@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from leakmap.report.charts import BLUE, GREY, ORANGE, STYLE, inline, save
 from leakmap.report.page import write_page
 from leakmap.result.watched import Watched
+from leakmap.scoring.statistics import clopper_pearson
 
 PANELS: tuple[tuple[Callable[[Watched], float | None], str, float, str], ...] = (
     (lambda row: row.rank_score, "line-up score", 0.5, "chance"),
@@ -34,7 +35,26 @@ def write_watch(folder: Path, rows: Sequence[Watched], attack: str) -> Path:
         rows=rows,
         figure=inline(against_round(scored)) if scored else "",
         attack=attack,
+        counted=counted(rows),
         wrong=[(row, finding) for row in rows for finding in row.findings if finding.level == "wrong"],
+    )
+
+
+def counted(rows: Sequence[Watched]) -> str:
+    """How many captures are exposed, in sentences; inconclusive audits are left out. Empty while nothing is scored."""
+    levels = [row.level for row in rows if row.level not in (None, "inconclusive")]
+    if not levels:
+        return ""
+    exposed = sum(level in ("visual", "exact") for level in levels)
+    share = clopper_pearson(exposed, len(levels))
+    many = f"{len(levels)} captures that were" if len(levels) > 1 else "1 capture that was"
+    if not exposed:
+        return (
+            f"Of {many} scored, none is exposed: this attack exposes at most {share.high:.1%} of such captures "
+            "(95 % confidence)."
+        )
+    return (
+        f"Of {many} scored, {exposed} {'are' if exposed > 1 else 'is'} exposed ({share.low:.1%} to {share.high:.1%})."
     )
 
 
