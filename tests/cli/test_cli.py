@@ -90,6 +90,9 @@ def test_a_captured_update_is_written_and_examined_by_one_call_each(call, tmp_pa
     facts = leakmap.facts_for("mlp,hidden=4", (3, 8, 8), 5)
     (tmp_path / "facts.toml").write_text(as_toml(facts))
     assert call("facts", "mlp,hidden=4", "--shape", "3,8,8", "--classes", "5")[1] == as_toml(facts)
+    code, _, err = call("facts", "mlp", "--classes", "0")
+    assert code == 3
+    assert "'classes' of the facts" in err
     for name, seed in (("before", 0), ("after", 1)):
         torch.save(leakmap.build_network(facts.task, facts.model, seed=seed).weights, tmp_path / f"{name}.pt")
     payload = (tmp_path / "before.pt", tmp_path / "after.pt", tmp_path / "facts.toml")
