@@ -153,7 +153,7 @@ def test_results_of_edited_code_are_never_taken_for_those_of_the_new(federation,
     assert audited().result.resumed_runs == 9
     edit(300, 1)
     after = look(watch)
-    assert all(old["digests"] != new["digests"] for old, new in zip(before, after, strict=True))
+    assert all(old.digests != new.digests for old, new in zip(before, after, strict=True))
 
 
 def test_no_picture_of_a_client_is_among_the_others(federation):
