@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -53,7 +54,10 @@ def test_an_audit_writes_its_files_and_the_same_command_does_not_run_it_again(ca
     assert "%" in err
     assert {"plan.json", "result.json", "report.html"} <= {p.name for p in (tmp_path / "here").iterdir()}
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "here" / "trials").iterdir()}
-    assert call(*QUICK, "--out", "here")[0] == 0
+    assert re.search(r"^3 clients, 15 runs: about \d+ s; Ctrl-C keeps what is finished\.$", err, re.M)
+    code, _, again = call(*QUICK, "--out", "here")
+    assert code == 0
+    assert "Ctrl-C" not in again
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "here" / "trials").iterdir()}
     assert max(len(line) for line in out.splitlines() if "report.html" not in line) <= 80
 
@@ -65,6 +69,8 @@ def test_a_tuning_is_followed_by_the_audit_that_it_prints(call, tmp_path):
     assert code == 0
     assert "rehearsal-tuned" in out
     assert "setting 2 of 2" in err
+    assert "1 client, 2 runs: at most about" in err
+    assert "at most" not in call(*tuning)[2]
     assert max(len(line) for line in out.splitlines() if not line.startswith("Next: ")) <= 80
     assert call(*tuning, "--json")[1] == (tmp_path / "there" / "tuned.json").read_text()
     following = shlex.split(next(line for line in out.splitlines() if line.startswith("Next: leakmap ")))[2:]
@@ -90,6 +96,9 @@ def test_a_captured_update_is_written_and_examined_by_one_call_each(call, tmp_pa
     facts = leakmap.facts_for("mlp,hidden=4", (3, 8, 8), 5)
     (tmp_path / "facts.toml").write_text(as_toml(facts))
     assert call("facts", "mlp,hidden=4", "--shape", "3,8,8", "--classes", "5")[1] == as_toml(facts)
+    code, _, err = call("facts", "mlp", "--classes", "0")
+    assert code == 3
+    assert "'classes' of the facts" in err
     for name, seed in (("before", 0), ("after", 1)):
         torch.save(leakmap.build_network(facts.task, facts.model, seed=seed).weights, tmp_path / f"{name}.pt")
     payload = (tmp_path / "before.pt", tmp_path / "after.pt", tmp_path / "facts.toml")

@@ -113,7 +113,7 @@ def expected(
     """
     try:
         total = _computing(trials, setups, runner.here.device)
-    except Exception:
+    except (Exception, SystemExit):
         total = None
     processes = min(runner.workers, len(trials)) if isinstance(runner, Local) else None
     if total is not None and total < worth:

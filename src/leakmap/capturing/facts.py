@@ -94,9 +94,13 @@ def facts_for(model: str, shape: tuple[int, int, int], classes: int) -> Facts:
         ModelError: the architecture cannot be built, or does not fit the task.
     """
     channels = shape[0]
-    found = Facts(
-        model=model, shape=shape, classes=classes, mean=(0.0,) * channels, std=(1.0,) * channels, rule=RuleFacts()
-    )
+    try:
+        found = Facts(
+            model=model, shape=shape, classes=classes, mean=(0.0,) * channels, std=(1.0,) * channels, rule=RuleFacts()
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise BadSetting(f"{'.'.join(map(str, first['loc']))!r} of the facts: {first['msg']}.") from None
     build_network(found.task, model)
     return found
 

@@ -1,0 +1,136 @@
+"""Exit codes 0, 1 and 2 are those of results; everything else ends in one sentence and a code of its own."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors import SafetensorError
+
+from leakmap.cli import main as entry
+from leakmap.cli.main import main
+from leakmap.errors import StoreError, WorkerDied
+from leakmap.files import write_text, written
+
+AUDIT = ["audit", "--image-size", "16", "--victims", "1", "--workers", "0", "--attack", "linear", "--gate", "partial"]
+
+
+@pytest.fixture
+def ended(monkeypatch, capsys):
+    """What ``main`` ends with where a command raises something."""
+
+    def ended(error: BaseException) -> tuple[int, str]:
+        def app(**how):
+            raise error
+
+        monkeypatch.setattr(entry, "app", app)
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code, capsys.readouterr().err
+
+    return ended
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/runs/a/file"), 4, ("/runs/a (", "--out")),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/runs/a/file"), 4, ("/runs/a (", "same command")),
+        (OSError(errno.EROFS, "Read-only file system", "/runs/a/file"), 3, ("/runs/a.", "--out")),
+        (PermissionError(errno.EACCES, "Permission denied", "/runs/a/file"), 3, ("/runs/a.", "--out")),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "here"), 3, ("here: No such file",)),
+        (OSError(errno.EIO, "Input/output error", "file"), 4, ("Internal error", "Please report")),
+        (MemoryError(), 4, ("Memory ran out", "--batch-size")),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 4, ("Memory ran out",)),
+        (WorkerDied(), 4, ("fewer --workers",)),
+        (StoreError("Told."), 3, ("Error: Told.",)),
+        (SystemExit(0), 3, ("sys.exit(0)", "Take that out")),
+        (KeyboardInterrupt(), 130, ("same command continues",)),
+        (KeyError("x"), 4, ("KeyError: 'x'", "cli/main.py line", "LEAKMAP_DEBUG=1", "leakmap 0")),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_an_accident_is_one_sentence_and_never_the_code_of_a_result(ended, error, code, words):
+    found, said = ended(error)
+    assert found == code
+    assert all(word in said for word in words)
+    assert "Traceback" not in said
+    assert len(said.splitlines()) == 1
+
+
+def test_the_traceback_is_shown_where_it_is_asked_for(ended, monkeypatch):
+    monkeypatch.setenv("LEAKMAP_DEBUG", "1")
+    code, said = ended(KeyError("x"))
+    assert code == 4
+    assert "Traceback" in said
+
+
+@pytest.mark.parametrize("stopped", ["as it is", "by click"])
+def test_a_closed_output_is_no_mistake(ended, stopped):
+    error = SystemExit(1)
+    error.__context__ = BrokenPipeError(errno.EPIPE, "Broken pipe")
+    assert ended(error if stopped == "by click" else error.__context__) == (141, "")
+
+
+CODE = {
+    "import": "import sys\nsys.exit(0)\n",
+    "build": "import sys\ndef build(): sys.exit(0)\n",
+    "forward": (
+        "import sys\nfrom torch import nn\n"
+        "class Quits(nn.Linear):\n"
+        "    def forward(self, x): sys.exit(0)\n"
+        "def build(): return Quits(768, 8)\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("where", CODE)
+def test_a_model_that_exits_passes_no_gate(where, monkeypatch, capsys, tmp_path):
+    (tmp_path / "quits.py").write_text(CODE[where])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["leakmap", *AUDIT, "--model", "quits.py:build"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 3
+    assert "sys.exit(0)" in capsys.readouterr().err
+
+
+def test_a_model_that_exits_in_a_run_is_a_failure_on_record(monkeypatch, capsys, tmp_path):
+    """A worker process computes the same jobs."""
+    (tmp_path / "late.py").write_text(
+        "import sys, traceback\nfrom torch import nn\n"
+        "class Late(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        if any(frame.name == 'seen_by_server' for frame in traceback.extract_stack()): sys.exit(0)\n"
+        "        return super().forward(x)\n"
+        "def build(): return Late(nn.Flatten(), nn.Linear(768, 8))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = [*AUDIT, "--model", "late.py:build", "--json"]
+    monkeypatch.setattr(sys, "argv", ["leakmap", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "sys.exit(0)" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_told_by_file_whoever_wrote(tmp_path):
+    def full(temporary):
+        raise SafetensorError('Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No" })')
+
+    with pytest.raises(OSError, match="No space left") as error:
+        written(tmp_path / "a", full)
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "a"))
+    with pytest.raises(FileNotFoundError) as error:
+        write_text(tmp_path / "none" / "a", "")
+    assert error.value.filename == str(tmp_path / "none" / "a")
+
+
+def test_a_reader_that_leaves_early_is_met_with_silence():
+    with subprocess.Popen(
+        [sys.executable, "-m", "leakmap", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
+    ) as running:
+        running.stdout.close()
+        assert running.stderr.read() == b""
+        assert running.wait(120) == 141
