@@ -116,7 +116,9 @@ def conclude(
     """
     per_client = [_client(plan, prepared, planned, outcomes, v) for v in range(plan.victims)]
     finished = [found for found in per_client if isinstance(found, _Finished)]
-    clients, swapped = [f.judged for f in finished], [f.swapped for f in finished]
+    rivals = rivals_of([f.judged for f in finished], [f.pictures for f in finished])
+    clients = [replace(f.judged, rivals=of_client) for f, of_client in zip(finished, rivals, strict=True)]
+    swapped = [f.swapped for f in finished]
     deranged = [f.deranged for f in finished if f.deranged is not None]
     attacked = [f.attacked for f in finished]
     control = [
@@ -288,15 +290,14 @@ def exposure_of(clients: Sequence[Client], numbers: Sequence[int]) -> ExposureRe
     """
     if not clients:
         return None
-    best = [client.best() for client in clients]
-    counted = clients_exposed(best)
+    counted = clients_exposed(clients)
     return ExposureResult(
         **{name: getattr(counted, name) for name in ("clients", "of_clients", "pictures", "of_pictures")},
         client_share=Rate.model_validate(counted.client_share),
         picture_share=Rate.model_validate(counted.picture_share),
         found=tuple(
             ExposedPicture(client=numbers[o.client], picture=o.picture, level=o.level, psnr=o.psnr, ssim=o.ssim)
-            for o in exposed(best)
+            for o in exposed(clients)
         ),
     )
 

@@ -26,9 +26,8 @@ def statement(plan: Plan, verdict: Verdict, clients: Sequence[Client], attacked:
 
 def _found(verdict: Verdict, clients: Sequence[Client]) -> str:
     level, n = verdict.level, len(clients)
-    best = [client.best() for client in clients]
     if level in ("exact", "visual"):
-        counted = clients_exposed(best, "exact" if level == "exact" else "visual")
+        counted = clients_exposed(clients, "exact" if level == "exact" else "visual")
         share = counted.client_share
         return (
             f"Pictures are recovered {RECOVERED[level]} from the updates of {counted.clients} of {_clients(n)} "
@@ -41,7 +40,7 @@ def _found(verdict: Verdict, clients: Sequence[Client]) -> str:
         f"chance {found.chance:.1%})"
     )
     if level == "none_found":
-        bound = clients_exposed(best).client_share.high
+        bound = clients_exposed(clients).client_share.high
         return (
             f"No picture of {_clients(n)} was recovered or singled out. With 95 % confidence this attack exposes at "
             f"most {bound:.1%} of such clients."
@@ -77,14 +76,13 @@ def worst(clients: Sequence[Client], numbers: Sequence[int]) -> str:
     """
     if not clients:
         return ""
-    best = [client.best() for client in clients]
-    if found := exposed(best):
+    if found := exposed(clients):
         client, picture, told = found[0].client, found[0].picture, ", exposed"
     else:
-        places = [(c, p) for c, one in enumerate(best) for p in range(len(one.ranks))]
-        client, picture = min(places, key=lambda at: (best[at[0]].ranks[at[1]], -best[at[0]].scores["psnr"][at[1]]))
+        places = [(c, p) for c, one in enumerate(clients) for p in range(len(one.ranks))]
+        client, picture = min(places, key=lambda at: (clients[at[0]].ranks[at[1]], -clients[at[0]].scores["psnr"][at[1]]))
         told = ", not exposed"
-    one = best[client]
+    one = clients[client]
     return (
         f"Worst picture: number {picture + 1} of client {numbers[client] + 1}, rank {one.ranks[picture]:g} of "
         f"{one.galleries[picture]}, {one.scores['psnr'][picture]:.1f} dB, SSIM {one.scores['ssim'][picture]:.2f}{told}."

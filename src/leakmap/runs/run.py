@@ -96,7 +96,7 @@ def _reached(attempt: Attempt, truth: Batch, others: list[Tensor], metrics: tupl
     told = (attempt.name, attempt.term, attempt.seconds, attempt.note, attempt.failed)
     if attempt.pictures is None or attempt.y is None:
         return Reached(*told)
-    scored = score(Reconstruction(attempt.pictures, attempt.y, attempt.term), truth, others, metrics)
+    scored = score(Reconstruction(attempt.pictures, attempt.y, attempt.term), truth, others, metrics, plain=True)
     return Reached(*told, scored.ranks, scored.values)
 
 

@@ -28,6 +28,11 @@ class Fared(Protocol):
         ...
 
     @property
+    def rivals(self) -> Mapping[str, Sequence[float]]:
+        """Metric -> the most that the reconstruction of any other client reaches, of each picture; empty: unknown."""
+        ...
+
+    @property
     def floors(self) -> Mapping[str, Mapping[str, Sequence[float | None] | None]]:
         """Metric -> floor -> value of each picture; None where the floor came to no reconstruction."""
         ...
@@ -58,7 +63,9 @@ def exposed(clients: Sequence[Fared]) -> list[Exposed]:
     """Every exposed picture, the worst first.
 
     A picture is exposed if it is first in its line-up without a tie, its metric exceeds the threshold of the level, and
-    also each of the picture's own floors in that metric. A floor that came to no reconstruction is below everything.
+    also each of the picture's own floors in that metric, and what the reconstructions of other clients reach on it. A
+    floor that came to no reconstruction is below everything. Without a leak a client's own reconstruction is nearest to
+    its picture no more often than any other client's: so many pictures of many clients raise no alarm together.
 
     Args:
         clients: Of one audit, in order.
@@ -82,6 +89,7 @@ def _look(client: Fared, place: int, picture: int) -> Exposed | None:
     for level, metric, threshold in RULES:
         value = client.scores[metric][picture]
         floors = [floor[picture] for floor in client.floors[metric].values() if floor is not None]
+        floors += [client.rivals[metric][picture]] if metric in client.rivals else []
         if value > threshold and all(floor is None or value > floor for floor in floors):
             return Exposed(place, picture, level, client.scores["psnr"][picture], client.scores["ssim"][picture], rank)
     return None

@@ -1,5 +1,7 @@
 """Similarity that mirroring, turning, shifting and inverting leave alone: a picture in another pose is still a leak."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,8 +37,8 @@ def invariant_ncc(pictures: Tensor, candidates: Tensor) -> Tensor:
     """
     plain = cross_correlation(pictures, candidates).abs()
     small, others = _reduced(pictures), _reduced(candidates)
-    poses = torch.stack(_poses(small))
-    best = torch.stack([_best_shift(poses[:, i], others) for i in range(len(small))])
+    poses, line_up = torch.stack(_poses(small)), _Shifted.of(others)
+    best = torch.stack([line_up.best(poses[:, i]) for i in range(len(small))])
     return torch.maximum(plain, best).clamp(max=1).round(decimals=DECIMALS)
 
 
@@ -57,21 +59,48 @@ def _poses(pictures: Tensor) -> list[Tensor]:
     return [*turned, *(x.flip(-1) for x in turned)]
 
 
-def _best_shift(pictures: Tensor, candidates: Tensor) -> Tensor:
-    """The highest absolute NCC of any of ``(P, C, h, w)`` with each of ``(G, C, h, w)`` at any shift, ``(G,)``."""
-    channels, height, width = pictures.shape[1:]
-    reach = height // REACH, width // REACH
-    size = height + reach[0], width + reach[1]  # room for the shifts in use, so that none of them wraps around
-    of_pictures, of_candidates = (torch.fft.rfft2(x, s=size).flatten(2) for x in (pictures, candidates))
-    spectra = torch.einsum("pcf,gcf->pgf", of_pictures.conj(), of_candidates)
-    rows, columns = (torch.arange(-r, r + 1) for r in reach)
-    products = torch.fft.irfft2(spectra.unflatten(-1, (size[0], -1)), s=size)
-    products = products.index_select(-2, rows % size[0]).index_select(-1, columns % size[1])
-    pixels = channels * (height - rows.abs())[:, None] * (width - columns.abs())
-    mean_of_pictures, scale_of_pictures = _overlaps(pictures, -rows, -columns, pixels)
-    mean_of_candidates, scale_of_candidates = _overlaps(candidates, rows, columns, pixels)
-    covariance = products - pixels * mean_of_pictures[:, None] * mean_of_candidates
-    return (covariance * scale_of_pictures[:, None] * scale_of_candidates).abs().amax((0, 2, 3))
+@dataclass(frozen=True)
+class _Shifted:
+    """Candidates ``(G, C, h, w)``, prepared once for all reconstructions that are shifted over them.
+
+    Args:
+        spectra: ``(G, C, F)`` Fourier transforms of the padded pictures.
+        size: Padded height and width: room for the shifts in use, so that none of them wraps around.
+        rows: Shifts along the height.
+        columns: Shifts along the width.
+        pixels: ``(rows, columns)`` values that overlap.
+        mean: ``(G, rows, columns)`` of what overlaps.
+        scale: ``(G, rows, columns)`` one over the norm of what overlaps, less its mean.
+    """
+
+    spectra: Tensor
+    size: tuple[int, int]
+    rows: Tensor
+    columns: Tensor
+    pixels: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, candidates: Tensor) -> "_Shifted":
+        """Prepares them."""
+        channels, height, width = candidates.shape[1:]
+        reach = height // REACH, width // REACH
+        size = height + reach[0], width + reach[1]
+        rows, columns = (torch.arange(-r, r + 1) for r in reach)
+        pixels = channels * (height - rows.abs())[:, None] * (width - columns.abs())
+        spectra = torch.fft.rfft2(candidates, s=size).flatten(2)
+        return cls(spectra, size, rows, columns, pixels, *_overlaps(candidates, rows, columns, pixels))
+
+    def best(self, pictures: Tensor) -> Tensor:
+        """The highest absolute NCC of any of ``(P, C, h, w)`` with each candidate at any shift, ``(G,)``."""
+        of_pictures = torch.fft.rfft2(pictures, s=self.size).flatten(2)
+        spectra = torch.einsum("pcf,gcf->pgf", of_pictures.conj(), self.spectra)
+        products = torch.fft.irfft2(spectra.unflatten(-1, (self.size[0], -1)), s=self.size)
+        products = products.index_select(-2, self.rows % self.size[0]).index_select(-1, self.columns % self.size[1])
+        mean, scale = _overlaps(pictures, -self.rows, -self.columns, self.pixels)
+        covariance = products - self.pixels * mean[:, None] * self.mean
+        return (covariance * scale[:, None] * self.scale).abs().amax((0, 2, 3))
 
 
 def _overlaps(pictures: Tensor, rows: Tensor, columns: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:

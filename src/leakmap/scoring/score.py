@@ -52,6 +52,8 @@ def score(
     distractors: Sequence[Tensor],
     names: Sequence[Spec | str] = ALWAYS,
     objects: Sequence[Sequence[Tensor]] = (),
+    *,
+    plain: bool = False,
 ) -> Score:
     """Scores a reconstruction against the truth; of letterboxed pictures only what lies between the bars.
 
@@ -61,6 +63,7 @@ def score(
         distractors: For each true picture ``(G - 1, C, h, w)`` in [0, 1], that were in no client's batch: as large as
             what is scored of it.
         names: Metrics to compute.
+        plain: Whether the line-ups of other poses and of bands are left out.
         objects: For each true picture, and each large object in it, ``(G - 1, C, h, w)`` crops of other objects.
 
     Raises:
@@ -76,7 +79,7 @@ def score(
         (cut(pictures, area), cut(truth, area), others)
         for truth, area, others in zip(batch.pictures.cpu(), _areas(batch), distractors, strict=True)
     ]
-    bands = [band_ranks(*one) for one in line_ups]
+    bands = [] if plain else [band_ranks(*one) for one in line_ups]
     of_objects = _object_line_ups(pictures, batch, objects)
     return Score(
         pictures,
@@ -84,8 +87,8 @@ def score(
         tuple(rank(*one) for one in line_ups),
         tuple(1 + len(others) for others in distractors),
         overlap(reconstruction.y.cpu(), batch.y.cpu()),
-        tuple(rank(*one, invariant_ncc) for one in line_ups),
-        {band: tuple(of_picture[band] for of_picture in bands) for band in BANDS},
+        () if plain else tuple(rank(*one, invariant_ncc) for one in line_ups),
+        {band: tuple(of_picture[band] for of_picture in bands) for band in BANDS if bands},
         tuple(rank for rank, _ in of_objects),
         tuple(size for _, size in of_objects),
     )

@@ -40,6 +40,7 @@ class Client:
         floors: Metric -> floor -> value of each picture; None where the floor came to no reconstruction.
         pose_ranks: Ranks in the line-up that allows any pose; empty where it was not computed.
         band_ranks: Band -> rank of each picture in the line-up of that band.
+        rivals: Metric -> the most that the reconstruction of any other client reaches, of each picture.
     """
 
     ranks: tuple[float, ...]
@@ -48,14 +49,11 @@ class Client:
     floors: Mapping[str, Mapping[str, tuple[float, ...] | None]] = field(default_factory=dict)
     pose_ranks: tuple[float, ...] = ()
     band_ranks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    rivals: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def posed(self) -> "Client":
         """The same with the ranks of the line-up that allows any pose, where it was computed."""
         return replace(self, ranks=self.pose_ranks or self.ranks)
-
-    def best(self) -> "Client":
-        """The same with the better one of both ranks: a picture is exposed in whichever pose it was recovered."""
-        return replace(self, ranks=tuple(map(min, self.ranks, self.pose_ranks or self.ranks)))
 
 
 @dataclass(frozen=True)
@@ -231,7 +229,7 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict("inconclusive", ("No client has all of its runs.", *blocking), "no_clients")
     if evidence.void:
         return Verdict("inconclusive", tuple(evidence.void.values()), "no_evidence")
-    found = tuple(exposed([client.best() for client in evidence.clients]))
+    found = tuple(exposed(evidence.clients))
     ranks = _ranks(evidence)
     if found:
         level = found[0].level
