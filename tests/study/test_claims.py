@@ -28,7 +28,9 @@ def cell(knob, psnrs, ranks, control=1e-6, flags=None, unfinished=0):
         finished(i, (rank,), (100,), {"psnr": (psnr,), "ssim": (0.1,)}, FLOORS)
         for i, (psnr, rank) in enumerate(zip(psnrs, ranks, strict=True))
     ]
-    line_ups = LineUps(gallery=(100, 100), attack=None, any_pose=None, swapped=None, deranged=None, control=line_up(control))
+    line_ups = LineUps(
+        gallery=(100, 100), attack=None, any_pose=None, swapped=None, deranged=None, control=line_up(control)
+    )
     metrics = {"psnr": gain("prior_only")}
     result = made_up(*clients, line_up=line_ups, metrics=metrics, flags=flags or {}, unfinished=unfinished)
     return Cell({"knob": knob, "seed": 0}, result)

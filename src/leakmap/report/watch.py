@@ -53,7 +53,9 @@ def counted(rows: Sequence[Watched]) -> str:
             f"Of {many} scored, none is exposed: this attack exposes at most {share.high:.1%} of such captures "
             "(95 % confidence)."
         )
-    return f"Of {many} scored, {exposed} {'are' if exposed > 1 else 'is'} exposed ({share.low:.1%} to {share.high:.1%})."
+    return (
+        f"Of {many} scored, {exposed} {'are' if exposed > 1 else 'is'} exposed ({share.low:.1%} to {share.high:.1%})."
+    )
 
 
 def against_round(rows: Sequence[Watched]) -> Figure:
