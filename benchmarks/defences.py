@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import torch
 
-from leakmap import Batch, LocalRule, Plan, ThreatModel, attack, observe, prepare, score, simulate
+from leakmap import Batch, LocalRule, Plan, ThreatModel, attack, observe, score, simulate
 from leakmap.attacker.matching.context import SearchContext
 from leakmap.attacker.matching.residual import update_residual
-from leakmap.auditing.prepare import Prepared
+from leakmap.auditing.prepare import Prepared, prepare
 
 DEFENCES = (
     "none",

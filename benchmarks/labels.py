@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.markdown import versions
-from leakmap import LocalRule, Plan, ThreatModel, label_rules, observe, prepare, simulate
+from leakmap import LocalRule, Plan, ThreatModel, label_rules, observe, simulate
 from leakmap.attacker.labels import recover
+from leakmap.auditing.prepare import prepare
 from leakmap.client.simulate import Batch
 from leakmap.errors import NotApplicable, NotGranted
 from leakmap.observation.contents import Public
@@ -44,7 +45,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     setups = [
-        (kind, prepare(Plan(model, options.data, threat=ThreatModel(public=PUBLIC), train_epochs=epochs)).main)
+        (
+            kind,
+            prepare(Plan(model, options.data, threat=ThreatModel(public=PUBLIC), victims=12, train_epochs=epochs)).main,
+        )
         for kind, epochs in EPOCHS.items()
         for model in track(NETWORKS, f"preparing {kind}", console=Console(stderr=True), transient=True)
     ]

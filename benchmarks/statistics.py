@@ -89,8 +89,8 @@ def rehearse(folder: Path, plan: Plan, options: argparse.Namespace, bar: Progres
     specs = [Spec(name, fixed(options)) for name in ATTACKS.values() if name != PLAIN]
     tuned = tune(
         plan,
-        prepare(plan, rehearsals=REHEARSALS),
-        Store(folder),
+        folder,
+        rehearsals=REHEARSALS,
         specs=specs,
         budget=BUDGET,
         runner=Local(options.workers),

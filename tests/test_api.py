@@ -1,6 +1,7 @@
 """The public names: all of them, none besides, each with its documentation."""
 
 import inspect
+import pkgutil
 import subprocess
 import sys
 
@@ -15,6 +16,11 @@ def test_what_a_program_sees_is_what_is_listed():
     names = {name for name, value in vars(leakmap).items() if not name.startswith("_") and not inspect.ismodule(value)}
     assert names | {"__version__"} == set(leakmap.__all__)
     assert leakmap.__all__ == sorted(leakmap.__all__)
+
+
+def test_no_public_name_hides_a_module_but_the_registries_of_their_rooms():
+    modules = {module.name for module in pkgutil.iter_modules(leakmap.__path__)}
+    assert modules & set(leakmap.__all__) == {"defences", "models"}
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

@@ -12,8 +12,8 @@ import typer
 
 from leakmap import LocalRule, Observation, attacks
 from leakmap.capturing.files import read_order
-from leakmap.cli.catalogue import REGISTRIES, markdown
 from leakmap.cli.main import app
+from leakmap.report.catalogue import REGISTRIES, markdown
 from leakmap.study.file import tables
 from tests.conftest import observed
 
@@ -37,7 +37,11 @@ def captured(given: dict[str, Any]) -> bool:
 
 PROMISED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "capture.md": captured,
-    "python.md": lambda given: given["found"].level == "exact" and given["result"].galleries == (41,),
+    "python.md": lambda given: (
+        given["found"].level == given["audited"].level == "exact"
+        and given["result"].galleries == (41,)
+        and given["again"] == given["audited"].result
+    ),
     "README.md": lambda given: given["found"].level == "exact" and Path("runs/from_python/report.html").is_file(),
 }
 """What pages say of their own variables and files."""

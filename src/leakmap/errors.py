@@ -13,9 +13,16 @@
     ├── NonFinite             a computation left the finite numbers
     └── WorkerDied            a process ended in the middle of a run, as when memory runs out
 
-Each message is a sentence: what was got, what was expected, what to do. ``UsageError`` and ``ObservationError``
-end the command line with exit code 3; what is raised inside a run is recorded as that run's failure.
+Each message is a sentence: what was got, what was expected, what to do. They end the command line with exit code 3;
+what is raised inside a run is recorded as that run's failure.
 """
+
+
+def in_words(error: BaseException) -> str:
+    """Kind and message of any error in one line, for the sentence about code that is not leakmap's."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r}), which leakmap does not follow"
+    return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.') or 'no message'}"
 
 
 class LeakmapError(Exception):

@@ -1,11 +1,14 @@
 """Files: written whole or not at all, read with care."""
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +33,8 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors of a disk or a quota without room."""
 JSON_LIMIT = 2**24
 
 
@@ -49,6 +54,9 @@ def written(path: Path, write: Callable[[Path], object]) -> None:
     Args:
         path: The file; its folder is there.
         write: Writes the content to the path that it is given.
+
+    Raises:
+        OSError: it cannot be written; names the file, also where safetensors wrote.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
@@ -60,9 +68,20 @@ def written(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if (number := _number(error)) is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _number(error: BaseException) -> int | None:
+    """The number of an error of the operating system; safetensors tells it in its text."""
+    if isinstance(error, OSError):
+        return error.errno
+    said = re.search(r"\bcode: (\d+)|os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+    return int(said[1] or said[2]) if said else None
 
 
 def write_bytes(path: Path, content: bytes) -> None:

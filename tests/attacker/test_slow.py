@@ -14,7 +14,8 @@ LEAKS = "resnet,blocks=1-1-1,width=24,preact=true"
 
 
 def audited(shared, tmp_path, **changes):
-    plan = Plan(**({"model": LEAKS, "data": f"npz:{shared / 'cifar10' / 'cifar10_subset.npz'}"} | changes))
+    usual = {"model": LEAKS, "data": f"npz:{shared / 'cifar10' / 'cifar10_subset.npz'}", "victims": 12}
+    plan = Plan(**(usual | changes))
     return perform(plan, prepare(plan), Store(tmp_path), Local(default_workers()))
 
 

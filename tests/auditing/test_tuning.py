@@ -19,7 +19,7 @@ from leakmap.attacker.matching.settings import VARIATION
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.auditing.recipe import trials
-from leakmap.auditing.tune import tune
+from leakmap.auditing.search import search
 from leakmap.cli.main import main
 from leakmap.client.data import Pictures
 from leakmap.client.groups import divide
@@ -57,7 +57,7 @@ def prepared(rehearsals=2):
 
 @cache
 def tuned(oracle=False) -> Tuned:
-    return tune(PLAN, prepared(0 if oracle else 2), budget=3, oracle=oracle)
+    return search(PLAN, prepared(0 if oracle else 2), budget=3, oracle=oracle)
 
 
 def numbered(first: int, count: int, spare: Pictures | None = None) -> Pictures:
@@ -116,7 +116,7 @@ def test_the_tuned_settings_are_at_least_as_good_as_the_default_and_keep_what_wa
 
 def test_no_victim_is_looked_at():
     ran = []
-    found = tune(PLAN, prepared(), budget=2, runner=Deadly(dies=lambda trial: ran.append(trial.group)))
+    found = search(PLAN, prepared(), budget=2, runner=Deadly(dies=lambda trial: ran.append(trial.group)))
     assert set(ran) == {"rehearsals"}
     groups = prepared().main.groups
     assert set(found.pictures) == set(groups.digests(groups.rehearsals))
@@ -130,31 +130,31 @@ def test_the_file_is_read_back_as_it_was_written(tmp_path):
 
 def test_more_budget_goes_on_and_repeats_nothing(tmp_path):
     store = Store(tmp_path)
-    first = tune(PLAN, prepared(), store, budget=2)
+    first = search(PLAN, prepared(), store, budget=2)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "trials").iterdir()}
-    second = tune(PLAN, prepared(), store, budget=3)
+    second = search(PLAN, prepared(), store, budget=3)
     assert second.attacks["inverting_gradients"].tried[:2] == first.attacks["inverting_gradients"].tried
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     assert second == tuned()
     with pytest.raises(StoreError, match="another tuning .different: objective"):
-        tune(PLAN, prepared(), store, budget=2, objective="ssim")
+        search(PLAN, prepared(), store, budget=2, objective="ssim")
 
 
 def test_processes_choose_the_same(tmp_path):
-    assert tune(PLAN, prepared(), Store(tmp_path), budget=2, runner=Local(2)) == tune(PLAN, prepared(), budget=2)
+    assert search(PLAN, prepared(), Store(tmp_path), budget=2, runner=Local(2)) == search(PLAN, prepared(), budget=2)
 
 
 def test_a_rehearsal_whose_worker_is_killed_is_on_record_and_scores_worst(tmp_path):
     runner = Deadly(dies=lambda trial: trial.client == 0)
-    (one,) = tune(PLAN, prepared(), Store(tmp_path), budget=1, runner=runner).attacks["inverting_gradients"].tried
+    (one,) = search(PLAN, prepared(), Store(tmp_path), budget=1, runner=runner).attacks["inverting_gradients"].tried
     assert one.scores[0] == -1 < one.scores[1]
     assert [failure.partition(":")[0] for failure in one.failures] == ["WorkerDied"]
     assert read_tuned(tmp_path / "tuned.json").attacks["inverting_gradients"].tried == (one,)
 
 
 def test_hopeless_settings_are_stopped_early_and_never_chosen(monkeypatch):
-    monkeypatch.setattr("leakmap.auditing.tune.RANDOM", 1)
-    found = tune(PLAN, prepared(), budget=8).attacks["inverting_gradients"]
+    monkeypatch.setattr("leakmap.auditing.search.RANDOM", 1)
+    found = search(PLAN, prepared(), budget=8).attacks["inverting_gradients"]
     stopped = [one for one in found.tried if one.stopped]
     assert stopped
     assert all(len(one.scores) == 1 for one in stopped)
@@ -188,16 +188,16 @@ def test_after_sigkill_the_same_command_repeats_no_finished_rehearsal_and_ends_t
         main()
     assert kept.items() <= stamps().items()
     assert len(stamps()) > len(kept) >= 3
-    assert read_tuned(out / "tuned.json") == tune(plan, prepared(), budget=3)
+    assert read_tuned(out / "tuned.json") == search(plan, prepared(), budget=3)
 
 
 def test_several_attacks_are_tuned_in_turn_and_failures_are_recorded():
     plan = replace(PLAN, model="mlp,hidden=8")
     specs = [QUICK, Spec("linear")]
-    found = tune(plan, prepare(plan, rehearsals=1), specs=specs, budget=2)
+    found = search(plan, prepare(plan, rehearsals=1), specs=specs, budget=2)
     assert list(found.attacks) == ["inverting_gradients", "linear"]
     assert len(found.attacks["linear"].tried) == 1
-    failing = tune(PLAN, prepared(), specs=specs, budget=1).attacks["linear"]
+    failing = search(PLAN, prepared(), specs=specs, budget=1).attacks["linear"]
     assert failing.score == failing.default == -1
     assert "NotApplicable" in failing.tried[0].failures[0]
 
@@ -213,15 +213,15 @@ def test_several_attacks_are_tuned_in_turn_and_failures_are_recorded():
 )
 def test_what_cannot_be_tuned_is_said(changes, expected):
     with pytest.raises(BadSetting, match=expected):
-        tune(PLAN, prepared(), **changes)
+        search(PLAN, prepared(), **changes)
 
 
 def test_nothing_to_rehearse_on_and_nothing_but_failures_are_said():
     with pytest.raises(BadSetting, match="--rehearsals"):
-        tune(PLAN, prepared(0))
+        search(PLAN, prepared(0))
     batches = replace(PLAN, batch_size=2, attack=Spec("inverting_gradients", {"steps": 1, "labels": "idlg"}))
     with pytest.raises(BadSetting, match="Every rehearsal failed, the first with NotApplicable: "):
-        tune(batches, prepare(batches, rehearsals=1), budget=1)
+        search(batches, prepare(batches, rehearsals=1), budget=1)
 
 
 def test_columns_stand_in_the_result(tmp_path):
@@ -314,7 +314,7 @@ def test_files_that_are_absent_or_huge_are_refused(tmp_path, monkeypatch):
 
 def test_the_members_of_the_suite_are_tuned_in_turn_and_keep_their_own_settings():
     plan = replace(PLAN, model="convnet,depth=1,width=4,norm=batch", attack=Spec("strongest", {"steps": 2}))
-    found = tune(plan, prepare(plan, rehearsals=1), budget=2)
+    found = search(plan, prepare(plan, rehearsals=1), budget=2)
     assert list(found.attacks) == ["inverting_gradients", "recovered_statistics"]
     applied = found.applied_to(plan)
     assert applied.attack.params["inverting_gradients.steps"] == 2

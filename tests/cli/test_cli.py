@@ -9,8 +9,14 @@ import sys
 import time
 
 import pytest
+import torch
 
+import leakmap
+from leakmap.capturing.facts import as_toml
 from leakmap.cli.main import main
+from leakmap.inspection.text import as_dict
+from leakmap.plan.tuned import read_tuned
+from leakmap.result.result import Result
 
 SMALL = ["--image-size", "16", "--victims", "3", "--workers", "0"]
 QUICK = ["audit", "--model", "mlp,hidden=16", *SMALL, "--steps", "3"]
@@ -67,6 +73,39 @@ def test_a_tuning_is_followed_by_the_audit_that_it_prints(call, tmp_path):
     assert "2 settings × 1 public client," in " ".join(out.split())
     assert "not tuned with inverting_gradients: steps=4" in call(*following, "--steps", "4")[2]
     assert "leave --rehearsals out" in call(*tuning, "--oracle")[2]
+
+
+def test_an_audit_and_a_tuning_are_each_one_call_of_a_function(call, tmp_path):
+    steps = leakmap.Spec("inverting_gradients", {"steps": 3})
+    plan = leakmap.Plan("mlp,hidden=16", "samples", image_size=16, victims=3, attack=steps)
+    shown = Result.from_json(call(*QUICK, "--attack", "inverting_gradients", "--json", "--out", "typed")[1])
+    found = leakmap.run_plan(plan, tmp_path / "called").result
+    assert (found.metrics, found.line_up, found.plan) == (shown.metrics, shown.line_up, shown.plan)
+    words = [*QUICK[1:], "--attack", "inverting_gradients", "--budget", "2", "--rehearsals", "1", "--out", "tuned"]
+    assert call("tune", *words)[0] == 0
+    assert leakmap.tune(plan, rehearsals=1, budget=2) == read_tuned(tmp_path / "tuned" / "tuned.json")
+
+
+def test_a_captured_update_is_written_and_examined_by_one_call_each(call, tmp_path):
+    facts = leakmap.facts_for("mlp,hidden=4", (3, 8, 8), 5)
+    (tmp_path / "facts.toml").write_text(as_toml(facts))
+    assert call("facts", "mlp,hidden=4", "--shape", "3,8,8", "--classes", "5")[1] == as_toml(facts)
+    for name, seed in (("before", 0), ("after", 1)):
+        torch.save(leakmap.build_network(facts.task, facts.model, seed=seed).weights, tmp_path / f"{name}.pt")
+    payload = (tmp_path / "before.pt", tmp_path / "after.pt", tmp_path / "facts.toml")
+    written = leakmap.capture_files(*payload, tmp_path / "called.safetensors", count=1)
+    words = ["--before", "before.pt", "--after", "after.pt", "--facts", "facts.toml", "--count", "1"]
+    assert call("capture", *words, "--out", "typed.safetensors")[0] == 0
+    assert leakmap.read_observation(tmp_path / "typed.safetensors").digest() == written.digest()
+    code, out, _ = call("doctor", "typed.safetensors", "--json")
+    found = leakmap.examine(tmp_path / "called.safetensors")
+    assert (code, json.loads(out)) == (int(found.wrong), found.as_dict())
+
+
+def test_an_inspection_is_one_call(call):
+    shown = json.loads(call("inspect", "mlp,hidden=4", "--image-size", "16", "--json")[1])
+    found = as_dict(leakmap.inspect_model("mlp,hidden=4", image_size=16))
+    assert shown == json.loads(json.dumps(found))
 
 
 def test_json_is_all_that_stdout_holds(call):

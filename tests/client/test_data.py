@@ -1,5 +1,7 @@
 """Sources and the division into disjoint groups."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -144,3 +146,19 @@ def test_swapped_pictures_have_the_victims_labels_while_any_are_left():
 def test_different_seeds_choose_different_victims():
     pictures = load_pictures("samples")
     assert not torch.equal(*(divide(pictures, victims=6, batch_size=1, seed=s).victims for s in (0, 1)))
+
+
+@pytest.mark.parametrize("spare", [0, 40])
+@pytest.mark.parametrize(("training", "rehearsals"), [(False, 0), (True, 0), (False, 10), (True, 4)])
+def test_too_few_pictures_name_the_largest_number_of_clients_that_fits(spare, training, rehearsals):
+    def pictures(count, spare=None):
+        return Pictures(torch.zeros(count, 3, 1, 1, dtype=torch.uint8), torch.arange(count) % 5, tuple("abcde"), spare)
+
+    source = pictures(400, pictures(spare) if spare else None)
+    how = {"batch_size": 4, "training": training, "rehearsals": rehearsals}
+    with pytest.raises(DataError, match=r"Give --victims \d+ or fewer") as error:
+        divide(source, victims=100, **how)
+    most = int(re.search(r"--victims (\d+)", str(error.value))[1])
+    divide(source, victims=most, **how)
+    with pytest.raises(DataError):
+        divide(source, victims=most + 1, **how)

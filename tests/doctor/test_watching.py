@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 import leakmap
 from leakmap import Facts, RuleFacts
-from leakmap.auditing.captured import held_pictures, prepare_captured, read_observation
+from leakmap.auditing.captured import held_pictures, prepare_captured
 from leakmap.auditing.conclude import Audit
 from leakmap.auditing.perform import perform
+from leakmap.capturing.typed import read_observation
 from leakmap.cli.main import app
 from leakmap.client.data import load_pictures
 from leakmap.doctor import watching

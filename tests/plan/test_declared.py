@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 import leakmap
 from leakmap import LocalRule, Observation, Spec, ThreatModel, Update, build_network
+from leakmap.attacker.attacks import attacks
 from leakmap.capturing.facts import as_toml, facts_of, read_facts
 from leakmap.capturing.flower import _RULE
 from leakmap.cli.main import app
@@ -23,7 +24,7 @@ from leakmap.cli.options import options, typed_plan
 from leakmap.errors import BadSetting
 from leakmap.models.network import IN_MEMORY
 from leakmap.plan.command import command
-from leakmap.plan.plan import CLIENT, Captured, Plan
+from leakmap.plan.plan import CLIENT, FITTED, SEARCHED, Captured, Plan
 from leakmap.plan.written import plan_of, settings, values_of
 from leakmap.registry.declared import Declared, built, check, entries, file_model, leaves
 from leakmap.study.file import parse_study, tables
@@ -131,6 +132,22 @@ def test_usual_values_are_not_printed():
     assert command(Plan("mlp")) == "leakmap audit --model mlp"
     assert typed(command(replace(USUAL, rule=LocalRule("delta", batch_size=4))))[0].rule.batch_size == 4
     assert "--local-steps 2" in command(replace(USUAL, rule=LocalRule("delta", batch_size=4)))
+
+
+def test_the_usual_number_of_clients_follows_from_what_the_attack_costs(monkeypatch):
+    monkeypatch.setattr(attacks, "_entries", dict(attacks._entries))
+    attacks.add("fitted_once")(lambda: SimpleNamespace(fits="a mean picture"))
+    study = 'model = "mlp"\nattack = ["linear", "fitted_once"]'
+    for plans in (
+        [typed(f"leakmap audit --model mlp --attack {name}")[0] for name in ("linear", "fitted_once")],
+        [cell.plan for cell in parse_study(tomllib.loads(study)).cells],
+    ):
+        assert [plan.victims for plan in plans] == [SEARCHED, FITTED] == [36, 200]
+        assert not any("--victims" in command(plan) for plan in plans)
+        for plan, others in zip(plans, (FITTED, SEARCHED), strict=True):
+            line = command(replace(plan, victims=others))
+            assert f"--victims {others}" in line
+            assert typed(line)[0].victims == others
 
 
 def test_the_local_steps_and_the_pictures_of_one_are_not_both_given():

@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 from leakmap import Spec
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
-from leakmap.auditing.tune import tune
+from leakmap.auditing.search import search
 from leakmap.errors import StoreError
 from leakmap.plan.plan import Plan
 from leakmap.runs.runner import HERE
 from leakmap.runs.store import Store
 from leakmap.study.file import parse_study
-from leakmap.study.running import merge, run_study, standing
+from leakmap.study.running import merge_study, run_study, standing
 
 QUICK = Spec("inverting_gradients", {"steps": 1})
 PLAN = Plan("mlp,hidden=4", "samples", image_size=16, victims=1, attack=QUICK)
@@ -41,11 +41,11 @@ def test_results_of_another_schema_are_refused_everywhere_and_left_alone(marker,
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     for use in (
         lambda: perform(PLAN, prepared, Store(folder)),
-        lambda: tune(PLAN, prepared, Store(folder), budget=1),
+        lambda: search(PLAN, prepared, Store(folder), budget=1),
         lambda: run_study(STUDY, folder, HERE),
         lambda: standing(STUDY, folder),
-        lambda: merge(folder, []),
-        lambda: merge(tmp_path / "merged", [folder]),
+        lambda: merge_study(folder, []),
+        lambda: merge_study(tmp_path / "merged", [folder]),
     ):
         with pytest.raises(StoreError, match=r"old holds results of .*schema.* --out, or remove that folder\.$"):
             use()

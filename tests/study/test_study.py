@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from leakmap.cli.study import duration
+from leakmap.cli.terminal import duration
 from leakmap.errors import BadSetting, DataError, StoreError, UsageError
 from leakmap.plan.plan import Plan
 from leakmap.runs.ray import Ray
@@ -16,7 +16,7 @@ from leakmap.runs.store import Store
 from leakmap.study.file import parse_study, read_study
 from leakmap.study.planning import of_shard, only, planned
 from leakmap.study.results import cell_rows, conclusions, score_rows, write_table
-from leakmap.study.running import merge, run_study, standing
+from leakmap.study.running import merge_study, run_study, standing
 from tests.conftest import Deadly
 
 TINY = """
@@ -194,10 +194,10 @@ def test_shards_share_out_every_run_and_merge_to_the_same_scores(tiny, tmp_path)
         run_study(study, part, HERE, shard=f"{i}/3")
     held = [{path.stem for path in (part / "trials").iterdir()} for part in parts]
     assert sum(map(len, held)) == len(set.union(*held)) == len(standing(study, tmp_path / "whole").keys)
-    taken = merge(tmp_path / "merged", parts)
+    taken = merge_study(tmp_path / "merged", parts)
     assert list(taken.values()) == list(map(len, held))
     assert scores(study, tmp_path / "merged") == scores(study, tmp_path / "whole")
-    assert merge(tmp_path / "merged", parts) == dict.fromkeys(taken, 0)
+    assert merge_study(tmp_path / "merged", parts) == dict.fromkeys(taken, 0)
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0"])
@@ -208,7 +208,7 @@ def test_a_shard_is_i_of_n(shard):
 
 def test_only_what_exists_can_be_merged(tmp_path):
     with pytest.raises(StoreError, match="holds no runs"):
-        merge(tmp_path / "all", [tmp_path / "nothing"])
+        merge_study(tmp_path / "all", [tmp_path / "nothing"])
 
 
 def test_filters_choose_cells(tiny):

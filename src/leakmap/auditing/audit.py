@@ -1,4 +1,4 @@
-"""The audit of a model in memory."""
+"""Audits in one call: of a plan, of real updates, and of a model in memory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,20 +9,84 @@ import torch
 from torch import Tensor, nn
 
 from leakmap.attacker.attacks import DEFAULT
+from leakmap.auditing.captured import prepare_captured
 from leakmap.auditing.conclude import Audit
+from leakmap.auditing.estimate import Foretold
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.client.data import Pictures, usable
 from leakmap.client_step import LocalRule
-from leakmap.errors import DataError
+from leakmap.errors import BadSetting, DataError
 from leakmap.models.network import IN_MEMORY
-from leakmap.plan.plan import Plan, Progress
+from leakmap.plan.plan import Plan, Progress, usual_victims
 from leakmap.plan.tuned import Tuned
 from leakmap.problem.task import Loss
 from leakmap.registry.spec import Spec
-from leakmap.runs.runner import Local
+from leakmap.runs.runner import HERE, Local, Runner
 from leakmap.runs.store import Store
 from leakmap.threat import ThreatModel
+
+
+def run_plan(
+    plan: Plan,
+    out: Path | str | None = None,
+    *,
+    runner: Runner = HERE,
+    progress: Progress = lambda what, fraction: None,
+    foretold: Foretold | None = None,
+) -> Audit:
+    """Audits simulated clients: all that ``leakmap audit`` does with its options as a plan.
+
+    Args:
+        plan: The audit.
+        out: Folder for results; given one, finished runs are kept and an interrupted audit continues.
+        runner: Where to run; without a folder, this process.
+        progress: Called with what is being done and the finished fraction.
+        foretold: Called with what is about to be run and how long that may take, where something is missing.
+
+    Raises:
+        UsageError: something of the plan does not fit.
+        StoreError: the folder holds another audit, or results of another schema.
+        KeyboardInterrupt: after storing what is finished and, given a folder, writing the partial result.
+    """
+    if plan.captured is not None:
+        raise BadSetting("This plan is of captured updates; give them to audit_captured.")
+    prepared = prepare(plan, device=runner.here.device, progress=progress)
+    return perform(plan, prepared, _store(out), runner, progress, foretold)
+
+
+def audit_captured(
+    plan: Plan,
+    observations: Sequence[Path | str],
+    truths: Sequence[str],
+    others: str,
+    out: Path | str | None = None,
+    *,
+    runner: Runner = HERE,
+    progress: Progress = lambda what, fraction: None,
+    foretold: Foretold | None = None,
+) -> Audit:
+    """Audits real clients, whose updates were captured, beside the pictures that they held.
+
+    Args:
+        plan: Attack, granted labels and public pictures, metrics, null and seed; of the client only the user's own
+            model and loss, where the Observations name such, else the model ``""``.
+        observations: Files with what each client sent.
+        truths: Specification of the pictures that each client held, such as ``npz:FILE``, in the order of its steps.
+        others: Specification of pictures of the same kind that no client held.
+        out: Folder for results; given one, finished runs are kept and an interrupted audit continues.
+        runner: Where to run; without a folder, this process.
+        progress: Called with what is being done and the finished fraction.
+        foretold: Called with what is about to be run and how long that may take, where something is missing.
+
+    Raises:
+        UsageError: files, pictures and plan do not fit each other.
+        ObservationError: a file is not a sound Observation.
+        StoreError: the folder holds another audit, or results of another schema.
+        KeyboardInterrupt: after storing what is finished and, given a folder, writing the partial result.
+    """
+    full, prepared = prepare_captured(plan, observations, truths, others)
+    return perform(full, prepared, _store(out), runner, progress, foretold)
 
 
 def audit(
@@ -35,7 +99,7 @@ def audit(
     attack: Spec | str = DEFAULT,
     tuned: Tuned | None = None,
     loss: Loss | None = None,
-    victims: int = 12,
+    victims: int | None = None,
     batch_size: int = 1,
     classes: int | None = None,
     normalization: str = "data",
@@ -57,7 +121,7 @@ def audit(
         attack: Its specification, so that the audit can be repeated.
         tuned: Settings for it from :func:`leakmap.tune`.
         loss: ``loss(outputs, y) -> scalar``; cross entropy by default.
-        victims: Number of clients.
+        victims: Number of clients; by default 36, or 200 where the attack is fitted first.
         batch_size: Pictures of each client.
         classes: Outputs of the model; by default the highest label plus one.
         normalization: See :class:`Plan`.
@@ -71,13 +135,14 @@ def audit(
     Raises:
         UsageError: the pictures, the model or a setting do not fit.
     """
+    chosen = Spec.parse(attack)
     plan = Plan(
         model=IN_MEMORY if isinstance(model, nn.Module) else str(model),
         data=IN_MEMORY,
         rule=client or LocalRule(),
         threat=threat or ThreatModel(),
-        attack=Spec.parse(attack),
-        victims=victims,
+        attack=chosen,
+        victims=usual_victims(chosen) if victims is None else victims,
         batch_size=batch_size,
         normalization=normalization,
         null=null,
@@ -89,8 +154,11 @@ def audit(
         plan = tuned.applied_to(plan)
     pictures = _from_memory(images, labels)
     prepared = prepare(plan, pictures, model if isinstance(model, nn.Module) else None, loss, device)
-    store = Store(Path(out)) if out is not None else None
-    return perform(plan, prepared, store, Local(0, device, threads=None), progress)
+    return perform(plan, prepared, _store(out), Local(0, device, threads=None), progress)
+
+
+def _store(out: Path | str | None) -> Store | None:
+    return None if out is None else Store(Path(out))
 
 
 def _from_memory(images: Any, labels: Any) -> Pictures:

@@ -13,15 +13,15 @@ from torch.nn import functional as F
 from leakmap.auditing.case import SPREAD, Case, Runs
 from leakmap.auditing.prepare import Prepared, planted
 from leakmap.auditing.recipe import names_of
+from leakmap.capturing.typed import read_observation
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import divide
 from leakmap.client.simulate import Batch
 from leakmap.client_step import LocalRule
-from leakmap.errors import BadSetting, DataError, ModelError
-from leakmap.models.network import Code, Network, build_network
+from leakmap.errors import BadSetting, DataError
 from leakmap.observation.observation import Observation
 from leakmap.plan.plan import Captured, Plan, check
-from leakmap.plan.written import CAPTURED, settings, values_of
+from leakmap.plan.written import CAPTURED, settings, usual, values_of
 from leakmap.problem.objects import EMPTY
 from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
@@ -32,50 +32,9 @@ REPLAYS = 1e-3
 """Relative distance up to which a client that is simulated at its own pictures is the client that sent the update."""
 
 
-def read_observation(file: Path | str, model: str | None = None, loss: str | None = None) -> Observation:
-    """Reads an Observation whose architecture or loss may be the user's own code, which only typing it permits to run.
-
-    Args:
-        file: The file.
-        model: ``file.py:function`` in place of the architecture that the file names.
-        loss: ``file.py:function`` in place of its loss.
-
-    Raises:
-        ObservationError: the file is not a sound Observation.
-        ModelError: it names code of the user's own, and none was given; or the weights do not fit the code.
-    """
-    found = Observation.from_file(file)
-    network = found.network
-    task = network.task if loss is None else replace(network.task, loss=Spec.parse(loss))
-    spec = network.model if model is None else Spec.parse(model)
-    code = typed_code(file, task, spec, model, loss)
-    return replace(found, network=Network(task, spec, network.weights, code))
-
-
 def typed_in(plan: Plan) -> tuple[str | None, str | None]:
     """The user's own model and loss that stand in the plan of an audit of real updates; None where none do."""
     return plan.model or None, plan.loss if is_user_code(Spec.parse(plan.loss).name) else None
-
-
-def typed_code(file: Path | str, task: Task, spec: Spec, model: str | None, loss: str | None) -> Code:
-    """The user's own architecture and loss, which run only if they were typed, not because a file names them.
-
-    Args:
-        file: What names them, for the message.
-        task: With the loss.
-        spec: The architecture.
-        model: What was typed in its place, if anything.
-        loss: What was typed in place of the loss, if anything.
-
-    Raises:
-        ModelError: the file names code of the user's own, and it was not typed.
-    """
-    for option, one, typed in (("--model", spec, model), ("--loss", task.loss, loss)):
-        if is_user_code(one.name) and typed is None:
-            raise ModelError(
-                f"{file} names code of your own, {one}, which leakmap runs only where you type it: give {option} {one}."
-            )
-    return Code() if model is None and loss is None else build_network(task, spec).code
 
 
 def prepare_captured(
@@ -106,7 +65,9 @@ def prepare_captured(
     if not others:
         raise BadSetting("Give --others with pictures of the same kind that no client held: line-ups are made of them.")
     values = values_of(plan)
-    told = [one.flag for one in settings() if one.declared.table in CAPTURED and values[one.path] != one.default]
+    told = [
+        one.flag for one in settings() if one.declared.table in CAPTURED and values[one.path] != usual(one, plan.attack)
+    ]
     told += ["--tuned"] if plan.tuned is not None else []
     if told:
         raise BadSetting(f"With --observation the client is what its file says; leave out {', '.join(told)}.")

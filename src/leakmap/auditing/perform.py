@@ -4,6 +4,7 @@ import time
 from dataclasses import asdict
 
 from leakmap.auditing.conclude import Audit, conclude
+from leakmap.auditing.estimate import Foretold, expected
 from leakmap.auditing.prepare import Prepared
 from leakmap.auditing.recipe import ROLES, in_order, trials
 from leakmap.auditing.update_check import UpdateCheck, check_update
@@ -24,6 +25,7 @@ def perform(
     store: Store | None = None,
     runner: Runner = HERE,
     progress: Progress = lambda what, fraction: None,
+    foretold: Foretold | None = None,
 ) -> Audit:
     """Runs what is missing and concludes. Failed runs of an earlier call are tried again.
 
@@ -33,6 +35,7 @@ def perform(
         store: Where finished runs are kept; None keeps nothing.
         runner: Where to run; what only lives in this process runs here.
         progress: Called with what is being done and the finished fraction.
+        foretold: Called with what is about to be run, where something is; None estimates nothing.
 
     Raises:
         StoreError: the folder holds another audit, or results of another schema.
@@ -68,6 +71,8 @@ def perform(
 
     try:
         chosen, jobs = jobs_of(missing, {"victims": prepared.main, "control": prepared.control}, store, runner)
+        if missing and foretold is not None:
+            foretold(expected(missing, {one.digest: one for one in (prepared.main, prepared.control)}, chosen))
         run_trials(chosen, jobs, done, told)
     except KeyboardInterrupt:
         if store is not None:

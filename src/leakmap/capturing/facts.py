@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leakmap.client_step import COUNT_LIMIT, LocalRule, Share
 from leakmap.errors import BadSetting
+from leakmap.models.network import build_network
 from leakmap.observation.observation import Observation
 from leakmap.problem.task import Task
 from leakmap.registry.declared import Entry, entries, file_model
@@ -78,6 +79,26 @@ class Facts(BaseModel):
             BadSetting: they do not fit together.
         """
         return Task(self.shape, self.classes, self.mean, self.std, Spec.parse(self.loss), self.objects)
+
+
+def facts_for(model: str, shape: tuple[int, int, int], classes: int) -> Facts:
+    """Facts to complete: what an update of this architecture cannot tell about itself.
+
+    Args:
+        model: Specification of the architecture, or ``file.py:function``; it is built once, to see that it fits.
+        shape: ``(C, H, W)`` of one input.
+        classes: Outputs of the model.
+
+    Raises:
+        BadSetting: shape or classes are impossible.
+        ModelError: the architecture cannot be built, or does not fit the task.
+    """
+    channels = shape[0]
+    found = Facts(
+        model=model, shape=shape, classes=classes, mean=(0.0,) * channels, std=(1.0,) * channels, rule=RuleFacts()
+    )
+    build_network(found.task, model)
+    return found
 
 
 def facts_of(observation: Observation) -> Facts:

@@ -10,11 +10,13 @@ from typing import IO, Any
 import numpy as np
 from torch import Tensor
 
-from leakmap.capturing.capture import Kind, named, states
-from leakmap.capturing.facts import LONGEST, Facts
+from leakmap.capturing.capture import Kind, capture, named, states
+from leakmap.capturing.facts import LONGEST, Facts, read_facts
+from leakmap.capturing.typed import typed_code
 from leakmap.errors import BadSetting, LeakmapError, ObservationError
 from leakmap.models.network import Code, Network
 from leakmap.models.weights import LONGEST_NAME, MOST_TENSORS, WEIGHTS_LIMIT, read_weights
+from leakmap.observation.observation import Observation
 from leakmap.registry.spec import Spec
 
 ROOM, RATIO = 2**28, 100
@@ -27,6 +29,46 @@ _HEADERS: dict[Any, Callable[[Any], tuple[tuple[int, ...], bool, np.dtype[Any]]]
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 _KINDS: dict[str, Kind] = {"WEIGHTS": "weights", "FULL": "weights", "WEIGHT_DIFF": "delta", "DIFF": "delta"}
+
+
+def capture_files(
+    before: Path | str,
+    after: Path | str,
+    facts: Path | str,
+    out: Path | str,
+    *,
+    kind: Kind = "weights",
+    count: int | None = None,
+    order: Path | str | None = None,
+    model: str | None = None,
+    loss: str | None = None,
+) -> Observation:
+    """Makes an Observation file of saved payloads: :func:`leakmap.capture` of files.
+
+    Args:
+        before: What the server sent; see :func:`read_state` for the formats.
+        after: What the client returned.
+        facts: TOML file with what the payload cannot tell.
+        out: The Observation file to write.
+        kind: What ``after`` holds.
+        count: Pictures of the client, in place of that of the facts.
+        order: File with the names of arrays without names; None for the order of the architecture's state dict.
+        model: The user's own ``file.py:function``, where the facts name one.
+        loss: The user's own ``file.py:function``, where the facts name one.
+
+    Raises:
+        BadSetting: the facts or the names are not sound.
+        ModelError: a file cannot be read as weights, the weights do not fit the architecture, or the facts name code of
+            the user's own that was not given.
+        ObservationError: what came back does not fit the weights, or is not finite.
+    """
+    told = read_facts(facts)
+    told = told.model_copy(update={name: own for name, own in (("model", model), ("loss", loss)) if own is not None})
+    code = typed_code(facts, told.task, Spec.parse(told.model), model, loss)
+    names = order_of(told, code) if order is None else read_order(order)
+    return capture(
+        read_state(before, names), read_state(after, names), told, kind=kind, count=count, code=code, file=out
+    )
 
 
 def read_state(path: Path | str, names: Sequence[str] | None = None) -> dict[str, Tensor]:

@@ -1,7 +1,10 @@
 """The options that every command about a simulated client takes, as a plan."""
 
+import hashlib
 import inspect
+import json
 from collections.abc import Callable, Collection
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_origin
@@ -17,6 +20,9 @@ TUNING = "Tuning"
 REAL = "Real updates in place of simulated clients"
 
 Out = Annotated[Path | None, typer.Option(help="Folder for results; the same one resumes.", rich_help_panel=RUN)]
+Model = Annotated[str | None, typer.Option(help="Your own file.py:function, where the file names one.")]
+OwnLoss = Annotated[str | None, typer.Option("--loss", help="Your own file.py:function, where the file names one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _OF_ATTACK = {
     "steps": Annotated[int | None, typer.Option(help="Iterations.", rich_help_panel=ATTACK)],
@@ -48,7 +54,7 @@ def _parameter(entry: Entry) -> inspect.Parameter:
         hint, default = str, str(default)
     elif get_origin(hint) is tuple:
         hint, default = list[str] | None, None
-    elif entry.required:
+    elif entry.required or entry.declared.follows:
         hint, default = hint | None, None
     how = typer.Option(*flag, help=said.help, rich_help_panel=said.panel, hidden=said.hidden)
     return _keyword(entry.option, default, Annotated[hint, how])
@@ -90,3 +96,9 @@ def with_plan(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]
         return called
 
     return decorated
+
+
+def default_folder(command: str, plan: Plan) -> Path:
+    """Where a command writes that was given no ``--out``: the same plan finds it again."""
+    digest = hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode()).hexdigest()
+    return Path("runs") / f"{command}-{digest[:8]}"

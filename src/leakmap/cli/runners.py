@@ -35,3 +35,8 @@ def runner_of(workers: int | None, device: str = "cpu", ray: str | None = None, 
         raise BadSetting("--gpus is what each run asks of a Ray cluster; give --ray too, or --device cuda.")
     check_device(device)
     return Ray(ray, gpus) if ray is not None else Local(default_workers(device) if workers is None else workers, device)
+
+
+def workers_of(workers: int | None, device: str = "cpu") -> int:
+    """Processes that share the work: by how many an estimated time is divided."""
+    return default_workers(device) if workers is None else max(1, workers)

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,19 +11,16 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from leakmap.cli.runners import Address, Device, Gpus, Workers, runner_of
-from leakmap.cli.terminal import progress_bar
-from leakmap.files import write_text
-from leakmap.report.study import write_study
+from leakmap.cli.options import AsJson
+from leakmap.cli.runners import Address, Device, Gpus, Workers, runner_of, workers_of
+from leakmap.cli.terminal import duration, progress_bar
 from leakmap.runs.runner import default_workers
-from leakmap.runs.store import Store
-from leakmap.study.estimate import seconds_left
+from leakmap.study.estimate import study_status
 from leakmap.study.file import Study, read_study, shown
-from leakmap.study.paper import cells_of, command_of, page, parts_of, ran_on, together, where, write_judged
-from leakmap.study.paper import reproduce as reproduce_claims
-from leakmap.study.planning import only
-from leakmap.study.results import cell_rows, conclusions, score_rows, write_table
-from leakmap.study.running import Standing, merge, run_study, standing
+from leakmap.study.paper import parts_of, together
+from leakmap.study.paper import reproduce as reproduce_paper
+from leakmap.study.reporting import export_study, report_study
+from leakmap.study.running import Standing, merge_study, run_study
 
 app = typer.Typer(
     help="Run many audits, the product of the axes of a study file; resume them, share them out, report on them.",
@@ -39,7 +35,6 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Count the runs and esti
 Filters = Annotated[
     list[str] | None, typer.Option("--only", metavar="AXIS=VALUE", help="Only the cells with this value; repeatable.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -72,25 +67,24 @@ def run(
     """
     study, folder = read_study(file, scale), _folder(file, out)
     runner = runner_of(workers, device, ray, gpus)
+    count = workers_of(workers, device)
     with progress_bar() as progress:
         if dry_run:
-            whole = standing(study, folder)
-            found = replace(whole, planned=tuple(only(whole.planned, filters or ())))
-            left = seconds_left(found, progress)
-        else:
-            found = run_study(
-                study,
-                folder,
-                runner,
-                filters=filters or (),
-                shard=shard,
-                limit=limit,
-                retry_failed=retry_failed,
-                progress=progress,
-            )
-            left = None
-    _tell(study, found, folder, as_json, left, default_workers(device) if workers is None else max(1, workers))
-    if not (as_json or dry_run or found.missing):
+            status = study_status(study, folder, filters=filters or (), progress=progress)
+            _tell(study, status.standing, folder, as_json, status.seconds_left, count)
+            return
+        found = run_study(
+            study,
+            folder,
+            runner,
+            filters=filters or (),
+            shard=shard,
+            limit=limit,
+            retry_failed=retry_failed,
+            progress=progress,
+        )
+    _tell(study, found, folder, as_json, None, count)
+    if not (as_json or found.missing):
         Console().print(f"Next: {_command('report', file, scale, out)}", soft_wrap=True)
 
 
@@ -98,10 +92,9 @@ def run(
 def status(file: File, scale: Scale = None, out: Out = None, as_json: AsJson = False) -> None:
     """Say what is finished, failed and missing, and how long the rest will take."""
     study, folder = read_study(file, scale), _folder(file, out)
-    found = standing(study, folder)
     with progress_bar() as progress:
-        left = seconds_left(found, progress)
-    _tell(study, found, folder, as_json, left, default_workers())
+        found = study_status(study, folder, progress=progress)
+    _tell(study, found.standing, folder, as_json, found.seconds_left, default_workers())
 
 
 @app.command()
@@ -115,19 +108,12 @@ def report(
 ) -> None:
     """Write the report over all cells so far: one HTML file, and its figures as PNG and SVG."""
     study, folder = read_study(file, scale), _folder(file, out)
+    again = _command("run", file, scale, out)
+    runner = runner_of(workers, device)
     with progress_bar() as progress:
-        found = only(standing(study, folder).planned, filters or ())
-        cells, why = conclusions(found, folder, runner_of(workers, device), progress)
+        path, why = report_study(study, folder, filters=filters or (), command=again, runner=runner, progress=progress)
     for place, reason in why.items():
         _warn(f"{place} cannot be concluded: {reason}")
-    path = write_study(
-        folder / "report.html",
-        study.title,
-        cells,
-        study=study.resolved(),
-        command=_command("run", file, scale, out),
-        figures=folder / "figures",
-    )
     typer.echo(f"Report: {path}")
 
 
@@ -143,23 +129,18 @@ def export(
     """Write two tables: scores (a row for each picture of each run) and cells (a row for each audit)."""
     study, folder = read_study(file, scale), _folder(file, out)
     with progress_bar() as progress:
-        found = standing(study, folder)
-        cells, _ = conclusions(found.planned, folder, runner_of(workers), progress)
-    target = to or folder
-    target.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("scores", score_rows(found.planned, Store(folder))), ("cells", cell_rows(cells))):
-        path = target / f"{name}.{kind}"
-        write_table(path, list(rows), kind)
+        paths = export_study(study, folder, to, kind=kind, runner=runner_of(workers), progress=progress)
+    for path in paths:
         typer.echo(str(path))
 
 
-@app.command("merge")
-def merge_(
+@app.command()
+def merge(
     folder: Annotated[Path, typer.Argument(help="Folder to merge into; made if it does not exist.")],
     sources: Annotated[list[Path], typer.Argument(help="Folders of shards.")],
 ) -> None:
     """Bring the runs of several folders into one."""
-    for source, count in merge(folder, sources).items():
+    for source, count in merge_study(folder, sources).items():
         typer.echo(f"{count:6d} runs from {source}")
 
 
@@ -195,31 +176,24 @@ def reproduce(
       leakmap reproduce paper --claim C1 --claim C3 --data cifar10:DIR
     """
     folder = out or Path("runs") / f"{paper}-{scale}"
-    parts = parts_of(paper, scale, data or (), claims or ())
+    study = together(parts_of(paper, scale, data or (), claims or ()))
     runner = runner_of(workers, device, ray, gpus)
     with progress_bar() as progress:
         if dry_run:
-            found = where(parts, folder)
-            left = seconds_left(found, progress)
-            count = default_workers(device) if workers is None else max(1, workers)
-            _tell(together(parts), found, folder, as_json, left, count)
+            found = study_status(study, folder, progress=progress)
+            _tell(study, found.standing, folder, as_json, found.seconds_left, workers_of(workers, device))
             return
-        here = runner_of(workers, device if ray is None else "cpu")
-        judged = reproduce_claims(parts, folder, runner, here, limit=limit, progress=progress)
-        command = command_of(paper, scale, data or ())
-        for part in parts:
-            place = folder / part.path.stem
-            write_study(
-                place / "report.html",
-                part.study.title,
-                cells_of(part, folder, here, progress),
-                study=part.study.resolved(),
-                command=command,
-                figures=place,
-            )
-    write_judged(folder / "claims.json", judged)
-    text = page(judged, command=command, ran_on=ran_on(folder))
-    write_text(folder / "page.md", text)
+        judged = reproduce_paper(
+            paper,
+            folder,
+            scale=scale,
+            data=data or (),
+            claims=claims or (),
+            limit=limit,
+            runner=runner,
+            here=runner_of(workers, device if ray is None else "cpu"),
+            progress=progress,
+        )
     if as_json:
         typer.echo((folder / "claims.json").read_text(encoding="utf-8"))
         return
@@ -282,12 +256,3 @@ def _tell(study: Study, found: Standing, folder: Path, as_json: bool, left: floa
         console.print(Padding(f"[yellow]{count} failed[/] {escape(kind)}: {escape(text)}", (0, 0, 0, 2)))
     if found.failed:
         console.print("  [dim]--retry-failed runs them again[/]")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -1,6 +1,7 @@
 """Results and progress as a person reads them in a terminal of 80 columns."""
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from leakmap.auditing.estimate import Expected
 from leakmap.plan.tuned import Tuned
 from leakmap.report import told
 from leakmap.report.page import metric_name
@@ -186,3 +188,30 @@ def progress_bar() -> Iterator[Any]:
     with Progress(*columns, console=console, transient=True, expand=True, speed_estimate_period=120) as bar:
         task = bar.add_task("starting", total=1.0)
         yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def foretell(expected: Expected) -> None:
+    """Says on stderr what is about to be run and how long that may take; above the bar, if one is shown."""
+    clients, runs = _many(expected.clients, "client"), _many(expected.runs, "run")
+    about = ""
+    if expected.seconds is not None:
+        about = f": {'at most ' if expected.at_most else ''}about {duration(expected.seconds)}"
+        if expected.processes is None:
+            about += " of computing on the cluster"
+        elif expected.processes:
+            about += f" with {_many(expected.processes, 'process', 'processes')}"
+        about += ", plus fitting" if expected.fits else ""
+    sys.stderr.write(f"{clients}, {runs}{about}; Ctrl-C keeps what is finished.\n")
+
+
+def _many(count: int, one: str, more: str = "") -> str:
+    return f"{count} {one if count == 1 else more or f'{one}s'}"

@@ -131,7 +131,7 @@ def divide(
     Raises:
         DataError: too few pictures, with the numbers.
     """
-    held = victims * batch_size
+    held, simulated = victims * batch_size, rehearsals * batch_size
     pictures, merged = _once(pictures, held if given else 0)
     different = f"{len(pictures)} different pictures" + _but(merged)
     spare = pictures.spare
@@ -144,12 +144,14 @@ def divide(
     victim = list(range(held)) if given else own[: -held - 1 : -1]
     own[:] = [i for i in own if i >= held] if given else own[:-held]
     reference = max(public, min(REFERENCE, len(images) // 8))
+    most = (len(pictures) - _kept_apart(simulated, reference, spare, training)) // (3 * batch_size)
+    fewer = f"Give --victims {most} or fewer, or lower " if not given and 0 < most < victims else "Lower "
     need = 2 * held + CONTROLS + FEWEST_DISTRACTORS + (0 if spare else reference)
     if len(own) < need or len(other) < reference:
         raise DataError(
             f"{different} are too few: {held} for victims, {2 * held} for swapped updates, "
             f"{CONTROLS} for the control, {reference} public and at least {FEWEST_DISTRACTORS} distractors are needed. "
-            "Lower --victims, --batch-size or --public, or give more pictures."
+            f"{fewer}--batch-size or --public, or give more pictures."
         )
     swaps = [[_same_label(own, labels, int(labels[v])) for v in victim] for _ in range(2)]
     controls = [own.pop() for _ in range(CONTROLS)]
@@ -159,14 +161,13 @@ def divide(
         room = len(other) if spare else max(0, len(other) - FEWEST_DISTRACTORS - min(80, len(other) // 2))
         trained = [other.pop() for _ in range(room)]
         if not trained:
-            raise DataError(f"{different} leave none to train on; lower --victims.")
-    simulated = rehearsals * batch_size
+            raise DataError(f"{different} leave none to train on. {fewer}--batch-size or --public.")
     source = other if len(other) >= simulated else own
     left = len(own if spare is None else own + other)
     if simulated and (len(source) < simulated or left - simulated < FEWEST_DISTRACTORS):
         raise DataError(
             f"Of {len(images)} different pictures {left} are left for {simulated} of rehearsals and at least "
-            f"{FEWEST_DISTRACTORS} distractors. Lower --rehearsals, --victims or --batch-size, or give more pictures."
+            f"{FEWEST_DISTRACTORS} distractors. {fewer}--rehearsals or --batch-size, or give more pictures."
         )
     rehearsed = [source.pop() for _ in range(simulated)]
     distractors = _enough(own if spare is None else own + other, labels)
@@ -192,6 +193,16 @@ def divide(
         _joined([each.areas for each in sets], used),
         merged,
     )
+
+
+def _kept_apart(simulated: int, reference: int, spare: Pictures | None, training: bool) -> int:
+    """Pictures that a source must hold besides those of clients and their swapped updates."""
+    if spare is not None:
+        rest = 0 if training else len(spare) - reference
+        own = 0 if rest >= simulated else max(simulated, FEWEST_DISTRACTORS + simulated - rest)
+        return CONTROLS + max(FEWEST_DISTRACTORS, own)
+    own = max(2 * FEWEST_DISTRACTORS + 1, 2 * simulated) if training else FEWEST_DISTRACTORS + simulated
+    return CONTROLS + reference + own
 
 
 def _once(pictures: Pictures, given: int) -> tuple[Pictures, Merged | None]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from leakmap.client_step import LocalRule, arrange, local_signal
-from leakmap.errors import ModelError
+from leakmap.errors import ModelError, in_words
 from leakmap.models.network import Network
 from leakmap.observation.contents import Update
 from leakmap.seeds import derive
@@ -65,10 +65,9 @@ def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> 
         signal = local_signal(
             module, network.weights, x, batch.y, rule, network.loss(), **seeds, noise_seed=derive(seed, "noise")
         )
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+    except (ValueError, RuntimeError, SystemExit) as error:
         raise ModelError(
             f"A client with {len(x)} pictures of shape {network.task.shape} cannot take its step with {network.model} "
-            f"in {rule.mode} mode: {reason}."
+            f"in {rule.mode} mode: {in_words(error)}."
         ) from error
     return Round(network, rule, batch, Update(rule.share, signal.tensors), signal.buffers)

@@ -40,14 +40,19 @@ class Attacked:
 
 
 def attack_file(
-    observation: Observation, how: Spec, folder: Path, *, seed: int = 0, progress: Tick = lambda fraction: None
+    observation: Observation,
+    how: Spec,
+    out: Path | str | None = None,
+    *,
+    seed: int = 0,
+    progress: Tick = lambda fraction: None,
 ) -> Attacked:
     """Attacks an Observation and writes what the attacker says; the same attack in the same folder is not repeated.
 
     Args:
         observation: Read from a file.
         how: The attack.
-        folder: Where to write.
+        out: Folder to write into; None for one in ``runs`` that is named after what decides the result.
         seed: All randomness of the attack comes from it.
         progress: Called with the finished fraction.
 
@@ -55,7 +60,8 @@ def attack_file(
         NotGranted: the attack needs a fact that the file does not have.
         NotApplicable: its precondition does not hold.
     """
-    key = key_of(observation, how, seed)
+    key = _key(observation, how, seed)
+    folder = Path("runs") / f"attack-{key[:8]}" if out is None else Path(out)
     known = read_json(folder / "attack.json")
     if isinstance(known, dict) and known.get("key") == key and (folder / "reconstruction.safetensors").is_file():
         return Attacked(folder, known, resumed=True)
@@ -81,7 +87,7 @@ def attack_file(
     return Attacked(folder, record)
 
 
-def key_of(observation: Observation, how: Spec, seed: int) -> str:
+def _key(observation: Observation, how: Spec, seed: int) -> str:
     """SHA-256 of what decides the result, code of the user's own included."""
     network = observation.network
     code = [network.code.fingerprint(), user_code_digest(how), *map(_typed, (network.model, network.task.loss))]

@@ -3,13 +3,15 @@
 import hashlib
 import json
 import re
+import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from leakmap.auditing.captured import prepare_captured, read_observation, typed_in
+from leakmap.auditing.captured import prepare_captured, typed_in
 from leakmap.auditing.perform import perform
+from leakmap.capturing.typed import read_observation
 from leakmap.doctor.checks import check
 from leakmap.errors import ObservationError, UsageError
 from leakmap.files import file_digest
@@ -89,18 +91,37 @@ class Watch:
         return None
 
 
-def look(watch: Watch, progress: Progress = lambda what, fraction: None) -> list[Watched]:
-    """Checks and audits what is new in the folder, once; writes ``watch.json``, ``leakage.png`` and ``watch.html``.
+def look(
+    watch: Watch, progress: Progress = lambda what, fraction: None, *, again: float | None = None
+) -> list[Watched]:
+    """Checks and audits what is new in the folder; writes ``watch.json``, ``leakage.png`` and ``watch.html``.
 
     Every result is written as soon as it is there: interrupted anywhere, the next look continues.
 
     Args:
         watch: What is watched.
         progress: Called with what is being done and the finished fraction.
+        again: Seconds after which to look again, until interrupted; None looks once.
 
     Returns:
         A row for every capture, see docs/watch.md.
+
+    Raises:
+        ObservationError: there is no such folder.
+        StoreError: the folder of results holds something else.
+        KeyboardInterrupt: after writing what is finished.
     """
+    if not watch.folder.is_dir():
+        raise ObservationError(f"There is no folder {watch.folder} to watch.")
+    rows = _look(watch, progress)
+    while again is not None:
+        progress("waiting for captures", 1.0)
+        time.sleep(again)
+        rows = _look(watch, progress)
+    return rows
+
+
+def _look(watch: Watch, progress: Progress) -> list[Watched]:
     watch.out.mkdir(parents=True, exist_ok=True)
     known = read_watched(watch.out / "watch.json")
     there = captures(watch.folder)

@@ -6,12 +6,14 @@ what a client's update depends on. Nothing is attacked and nothing here is a ver
 
 from leakmap.inspection.advice import Advice, advise
 from leakmap.inspection.flow import drawn
+from leakmap.inspection.inspection import Inspection, inspect_model
 from leakmap.inspection.probe import Probe, probe_update
 from leakmap.inspection.reading import read_traits
 from leakmap.inspection.traits import Noise, Norm, Stage, Stem, Traits
 
 __all__ = [
     "Advice",
+    "Inspection",
     "Noise",
     "Norm",
     "Probe",
@@ -20,6 +22,7 @@ __all__ = [
     "Traits",
     "advise",
     "drawn",
+    "inspect_model",
     "probe_update",
     "read_traits",
 ]

@@ -1,7 +1,6 @@
 """An inspection as a person reads it in a terminal of 80 columns, and as JSON."""
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,18 +9,15 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from leakmap.inspection.advice import advise
+from leakmap.inspection.inspection import Inspection
 from leakmap.inspection.probe import Probe
-from leakmap.inspection.traits import Traits
-from leakmap.models.network import Network
 
-Notes = Callable[[Traits], Sequence[str]]
-"""Further lines about a network with these traits, such as the nearest measured ones of a map."""
 NATURE = "Directions are expected ones: claims, not measurements of this model. leakmap audit measures."
 
 
-def describe_traits(network: Network, traits: Traits, console: Console, notes: Sequence[Notes] = ()) -> None:
-    """Prints every trait with what it means, and further notes on networks with such traits."""
+def describe(inspection: Inspection, console: Console) -> None:
+    """Prints every trait with what it means, the nearest measured networks, and what the update depends on."""
+    network, traits = inspection.network, inspection.traits
     shape = "x".join(map(str, network.task.shape))
     console.print(
         f"[bold]{escape(str(network.model))}[/]  {traits.parameters:,} parameters, {shape} pictures, "
@@ -32,17 +28,18 @@ def describe_traits(network: Network, traits: Traits, console: Console, notes: S
     found = Table.grid(padding=(0, 2, 0, 0))
     found.add_column(width=16, style="bold")
     found.add_column(ratio=1)
-    for advice in advise(traits):
+    for advice in inspection.advice:
         change = f" [cyan]{escape(advice.change)}[/]" if advice.change else ""
         found.add_row(advice.trait, escape(advice.found))
         found.add_row("", f"{escape(advice.meaning)}{change} [dim]{escape(f'[{advice.source}]')}[/]")
     console.print(found, highlight=False)
-    for line in (line for lines in notes for line in lines(traits)):
+    for line in inspection.notes:
         console.print(escape(line), highlight=False)
+    _describe_probe(inspection.probe, console)
 
 
-def describe_probe(probe: Probe, console: Console) -> None:
-    """Prints what the update depends on, in each mode, and what that flags."""
+def _describe_probe(probe: Probe, console: Console) -> None:
+    """What the update depends on, in each mode, and what that flags."""
     console.print("\n[bold]What the update of a client depends on[/] [dim](one gradient, built-in photographs)[/]")
     console.print(_checks(probe), highlight=False)
     for mode, check in probe.checks.items():
@@ -70,16 +67,17 @@ def _checks(probe: Probe) -> Table:
     return found
 
 
-def as_dict(network: Network, traits: Traits, probe: Probe) -> dict[str, Any]:
+def as_dict(inspection: Inspection) -> dict[str, Any]:
     """Model, traits, advice and checks, of values that JSON can hold; numbers that are not finite become None."""
+    network, probe = inspection.network, inspection.probe
     return _plain(
         {
             "model": str(network.model),
             "shape": network.task.shape,
             "classes": network.task.classes,
             "nature": NATURE,
-            "traits": asdict(traits),
-            "advice": [asdict(advice) for advice in advise(traits)],
+            "traits": asdict(inspection.traits),
+            "advice": [asdict(advice) for advice in inspection.advice],
             "update": {mode: check.as_dict() | {"flags": check.flags()} for mode, check in probe.checks.items()},
             "note": probe.note,
         }

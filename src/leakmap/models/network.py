@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leakmap.errors import LeakmapError, ModelError, NonFinite
+from leakmap.errors import LeakmapError, ModelError, NonFinite, in_words
 from leakmap.models import models
 from leakmap.models.adapt import replace_layers
 from leakmap.models.weights import compare_weights, fit_weights, read_weights
@@ -233,10 +233,10 @@ def user_code(model: Spec, loss: Spec) -> Code:
 def _call_user_code(spec: Spec) -> nn.Module:
     try:
         module = load_user_code(spec.name)(**spec.params)
-    except LeakmapError:
+    except (LeakmapError, MemoryError):
         raise
-    except Exception as error:
-        raise ModelError(f"{spec} raised {type(error).__name__}: {error}.") from error
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"{spec} failed when it was built: {in_words(error)}.") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{spec} returned {type(module).__name__}; it must return a torch.nn.Module.")
     return module
@@ -257,12 +257,13 @@ def check_network(network: Network) -> None:
         y = torch.tensor([0, *[GRID // 2] * 4], device=device).repeat(2, 1, 1)
     try:
         outputs = module(x, y) if task.objects else module(x)
-    except LeakmapError:
+    except (LeakmapError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         takes = "pictures and their objects, which a detector takes," if task.objects else "inputs"
         raise ModelError(
-            f"{spec} does not take {takes} of shape (N, {', '.join(map(str, task.shape))}): {error}."
+            f"{spec} does not take {takes} of shape (N, {', '.join(map(str, task.shape))}): "
+            f"{in_words(error) if isinstance(error, SystemExit) else error}."
         ) from error
     expected = () if task.objects else (2, task.classes)
     if network.code.loss is None and (not isinstance(outputs, Tensor) or outputs.shape != expected):
@@ -275,9 +276,11 @@ def check_network(network: Network) -> None:
     try:
         loss = outputs if task.objects else loss_of(lambda _: outputs, network.loss(), x, y)
         signal = torch.autograd.grad(loss, [*parameters, x], allow_unused=True, materialize_grads=True)
-    except (RuntimeError, NotImplementedError) as error:
+    except (LeakmapError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
         raise ModelError(
-            f"{spec} cannot be attacked by gradient matching: {str(error).splitlines()[0].rstrip('.')}. "
+            f"{spec} cannot be attacked by gradient matching: {in_words(error)}. "
             "The loss needs a derivative with respect to the weights and the pictures."
         ) from error
     if not all(bool(torch.isfinite(gradient).all()) for gradient in signal):

@@ -5,7 +5,7 @@ from typing import Any
 
 from leakmap.models.network import IN_MEMORY
 from leakmap.plan.plan import Plan
-from leakmap.plan.written import CAPTURED, settings, values_of
+from leakmap.plan.written import CAPTURED, settings, usual, values_of
 from leakmap.registry.declared import Entry, entries
 from leakmap.registry.spec import Spec
 from leakmap.registry.user_code import is_user_code
@@ -25,7 +25,7 @@ def command(plan: Plan) -> str:
         values["attack"] = Spec(plan.attack.name)
     for entry in settings():
         value = values[entry.path]
-        if value != entry.default and not (captured is not None and _in_the_file(entry, value)):
+        if value != usual(entry, values["attack"]) and not (captured is not None and _in_the_file(entry, value)):
             words += _option(entry, value)
     words += ["--tuned", plan.tuned.file] if plan.tuned is not None else []
     return shlex.join(words)
@@ -47,10 +47,10 @@ def _in_the_file(entry: Entry, value: Any) -> bool:
 
 
 def _call(plan: Plan) -> str:
-    given = {entry.name: (getattr(plan, entry.name), entry.default) for entry in entries(Plan)}
+    given = {entry.name: (getattr(plan, entry.name), usual(entry, plan.attack)) for entry in entries(Plan)}
     words = [
         f"{'client' if name == 'rule' else name}={(str(value) if isinstance(value, Spec) else value)!r}"
-        for name, (value, usual) in given.items()
-        if name not in ("model", "data", "tuned") and value != usual
+        for name, (value, unsaid) in given.items()
+        if name not in ("model", "data", "tuned") and value != unsaid
     ]
     return f"leakmap.audit({', '.join(['model', 'images', 'labels', *words])})"

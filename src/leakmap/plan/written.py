@@ -1,11 +1,12 @@
 """A plan as single values: what options, study files and the printed command write."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, reduce
 from typing import Any, get_origin
 
 from leakmap.errors import BadSetting
-from leakmap.plan.plan import CLIENT, Plan
+from leakmap.plan.plan import CLIENT, Plan, usual_victims
 from leakmap.registry.declared import Declared, Entry, built, leaves
 from leakmap.registry.spec import Spec
 
@@ -26,10 +27,10 @@ def settings(of: type = Plan) -> tuple[Entry, ...]:
 
 
 def plan_of(values: Mapping[str, Any]) -> Plan:
-    """A plan of the values of its :func:`settings`, by path; those that are left out have their defaults.
+    """A plan of the values of its :func:`settings`, by path; those that are left out are as :func:`usual`.
 
     Raises:
-        BadSetting: a value is impossible, or the values do not go together.
+        UsageError: a value is impossible, or the values do not go together.
     """
     held = {entry.path: _read(entry.hint, values[entry.path]) for entry in settings() if entry.path in values}
     steps = held.pop(LOCAL_STEPS.path, 1)
@@ -37,7 +38,13 @@ def plan_of(values: Mapping[str, Any]) -> Plan:
         held[_SIZE] = local_batch(held.get("batch_size", Plan.batch_size), steps)
     elif steps != 1:
         raise BadSetting("The local steps follow from the pictures of one step; give one of the two.")
-    return built(Plan, held)
+    plan = built(Plan, held)
+    return plan if "victims" in held else replace(plan, victims=usual_victims(plan.attack))
+
+
+def usual(entry: Entry, attack: Spec) -> Any:
+    """What a setting of a plan is where it is not written, beside this attack."""
+    return usual_victims(attack) if entry.declared.follows else entry.default
 
 
 def values_of(plan: Plan) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Declared:
         later: Whether files without it are read, as they were written before there was such a field.
         note: Word behind it in a file of facts, if not its choices or its help.
         sent: Keys under which a federated server's configuration holds it.
+        follows: Whether its default follows from other fields; its option then has none.
         local: Whether it is about local steps, which a client that shares a gradient does not take.
     """
 
@@ -57,6 +58,7 @@ class Declared:
     later: bool = False
     note: str = ""
     sent: tuple[str, ...] = ()
+    follows: bool = False
     local: bool = False
 
 

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from leakmap.errors import BadSetting, UnknownName
+from leakmap.errors import BadSetting, UnknownName, UsageError, in_words
 from leakmap.registry.spec import Spec, Tunable, near_misses
 
 T = TypeVar("T")
@@ -136,12 +136,17 @@ class Registry(Generic[T]):
         Raises:
             UnknownName: no such name.
             BadSetting: a setting is unknown, missing or of the wrong type or size.
+            UsageError: it ends Python instead of being built.
         """
         spec = Spec.parse(spec)
         found, rest = self._find(spec.name)
         if spec.name.endswith(("/", ":")):
             raise UnknownName(f"The {self.kind} {spec.name!r} stands for a family; write {spec.name}NAME.")
-        return found.constructor(*context, *rest, **checked_settings(found.constructor, spec, self.kind))
+        settings = checked_settings(found.constructor, spec, self.kind)
+        try:
+            return found.constructor(*context, *rest, **settings)
+        except SystemExit as error:
+            raise UsageError(f"The {self.kind} {spec} failed when it was built: {in_words(error)}.") from error
 
     def _find(self, name: str) -> tuple[_Registered[T], list[str]]:
         self._discover()

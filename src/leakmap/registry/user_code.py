@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from leakmap.errors import UsageError
+from leakmap.errors import UsageError, in_words
 from leakmap.files import file_digest
 from leakmap.registry.spec import Spec, near_misses
 
@@ -119,9 +119,12 @@ def load_user_code(reference: str) -> Callable[..., Any]:
         sys.path.insert(0, str(path.parent))
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except MemoryError:
             del sys.modules[module_name]
-            raise UsageError(f"{path_text!r} failed when it was run: {type(error).__name__}: {error}.") from error
+            raise
+        except (Exception, SystemExit) as error:
+            del sys.modules[module_name]
+            raise UsageError(f"{path_text!r} failed when it was run: {in_words(error)}.") from error
         finally:
             sys.path.remove(str(path.parent))
             _remember(path, before)

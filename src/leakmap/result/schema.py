@@ -32,8 +32,19 @@ It holds the audited pictures: treat it as you treat them.
 
 ## Exit codes
 
-0 done; with `--gate LEVEL` 1 if the level is reached and 2 if the audit is inconclusive; 3 wrong input; 130
-interrupted.
+0, 1 and 2 are only given with a result; no accident is taken for one.
+
+| code | what happened |
+|---|---|
+| 0 | done; with `--gate LEVEL` the level is not reached |
+| 1 | the level of `--gate` is reached; of `leakmap doctor`: something is wrong with the file |
+| 2 | with `--gate`: the audit is inconclusive |
+| 3 | wrong usage or input; code of your own that called `sys.exit`; a folder that cannot be written |
+| 4 | no result for another reason: no room on the disk, no memory, or a mistake of leakmap |
+| 130 | interrupted with Ctrl-C; the same command continues |
+| 141 | nobody reads the output any more, as in `leakmap list \\| head` |
+
+A mistake of leakmap is one sentence that says what to report; with `LEAKMAP_DEBUG=1` its traceback stands above it.
 """
 _SECTION = re.compile(r"^(\w+):\n((?:    .*\n|\n)*)", re.M)
 _ARGUMENT = re.compile(r"^    (\w+): (.*(?:\n     +.*)*)", re.M)

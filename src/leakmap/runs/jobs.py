@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.protocol import Attack
+from leakmap.errors import in_words
 from leakmap.models.network import user_code
 from leakmap.registry.spec import Spec
 from leakmap.runs.fitting import path_of, recipe
@@ -100,7 +101,7 @@ class TrialJob:
         """Runs it."""
         try:
             setup = _setup_of(self.trial.setup, self.source, device)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return failed(self.trial, error)
         return run(self.trial, setup, told, self.fitted)
 
@@ -128,8 +129,8 @@ class FitJob:
             setup = _setup_of(self.trials[0].setup, self.source, device)
             for place, trial in enumerate(self.trials):
                 fitted_for(trial, setup, self.fitted, lambda f, p=place: told((p + f) / count))
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            return in_words(error)
         return None
 
 

@@ -16,6 +16,7 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.protocol import Fitted
 from leakmap.attacker.reconstruction import Attempt, Reconstruction, Tick
 from leakmap.client.simulate import Batch, Round, simulate
+from leakmap.errors import in_words
 from leakmap.models.network import Network
 from leakmap.observation.contents import Public
 from leakmap.observation.observation import Observation
@@ -37,7 +38,7 @@ def run(
     progress: Callable[[float], None] = lambda fraction: None,
     fitted_in: Path | None = None,
 ) -> Outcome:
-    """Runs one trial. An error becomes a recorded failure; only an interruption gets through.
+    """Runs one trial. An error, ``sys.exit`` too, becomes a recorded failure; only an interruption gets through.
 
     Args:
         trial: What to run.
@@ -65,7 +66,7 @@ def run(
         scored = score(found, truth, others, trial.metrics, object_distractors_for(trial, setup))
         reached = tuple(_reached(attempt, truth, others, trial.metrics) for attempt in found.attempts)
         deranged = _deranged(found, trial, setup)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return failed(trial, error, time.perf_counter() - started, versions)
     seconds = time.perf_counter() - started
     return Outcome(
@@ -82,9 +83,12 @@ def run(
     )
 
 
-def failed(trial: Trial, error: Exception, seconds: float = 0.0, versions: Mapping[str, str] | None = None) -> Outcome:
+def failed(
+    trial: Trial, error: BaseException, seconds: float = 0.0, versions: Mapping[str, str] | None = None
+) -> Outcome:
     """The outcome of a trial that ended in an error."""
-    failure = (type(error).__name__, " ".join(str(error).split()) or "no message")
+    text = in_words(error) if isinstance(error, SystemExit) else " ".join(str(error).split())
+    failure = (type(error).__name__, text or "no message")
     return Outcome(trial, failure=failure, seconds=seconds, versions=dict(versions or {}))
 
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from leakmap.client_step import LocalRule
 from leakmap.errors import StoreError
-from leakmap.files import DAMAGED, finite, read_json, write_json, write_tensors
+from leakmap.files import DAMAGED, FULL, finite, read_json, write_json, write_tensors
 from leakmap.registry.spec import Spec
 from leakmap.runs.trial import SCHEMA, Deranged, Outcome, Reached, Trial
 from leakmap.scoring.score import Score
@@ -45,6 +45,8 @@ class Store:
             (self.folder / "trials").mkdir(parents=True, exist_ok=True)
             write_json(self.folder / MARKER, {"schema": SCHEMA})
         except OSError as error:
+            if error.errno in FULL:
+                raise
             raise StoreError(f"{self.folder} cannot be used for results: {error}.") from None
         self._sweep()
 

@@ -1,31 +1,62 @@
 """How long a study will take, before it runs."""
 
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from leakmap.attacker.attacks import attacks
+from leakmap.auditing.estimate import Pace, step_seconds
 from leakmap.auditing.prepare import gather
-from leakmap.client.simulate import Batch, simulate
 from leakmap.errors import LeakmapError
 from leakmap.models.network import build_network
-from leakmap.plan.plan import Plan
-from leakmap.registry.spec import Spec
-from leakmap.runs.run import held_by
-from leakmap.runs.runner import in_threads
+from leakmap.plan.plan import Plan, Progress
 from leakmap.runs.setup import Setup
-from leakmap.study.planning import Planned, pictures_of
-from leakmap.study.running import Standing
+from leakmap.study.file import Study
+from leakmap.study.planning import Planned, only, pictures_of
+from leakmap.study.running import Standing, standing
 
-EVALUATION = 2.5
-"""Training steps in one evaluation of a matching term and its gradient, with all that an iteration does besides."""
-CLOSED_FORM = 20
-"""Training steps in an attack that does not iterate."""
 TIMED = 24
 """Networks that are timed; the others are taken to cost their mean."""
 
 
-def seconds_left(standing: Standing, progress: Callable[[str, float], None]) -> float:
+@dataclass(frozen=True)
+class Status:
+    """What is finished of a study and what the rest takes.
+
+    Args:
+        standing: What is finished, failed and missing.
+        seconds_left: Seconds that the missing runs will take one after the other.
+    """
+
+    standing: Standing
+    seconds_left: float
+
+
+def study_status(
+    study: Study,
+    folder: Path,
+    *,
+    filters: Sequence[str] = (),
+    progress: Progress = lambda what, fraction: None,
+) -> Status:
+    """Says where a study stands and estimates how long the rest takes; runs nothing.
+
+    Args:
+        study: The study.
+        folder: Where its results lie.
+        filters: ``AXIS=VALUE``: only cells that stand there.
+        progress: Called with what is being done and the finished fraction.
+
+    Raises:
+        UsageError: a cell cannot be run as it is written, or there is no such axis or value.
+        StoreError: the folder holds results of another schema.
+    """
+    whole = standing(study, folder)
+    found = replace(whole, planned=tuple(only(whole.planned, filters)))
+    return Status(found, _seconds_left(found, progress))
+
+
+def _seconds_left(standing: Standing, progress: Callable[[str, float], None]) -> float:
     """Seconds that the missing runs will take one after the other.
 
     By the runs of the same cell that are finished; for cells without, by timing one client step of the network and
@@ -44,11 +75,11 @@ def seconds_left(standing: Standing, progress: Callable[[str, float], None]) -> 
     total = 0.0
     for one in open_cells:
         step = steps[_timed_as(one.cell.plan)] or usual
-        for role, trials in one.trials.items():
+        for trials in one.trials.values():
             own = [trial for trial in trials if trial.key in missing]
             missing.difference_update(trial.key for trial in own)
             spent = [standing.seconds[t.key] for t in trials if t.key in standing.seconds]
-            each = statistics.fmean(spent) if spent else step * _evaluations(one.cell.plan.attack, role)
+            each = statistics.fmean(spent) if spent else Pace(step).seconds(trials[0].attack)
             total += len(own) * each
     return total
 
@@ -63,21 +94,6 @@ def _step_seconds(one: Planned) -> float | None:
     try:
         groups, task = gather(plan, pictures_of(plan))
         setup = Setup(build_network(task, plan.model, seed=plan.seed), groups, one.names.main)
-        batch = held_by(one.trials["attack"][0], setup)
-        with in_threads(1):
-            return min(_seconds(setup, plan, batch) for _ in range(3))
+        return step_seconds(one.trials["attack"][0], setup)
     except LeakmapError:
         return None
-
-
-def _seconds(setup: Setup, plan: Plan, batch: Batch) -> float:
-    began = time.perf_counter()
-    simulate(setup.network, plan.rule, batch)
-    return time.perf_counter() - began
-
-
-def _evaluations(spec: Spec, role: str) -> float:
-    """What a run costs, in client steps."""
-    if role == "prior_only":
-        return CLOSED_FORM
-    return sum(EVALUATION * part.total or CLOSED_FORM for part in attacks.build(spec).cost.parts)

@@ -9,19 +9,19 @@ from typing import Any
 
 from leakmap.client.data import holds_objects
 from leakmap.errors import BadSetting
-from leakmap.files import write_json
+from leakmap.files import write_json, write_text
 from leakmap.plan.plan import Progress
 from leakmap.registry.spec import near_misses
 from leakmap.report.markdown import wrapped
 from leakmap.report.page import interval
-from leakmap.report.study import Cell as Concluded
-from leakmap.runs.runner import Runner
+from leakmap.report.study import write_study
+from leakmap.runs.runner import HERE, Runner
 from leakmap.runs.store import Store
 from leakmap.study.claims import UNITS, Claim, Judged, Shown, judge_claim, read_claim
 from leakmap.study.file import Study, read_study
 from leakmap.study.planning import planned
 from leakmap.study.results import conclusions
-from leakmap.study.running import Standing, run_study, standing
+from leakmap.study.running import run_study
 
 PAPERS = ("paper",)
 SCALES = ("cpu", "gpu")
@@ -88,39 +88,59 @@ def together(parts: Sequence[Part]) -> Study:
 
 
 def reproduce(
-    parts: Sequence[Part],
+    paper: str,
     folder: Path,
-    runner: Runner,
-    here: Runner,
     *,
+    scale: str = "cpu",
+    data: Sequence[str] = (),
+    claims: Sequence[str] = (),
     limit: int | None = None,
+    runner: Runner = HERE,
+    here: Runner = HERE,
     progress: Progress = lambda what, fraction: None,
 ) -> list[Judged]:
-    """Runs what is missing for the claims and judges them.
+    """Runs what is missing for the claims of a paper, and judges and reports them.
 
     Args:
-        parts: The claims.
-        folder: Where results lie; the same folder continues.
+        paper: Its name.
+        folder: For ``claims.json``, ``page.md``, a report for each claim, and the runs; the same folder continues.
+        scale: ``cpu``, or ``gpu`` for the full protocol.
+        data: Sources of pictures in place of those in the files: one with classes, one with objects.
+        claims: Only the claims of these names.
+        limit: At most so many runs.
         runner: Where to run.
         here: Where to conclude: on this machine, which holds the folder.
-        limit: At most so many runs.
         progress: Called with what is being done and the finished fraction.
 
+    Returns:
+        What became of each claim, in order.
+
     Raises:
+        UsageError: there is no such paper, scale or claim, or the pictures do not fit.
+        StoreError: the folder holds results of another schema.
         KeyboardInterrupt: after storing what is finished.
     """
+    parts, command = parts_of(paper, scale, data, claims), command_of(paper, scale, data)
     run_study(together(parts), folder, runner, limit=limit, progress=progress)
-    return [judge_claim(part.claim, cells_of(part, folder, here, progress)) for part in parts]
+    judged = [_judged(part, folder, command, here, progress) for part in parts]
+    write_judged(folder / "claims.json", judged)
+    write_text(folder / "page.md", page(judged, command=command, ran_on=ran_on(folder)))
+    return judged
 
 
-def cells_of(part: Part, folder: Path, here: Runner, progress: Progress) -> list[Concluded]:
-    """The concluded cells of a claim."""
-    return conclusions(planned(part.study), folder, here, progress)[0]
-
-
-def where(parts: Sequence[Part], folder: Path) -> Standing:
-    """Where the runs of all claims stand."""
-    return standing(together(parts), folder)
+def _judged(part: Part, folder: Path, command: str, here: Runner, progress: Progress) -> Judged:
+    """Judges a claim by its concluded cells, and writes the report over them."""
+    cells, _ = conclusions(planned(part.study), folder, here, progress)
+    judged, place = judge_claim(part.claim, cells), folder / part.path.stem
+    write_study(
+        place / "report.html",
+        part.study.title,
+        cells,
+        study=part.study.resolved(),
+        command=command,
+        figures=place,
+    )
+    return judged
 
 
 def versions(folder: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from leakmap.auditing.prepare import gather, planted, prepare
 from leakmap.auditing.recipe import Names, in_order, names_of, trials
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import Groups
-from leakmap.errors import BadSetting, LeakmapError
+from leakmap.errors import BadSetting, LeakmapError, in_words
 from leakmap.plan.plan import Plan, check
 from leakmap.problem.task import Task
 from leakmap.registry.spec import near_misses
@@ -128,8 +128,8 @@ class TrainJob:
 
         try:
             prepare(self.plan, pictures_of(self.plan), device=device, trained=self.trained, progress=progress)
-        except LeakmapError as error:
-            return str(error)
+        except (LeakmapError, SystemExit) as error:
+            return in_words(error)
         return None
 
 

@@ -15,7 +15,7 @@ from leakmap.errors import StoreError
 from leakmap.files import write_text, written
 from leakmap.plan.plan import Progress
 from leakmap.runs.fitting import FOLDER
-from leakmap.runs.runner import Runner, run_jobs, run_trials
+from leakmap.runs.runner import HERE, Runner, run_jobs, run_trials
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome
 from leakmap.study.file import Study
@@ -77,7 +77,7 @@ def _standing(cells: Sequence[Planned], store: Store) -> Standing:
 def run_study(
     study: Study,
     folder: Path,
-    runner: Runner,
+    runner: Runner = HERE,
     *,
     filters: Sequence[str] = (),
     shard: str | None = None,
@@ -142,7 +142,7 @@ def _train(runner: Runner, work: Sequence[TrainJob], progress: Progress) -> None
     run_jobs(runner, work, lambda key, why: None, told, lambda job, error: str(error))
 
 
-def merge(folder: Path, sources: Sequence[Path]) -> dict[str, int]:
+def merge_study(folder: Path, sources: Sequence[Path]) -> dict[str, int]:
     """Brings the runs of several folders into one; what is there already stays, a failure gives way to a score.
 
     Args:

@@ -91,6 +91,11 @@ def member_specs(suite: Spec) -> list[Spec]:
     ]
 
 
+def applying(suite: Spec, observation: Observation) -> list[Spec]:
+    """The specifications of the members that would run against such a client."""
+    return [member for member in member_specs(suite) if not attacks.build(member).why_not(observation)]
+
+
 @dataclass(frozen=True)
 class Strongest:
     """The suite, ready to be fitted.

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from leakmap import report
 from leakmap.auditing.conclude import Audit
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.plan.plan import Plan, Progress
 from leakmap.registry.spec import Spec
-from leakmap.runs.runner import Runner
+from leakmap.report import Section, write
+from leakmap.runs.runner import HERE, Runner
 from leakmap.runs.store import Store
 
 CLIENTS = {
@@ -21,7 +21,9 @@ INTRODUCTION = (
 )
 
 
-def demonstrate(out: Path, *, runner: Runner, progress: Progress) -> tuple[dict[str, Audit], Path]:
+def demonstrate(
+    out: Path | str, *, runner: Runner = HERE, progress: Progress = lambda what, fraction: None
+) -> tuple[dict[str, Audit], Path]:
     """Audits both clients and writes one report.
 
     Args:
@@ -31,15 +33,20 @@ def demonstrate(out: Path, *, runner: Runner, progress: Progress) -> tuple[dict[
 
     Returns:
         The audits by title, and the path of ``report.html``.
+
+    Raises:
+        StoreError: the folder holds something else, or results of another schema.
+        KeyboardInterrupt: after storing what is finished.
     """
+    out = Path(out)
     found: dict[str, Audit] = {}
     for i, (title, model) in enumerate(CLIENTS.items()):
 
         def told(what: str, fraction: float, i: int = i) -> None:
             progress(f"client {i + 1} of {len(CLIENTS)}: {what}", (i + fraction) / len(CLIENTS))
 
-        plan = Plan(model=model, data="samples", attack=Spec("inverting_gradients"))
+        plan = Plan(model=model, data="samples", attack=Spec("inverting_gradients"), victims=12)
         store = Store(out / ("leaks", "resists")[i])
         found[title] = perform(plan, prepare(plan, progress=told), store, runner, told)
-    sections = [report.Section(audit.result, audit.rows, title) for title, audit in found.items()]
-    return found, report.write(out / "report.html", sections, "leakmap: two clients, one attack", INTRODUCTION)
+    sections = [Section(audit.result, audit.rows, title) for title, audit in found.items()]
+    return found, write(out / "report.html", sections, "leakmap: two clients, one attack", INTRODUCTION)

@@ -1,0 +1,172 @@
+"""``leakmap audit``, ``tune`` and ``demo``: what simulated clients leak, or captured ones."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from leakmap.auditing.audit import audit_captured, run_plan
+from leakmap.auditing.conclude import Audit
+from leakmap.auditing.demo import demonstrate
+from leakmap.auditing.search import BUDGET
+from leakmap.auditing.tune import REHEARSALS
+from leakmap.auditing.tune import tune as tune_plan
+from leakmap.cli.exits import INCONCLUSIVE, REACHED
+from leakmap.cli.options import ATTACK, REAL, TUNING, Out, default_folder, with_plan
+from leakmap.cli.runners import RUN, Address, Device, Gpus, Workers, runner_of
+from leakmap.cli.terminal import describe, describe_tuned, foretell, gated, progress_bar
+from leakmap.errors import BadSetting
+from leakmap.plan.command import command
+from leakmap.plan.plan import Captured, Plan
+from leakmap.plan.tuned import read_tuned
+from leakmap.scoring.verdict import LEVELS
+
+
+@with_plan()
+def audit(
+    plan: Plan,
+    tuned: Annotated[
+        Path | None, typer.Option(help="The tuned.json that leakmap tune wrote.", rich_help_panel=ATTACK)
+    ] = None,
+    observation: Annotated[
+        list[Path] | None,
+        typer.Option(help="Observation file of a real client; repeatable.", rich_help_panel=REAL),
+    ] = None,
+    truth: Annotated[
+        list[str] | None, typer.Option(help="Pictures that this client held, once for each.", rich_help_panel=REAL)
+    ] = None,
+    others: Annotated[
+        str | None, typer.Option(help="Pictures of the same kind that no client held.", rich_help_panel=REAL)
+    ] = None,
+    out: Out = None,
+    device: Device = "cpu",
+    workers: Workers = None,
+    ray: Address = None,
+    gpus: Gpus = 0.0,
+    gate: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="Exit 1 if this level is reached.", rich_help_panel=RUN)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print result.json.", rich_help_panel=RUN)] = False,
+) -> None:
+    """Audit clients: what can be recovered from what they send, beside floors and controls.
+
+    [bold]Examples[/bold]
+
+      leakmap audit --model resnet,blocks=1-1-1,width=24,preact=true
+
+      leakmap audit --model torchvision/resnet18 --data folder:DIR --image-size 64
+
+      leakmap audit --model nets.py:build --data npz:FILE --gate partial
+
+      leakmap audit --observation client-0.safetensors --truth npz:FILE --others folder:DIR
+
+    Exit codes: 0 done; with --gate 1 level reached, 2 inconclusive; 3 wrong input; 4 an error without
+    a result; 130 interrupted.
+    """
+    if gate is not None and gate not in LEVELS[1:]:
+        raise BadSetting(f"--gate takes one of {', '.join(LEVELS[1:])}; got {gate!r}.")
+    if tuned is not None:
+        plan = read_tuned(tuned).applied_to(plan, tuned)
+    real = None
+    if observation or truth or others:
+        real = Captured(tuple(map(str, observation or ())), tuple(truth or ()), others or "")
+    folder = out or default_folder("audit", replace(plan, captured=real))
+    runner = runner_of(workers, device, ray, gpus)
+    with progress_bar() as progress:
+        if real is None:
+            found = run_plan(plan, folder, runner=runner, progress=progress, foretold=foretell)
+        else:
+            files, truths = real.observations, real.truths
+            found = audit_captured(
+                plan, files, truths, real.others, folder, runner=runner, progress=progress, foretold=foretell
+            )
+    if as_json:
+        typer.echo(found.result.as_json())
+    else:
+        console = Console()
+        describe(found.result, console)
+        console.print(f"\nReport: {folder / 'report.html'}", soft_wrap=True)
+    code = _exit_code(found, gate)
+    if gate is not None:
+        Console(stderr=True, highlight=False, markup=False).print(
+            gated(found.result, gate, code == REACHED), soft_wrap=True
+        )
+    raise typer.Exit(code)
+
+
+def _exit_code(found: Audit, gate: str | None) -> int:
+    if gate is None:
+        return 0
+    if found.level == "inconclusive":
+        return INCONCLUSIVE
+    order = list[str](LEVELS)
+    return REACHED if order.index(found.level) >= order.index(gate) else 0
+
+
+@with_plan(without=("null", "metrics", "gallery"))
+def tune(
+    plan: Plan,
+    budget: Annotated[int, typer.Option(help="Attack settings to try.", rich_help_panel=TUNING)] = BUDGET,
+    rehearsals: Annotated[
+        int | None, typer.Option(help=f"Simulated public clients; {REHEARSALS} by default.", rich_help_panel=TUNING)
+    ] = None,
+    objective: Annotated[
+        Literal["ncc", "ssim", "psnr"], typer.Option(help="The score whose mean is maximised.", rich_help_panel=TUNING)
+    ] = "ncc",
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Tune on the victims themselves: an upper bound.", rich_help_panel=TUNING)
+    ] = False,
+    out: Out = None,
+    device: Device = "cpu",
+    workers: Workers = None,
+    ray: Address = None,
+    gpus: Gpus = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print tuned.json.", rich_help_panel=RUN)] = False,
+) -> None:
+    """Choose an attack's settings on public pictures with a simulated client, before any victim is attacked.
+
+    Takes the options of the audit to come. What you fix, as in --steps or --attack NAME,key=value, stays fixed.
+
+    [bold]Example[/bold]
+
+      leakmap tune --model resnet,blocks=1-1-1 --out runs/tuned
+
+      leakmap audit --model resnet,blocks=1-1-1 --tuned runs/tuned/tuned.json
+    """
+    folder = out or default_folder("tune", plan)
+    runner = runner_of(workers, device, ray, gpus)
+    with progress_bar() as progress:
+        found = tune_plan(
+            plan,
+            folder,
+            rehearsals=rehearsals,
+            budget=budget,
+            objective=objective,
+            oracle=oracle,
+            runner=runner,
+            progress=progress,
+            foretold=foretell,
+        )
+    file = folder / "tuned.json"
+    if as_json:
+        typer.echo(file.read_text(encoding="utf-8"), nl=False)
+        return
+    console = Console()
+    describe_tuned(found, console)
+    console.print(f"\nSettings: {file}\nNext: {command(found.applied_to(plan, file))}", soft_wrap=True, highlight=False)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for results; the same folder resumes.")] = Path("runs/demo"),
+    workers: Workers = None,
+) -> None:
+    """One client that leaks and one that resists, on built-in photographs, in a few minutes."""
+    with progress_bar() as progress:
+        found, report = demonstrate(out, runner=runner_of(workers), progress=progress)
+    console = Console()
+    for title, result in found.items():
+        console.print(f"\n[bold]{title}[/bold]")
+        describe(result.result, console)
+    console.print(f"\nReport: {report}", soft_wrap=True)

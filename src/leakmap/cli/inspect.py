@@ -1,0 +1,36 @@
+"""``leakmap inspect``: what an architecture is made of, and what that means for leakage."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from leakmap.inspection.inspection import inspect_model
+from leakmap.inspection.text import as_dict, describe
+
+
+def inspect_(
+    model: Annotated[str, typer.Argument(help="NAME[,key=value…] or path/to/file.py:function.")],
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the pictures; 224 for torchvision and timm, else 32.")
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of the pictures.")] = 3,
+    classes: Annotated[int, typer.Option(help="Outputs of the model.")] = 10,
+    weights: Annotated[Path | None, typer.Option(help="safetensors, or a torch checkpoint.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Read an architecture's traits and say what each is expected to mean for leakage; attacks nothing.
+
+    [bold]Examples[/bold]
+
+      leakmap inspect resnet,preact=true
+
+      leakmap inspect torchvision/vit_b_16 --weights mine.safetensors --classes 1000
+    """
+    found = inspect_model(model, image_size=image_size, channels=channels, classes=classes, weights=weights)
+    if as_json:
+        typer.echo(json.dumps(as_dict(found), indent=2, ensure_ascii=False))
+    else:
+        describe(found, Console())

@@ -1,0 +1,37 @@
+"""``leakmap list`` and ``schema``: what there is to choose from, and what a result holds."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+
+from leakmap.report import catalogue
+from leakmap.result.schema import result_page, result_schema
+
+
+def list_(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a page of documentation.")] = False,
+) -> None:
+    """Every model, data source, defence, attack, label rule and metric, with its settings."""
+    if markdown:
+        typer.echo(catalogue.markdown(), nl=False)
+        return
+    console = Console(highlight=False)
+    for entry in catalogue.catalogue():
+        console.print(f"[dim]{entry.kind}[/] [bold]{entry.name}[/]  {escape(entry.summary)}")
+        if entry.applies:
+            console.print(Padding(f"[dim]applies[/] {escape(entry.applies)}", (0, 0, 0, 4)))
+        if entry.settings:
+            console.print(Padding(escape(", ".join(entry.settings)), (0, 0, 0, 4)))
+    for kind, name, reason in catalogue.broken():
+        console.print(f"[dim]{kind}[/] [bold]{escape(name)}[/]  could not be loaded: {escape(reason)}")
+
+
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a page of documentation.")] = False,
+) -> None:
+    """The JSON Schema of result.json, for programs that read it."""
+    typer.echo(result_page() if markdown else json.dumps(result_schema(), indent=2), nl=not markdown)

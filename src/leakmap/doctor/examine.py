@@ -1,0 +1,81 @@
+"""All that the doctor says about one captured update, in one call."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from leakmap.auditing.captured import held_pictures
+from leakmap.capturing.typed import read_observation
+from leakmap.doctor.checks import check
+from leakmap.doctor.finding import Finding
+from leakmap.doctor.replay import Replayed
+from leakmap.doctor.replay import replay as run_again
+from leakmap.errors import BadSetting
+from leakmap.observation.observation import Observation
+from leakmap.plan.plan import Progress
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What became of a captured update's examination.
+
+    Args:
+        observation: What was read.
+        findings: What each check without pictures came to.
+        replayed: What the replay came to; None without pictures.
+    """
+
+    observation: Observation
+    findings: tuple[Finding, ...]
+    replayed: Replayed | None
+
+    @property
+    def wrong(self) -> bool:
+        """Whether a fact contradicts the update."""
+        levels = [finding.level for finding in self.findings]
+        return "wrong" in (levels if self.replayed is None else [*levels, self.replayed.level])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Findings and replay, of values that JSON can hold."""
+        return {
+            "findings": [asdict(finding) for finding in self.findings],
+            "replay": None if self.replayed is None else self.replayed.as_dict(),
+        }
+
+
+def examine(
+    file: Path | str,
+    *,
+    replay: str | None = None,
+    model: str | None = None,
+    loss: str | None = None,
+    fixed: Path | str | None = None,
+    progress: Progress = lambda what, fraction: None,
+) -> Examination:
+    """Checks a captured update and, given the client's own pictures, replays it to find the fact that is wrong.
+
+    Args:
+        file: The Observation file.
+        replay: Specification of the pictures that the client held, such as ``npz:FILE``.
+        model: The user's own ``file.py:function``, where the file names one.
+        loss: The user's own ``file.py:function``, where the file names one.
+        fixed: Where to write the Observation with the facts that explain the update.
+        progress: Called with what is being done and the finished fraction.
+
+    Raises:
+        ObservationError: the file is not a sound Observation.
+        ModelError: it names code of the user's own, and none was given; or the weights do not fit the code.
+        DataError: the pictures cannot be read or do not fit.
+        BadSetting: there is nothing to write to ``fixed``.
+    """
+    observation = read_observation(file, model, loss)
+    findings = tuple(check(observation))
+    replayed = None
+    if replay is not None:
+        batch = held_pictures(replay, observation.network.task)
+        replayed = run_again(observation, batch, lambda fraction: progress("replaying", fraction))
+    if fixed is not None:
+        if replayed is None or replayed.corrected is None:
+            raise BadSetting("Nothing to write with --fixed: the replay found no other facts that explain the update.")
+        replayed.corrected.to_file(fixed)
+    return Examination(observation, findings, replayed)
