@@ -128,10 +128,13 @@ def test_json_is_all_that_stdout_holds(call):
 
 
 def test_the_gate_decides_the_exit_code(call):
-    assert call(*EXACT, "--gate", "partial", "--out", "a")[0] == 1
+    code, _, err = call(*EXACT, "--gate", "partial", "--out", "a")
+    assert code == 1
+    assert "gate partial: reached (exact): 3 of 3 clients, 3 of 3 pictures exposed\n" in err
     assert call(*EXACT, "--gate", "exact", "--out", "a")[0] == 1
-    null = [*EXACT, "--null", "--out", "b", "--gate", "partial"]
-    assert call(*null)[0] == 0
+    code, _, err = call(*EXACT, "--null", "--out", "b", "--gate", "partial")
+    assert code == 0
+    assert "gate partial: not reached (none_found): 0 of 3 clients" in err
     fails = ["audit", "--model", "convnet,width=8", *SMALL, "--attack", "linear", "--gate", "partial"]
     assert call(*fails)[0] == 2
 

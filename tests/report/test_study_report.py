@@ -180,8 +180,11 @@ def test_the_data_of_the_page_holds_every_audit_with_its_panel(written):
     assert audit["at"] == [1, 1, 1, 1]
     assert (audit["n"], audit["clients"], audit["seed"]) == (6, [0, 1, 2, 3, 4, 5], "seed 1")
     assert audit["command"].startswith("leakmap audit")
-    assert [row[0] for row in audit["tables"][0]["rows"]] == ["this update", "swapped update", "planted control"]
-    assert [row[0] for row in audit["tables"][1]["rows"]] == ["PSNR", "SSIM"]
+    assert [[row[0] for row in table["rows"]] for table in audit["tables"]] == [
+        ["this update", "this update, any pose", "swapped update", "other clients (deranged)", "planted control"],
+        ["colour alone", "layout alone", "detail alone"],
+        ["PSNR", "SSIM"],
+    ]
     assert len(audit["gallery"]["captions"]) == 6
 
 
@@ -235,7 +238,11 @@ def test_an_empty_study_is_refused(tmp_path):
 def test_the_map_is_drawn_in_a_browser_and_its_tiles_open_with_the_exact_interval(tmp_path, written):
     opened = tmp_path / "opened.html"
     text = re.sub(r"<meta http-equiv[^>]*>", "", written.read_text())
-    click = "<script>document.querySelectorAll('.tile.deep')[0].click()</script></body>"
+    shares = [(0, 24, 5), (7, 24, 5), (24, 24, 5), (11, 96, 36)]
+    click = (
+        "<script>document.querySelectorAll('.tile.deep')[0].click();"
+        f"document.body.dataset.shares = {[[*share] for share in shares]}.map(x => shareInterval(...x))</script></body>"
+    )
     opened.write_text(text.replace("</body>", click))
 
     def dom(path):
@@ -250,3 +257,6 @@ def test_the_map_is_drawn_in_a_browser_and_its_tiles_open_with_the_exact_interva
     low, high = map(float, re.search(r"interval ([\d.]+)% to ([\d.]+)%", panel).groups())
     assert (low, high) == pytest.approx((100 * expected.low, 100 * expected.high), abs=0.06)
     assert "Made up: model.preact=True" in panel
+    ends = [float(end) for end in re.search(r'data-shares="([^"]*)"', dom(opened))[1].split(",")]
+    there = [share_of_cases(*share) for share in shares]
+    assert ends == pytest.approx([end for share in there for end in (share.low, share.high)], abs=1e-9)

@@ -22,7 +22,8 @@ from leakmap.result.result import Result
 def finished(client, ranks, galleries, scores=None, floors=None, **changes):
     """A client, of whom only what is given matters."""
     usual = {
-        "classes": ("cat",) * len(ranks), "pose_ranks": ranks, "band_ranks": {}, "swapped_ranks": ranks, "object_ranks": (), "object_galleries": (),
+        "classes": ("cat",) * len(ranks), "pose_ranks": ranks, "band_ranks": {}, "swapped_ranks": ranks,
+        "object_ranks": (), "object_galleries": (),
         "labels_right": 1.0, "objective": 0.1, "curve": (1.0, 0.1), "seconds": 3.0, "used": ("rule",), "notes": {},
     }  # fmt: skip
     own = {"client": client, "ranks": ranks, "galleries": galleries, "scores": scores or {}, "floors": floors or {}}

@@ -15,7 +15,7 @@ from leakmap.result.result import Result
 
 INK, GREY, BLUE, ORANGE = "#1f2933", "#9aa5b1", "#1f6feb", "#c2571a"
 MOST_POINTS, MOST_CURVES = 200, 48
-"""Of more pictures only the line is drawn, of more runs only some, so that a page on hundreds of clients stays small."""
+"""Of more pictures only the line is drawn, of more runs only some: a page on hundreds of clients stays small."""
 STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",

@@ -35,10 +35,13 @@ def metric_name(name: str) -> str:
 
 
 def floor(floors: Mapping[str, float | None], name: str) -> str:
-    """The mean of a floor for readers; in words, where it came to no reconstruction for any client."""
+    """The mean of a floor for readers; in words, where it came to no reconstruction for any client.
+
+    Without a second client there is no other one: a dash.
+    """
     if name in floors:
         return number(floors[name])
-    return "one client only" if name == "other_client" else "no reconstruction"
+    return "–" if name == "other_client" else "no reconstruction"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -55,9 +55,8 @@ def counts(result: Result) -> str:
     found = result.exposure
     if found is None:
         return ""
-    return f"{found.clients} of {_many(found.of_clients, 'client')}, {found.pictures} of " + (
-        f"{_many(found.of_pictures, 'picture')} exposed"
-    )
+    clients, pictures = _many(found.of_clients, "client"), _many(found.of_pictures, "picture")
+    return f"{found.clients} of {clients}, {found.pictures} of {pictures} exposed"
 
 
 def counts_with_intervals(result: Result) -> str:
@@ -79,7 +78,8 @@ def copies(result: Result) -> str:
     families, left_out = result.copies.families, result.copies.left_out
     if not left_out:
         return "no near copies were found"
-    return f"{_many(families, 'picture')} had near copies; {left_out} cop{'ies were' if left_out != 1 else 'y was'} left out"
+    left = "1 copy was" if left_out == 1 else f"{left_out} copies were"
+    return f"{_many(families, 'picture')} had near copies; {left} left out"
 
 
 def line_ups(result: Result) -> dict[str, LineUpResult]:
