@@ -14,6 +14,7 @@ from leakmap.auditing.ledger import knowledge_of, labels_of, used_by
 from leakmap.auditing.method import closed_forms, promised, settings_of, suite_of
 from leakmap.auditing.prepare import Prepared
 from leakmap.auditing.recipe import ROLES
+from leakmap.auditing.rivals import rivals_of
 from leakmap.auditing.update_check import UpdateCheck
 from leakmap.auditing.words import statement, typical, what_leaks, worst
 from leakmap.client.groups import Groups

@@ -14,9 +14,7 @@ RIVALS = 63
 """Other clients whose reconstructions are compared: with one's own a line-up of 64."""
 
 
-def rivals_of(
-    clients: Sequence[Client], rows: Sequence[Mapping[str, Tensor]]
-) -> list[dict[str, tuple[float, ...]]]:
+def rivals_of(clients: Sequence[Client], rows: Sequence[Mapping[str, Tensor]]) -> list[dict[str, tuple[float, ...]]]:
     """For every client metric -> the most that the reconstruction of any other client reaches, of each picture.
 
     Computed only for pictures that would be exposed otherwise; of others minus infinity, which changes nothing.

@@ -80,7 +80,9 @@ def worst(clients: Sequence[Client], numbers: Sequence[int]) -> str:
         client, picture, told = found[0].client, found[0].picture, ", exposed"
     else:
         places = [(c, p) for c, one in enumerate(clients) for p in range(len(one.ranks))]
-        client, picture = min(places, key=lambda at: (clients[at[0]].ranks[at[1]], -clients[at[0]].scores["psnr"][at[1]]))
+        client, picture = min(
+            places, key=lambda at: (clients[at[0]].ranks[at[1]], -clients[at[0]].scores["psnr"][at[1]])
+        )
         told = ", not exposed"
     one = clients[client]
     return (
