@@ -29,7 +29,7 @@ from leakmap.files import read_json, write_json
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
 from leakmap.runs.runner import Local, default_workers, run_jobs
-from leakmap.scoring.statistics import Interval, clopper_pearson
+from leakmap.scoring.statistics import clopper_pearson
 from leakmap.scoring.verdict import LEVELS, Level
 from leakmap.seeds import generator
 from leakmap.threat import ThreatModel
@@ -82,9 +82,9 @@ CONDITIONS = {
     "four": Condition("four pictures each", setups=(MIXED, SEARCH), batch_size=4, audits=100),
     "eight": Condition("eight pictures each", setups=(MIXED,), batch_size=8, audits=100),
     "small": Condition("small classes: 80 pictures in all", pool="few"),
-    "camera": Condition("another camera: clients have a tint, others none", camera=True),
-    "copies": Condition("every picture twice, as PNG and JPEG", pool="doubled"),
-    "suite": Condition("the suite `strongest`, few steps", setups=(SUITE,)),
+    "camera": Condition("another camera: clients have a tint, others none", camera=True, audits=100),
+    "copies": Condition("every picture twice, as PNG and JPEG", pool="doubled", audits=100),
+    "suite": Condition("the suite `strongest`, few steps", setups=(SUITE,), audits=100),
     "ordinary": Condition("a network known to leak", setups=(LEAKY,), null=False, least="partial", goal=0.95),
     "exposed": Condition(
         "one client of 12 exposed", setups=((BRIGHT, READ[1]),), null=False, least="visual", goal=0.975
@@ -257,7 +257,7 @@ def page(found: dict[str, list[dict[str, object]]], data: str) -> str:
     null = {name: of for name, of in found.items() if CONDITIONS[name].null}
     rows = [_row(CONDITIONS[name].name, CONDITIONS[name], of) for name, of in found.items()]
     if null:
-        rows.append(_row("all null audits", CONDITIONS["one"], [one for of in null.values() for one in of]))
+        rows.append(_row("all null audits", CONDITIONS["one"], [one for of in null.values() for one in of], 0.08))
     levels = {CONDITIONS[name].name: Counter(str(one["level"]) for one in of) for name, of in found.items()}
     rules = {CONDITIONS[name].name: Counter(str(one["rule"]) for one in of) for name, of in found.items()}
     named = sorted({rule for of in rules.values() for rule in of})
@@ -275,8 +275,10 @@ def page(found: dict[str, list[dict[str, object]]], data: str) -> str:
         "closed form that reads the other pictures exactly, the most that a null audit can know. With eight pictures "
         "each the closed form reads mixtures. The suite searches a convolutional network with 6 iterations each. "
         "With another camera a tint lies on the clients' pictures and on those that the updates come from, but not on "
-        "the line-ups and the other swapped pictures. Every null condition has 200 audits, because then up to 8 alarms "
-        "leave the upper limit below 8 %; of 57 audits even one would not.",
+        "the line-ups and the other swapped pictures. In each "
+        "condition at most 5 % of the audits may raise an alarm; the upper limit below 8 % is asked of all of them "
+        "together, because in 100 audits three alarms would exceed it, which a true rate of 2 % gives in every third "
+        "condition.",
         "",
         "An exposed client is the one of 12 whose picture is brighter than the threshold of four units in the "
         "network's first layer (benchmarks/bright.py); what its client sends, a closed form reads. Nothing recovers "
@@ -295,25 +297,21 @@ def page(found: dict[str, list[dict[str, object]]], data: str) -> str:
     return "\n".join(lines)
 
 
-def _row(name: str, condition: Condition, found: Sequence[dict[str, object]]) -> list[str]:
+def _row(name: str, condition: Condition, found: Sequence[dict[str, object]], below: float = 1.0) -> list[str]:
+    """Cells of one row; a null condition's upper limit must lie below ``below``."""
     least = LEVELS.index(condition.least)
     hits = sum(LEVELS.index(level) >= least for one in found for level in LEVELS if level == one["level"])
     rate = clopper_pearson(hits, len(found))
-    kind = "false alarms" if condition.null else "found"
+    met = rate.value <= condition.goal and rate.high < below if condition.null else rate.value >= condition.goal
+    limit = f", upper limit under {below:.0%}" if below < 1 else ""
     return [
         name,
-        f"{kind} (`{condition.least}` or more)",
+        f"{'false alarms' if condition.null else 'found'} (`{condition.least}` or more)",
         f"{hits} of {len(found)}",
         f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]",
-        f"at most {condition.goal:.0%}, upper limit under 8 %" if condition.null else f"at least {condition.goal:.1%}",
-        "yes" if _met(condition, rate) else "no",
+        f"at most {condition.goal:.0%}{limit}" if condition.null else f"at least {condition.goal:.1%}",
+        "yes" if met else "no",
     ]
-
-
-def _met(condition: Condition, rate: Interval) -> bool:
-    if condition.null:
-        return rate.value <= condition.goal and rate.high < 0.08
-    return rate.value >= condition.goal
 
 
 if __name__ == "__main__":

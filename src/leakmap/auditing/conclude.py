@@ -18,6 +18,7 @@ from leakmap.auditing.rivals import rivals_of
 from leakmap.auditing.update_check import UpdateCheck
 from leakmap.auditing.words import statement, typical, what_leaks, worst
 from leakmap.client.groups import Groups
+from leakmap.client.simulate import Batch
 from leakmap.errors import NotApplicable
 from leakmap.files import write_text
 from leakmap.plan.command import command
@@ -44,7 +45,9 @@ from leakmap.runs.run import held_by
 from leakmap.runs.trial import Outcome, Trial
 from leakmap.scoring.bands import BANDS
 from leakmap.scoring.exposure import clients_exposed, exposed
+from leakmap.scoring.lineup import ncc
 from leakmap.scoring.metrics import ALWAYS
+from leakmap.scoring.regions import cut
 from leakmap.scoring.score import Score, metric_values
 from leakmap.scoring.verdict import Client, Evidence, Level, Pose, gain_over_floors, judge, line_up
 
@@ -239,6 +242,7 @@ def _client(
             floors,
             own_score.pose_ranks,
             own_score.band_ranks,
+            likeness=_likeness(own_score.pictures, truth),
         ),
         swapped,
         own.deranged and Client(own.deranged.ranks, own.deranged.galleries, {}, pose_ranks=own.deranged.pose_ranks),
@@ -248,6 +252,13 @@ def _client(
         Client(own_score.object_ranks, own_score.object_galleries, {}),
         swap_score and Client(swap_score.object_ranks, swap_score.object_galleries, {}),
     )
+
+
+def _likeness(found: Tensor, truth: Batch) -> tuple[float, ...]:
+    """NCC of each reconstruction to its picture, between letterbox bars."""
+    areas = [None] * len(found) if truth.areas is None else list(truth.areas)
+    pairs = zip(found.cpu(), truth.pictures.cpu(), areas, strict=True)
+    return tuple(ncc(cut(own, area)[None], cut(original, area)[None]) for own, original, area in pairs)
 
 
 def does_not_apply(outcome: Outcome) -> bool:

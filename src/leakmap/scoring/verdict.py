@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from leakmap.scoring.exposure import EXACT_PSNR, VISIBLE_SSIM, Exposed, exposed
+from leakmap.scoring.exposure import EXACT_PSNR, VISIBLE_NCC, VISIBLE_SSIM, Exposed, exposed
 from leakmap.scoring.statistics import Interval, mean_interval, paired_p, rank_one_p, rank_sum_p, share_interval
 
 Level = Literal["inconclusive", "none_found", "statistical", "partial", "visual", "exact"]
@@ -27,6 +27,10 @@ GAIN_ALPHA = 0.005
 BEATS_ALPHA = 0.01
 """Of the test that real updates rank the truth better than a control, client by client."""
 TIMES_CHANCE = 10
+OTHER_CAMERA = (
+    "Reconstructions rank above chance in the line-ups of other clients too: the clients' pictures differ from the "
+    "others as a whole, as those of another camera do. Give others from the same source."
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Client:
         pose_ranks: Ranks in the line-up that allows any pose; empty where it was not computed.
         band_ranks: Band -> rank of each picture in the line-up of that band.
         rivals: Metric -> the most that the reconstruction of any other client reaches, of each picture.
+        likeness: NCC of each reconstruction to its picture; empty where it was not computed.
     """
 
     ranks: tuple[float, ...]
@@ -50,6 +55,7 @@ class Client:
     pose_ranks: tuple[float, ...] = ()
     band_ranks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     rivals: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    likeness: tuple[float, ...] = ()
 
     def posed(self) -> "Client":
         """The same with the ranks of the line-up that allows any pose, where it was computed."""
@@ -233,8 +239,10 @@ def judge(evidence: Evidence) -> Verdict:
     ranks = _ranks(evidence)
     if found:
         level = found[0].level
+        if level == "visual" and _leaks(evidence.clients, evidence.deranged):
+            return Verdict("inconclusive", (ranks, OTHER_CAMERA), "control", found)
         open_ones = [one for one in found if one.level == level]
-        above = f"{EXACT_PSNR:.0f} dB PSNR" if level == "exact" else f"{VISIBLE_SSIM} SSIM"
+        above = f"{EXACT_PSNR:.0f} dB PSNR" if level == "exact" else f"{VISIBLE_SSIM} SSIM, {VISIBLE_NCC} NCC"
         n = sum(len(client.ranks) for client in evidence.clients)
         reason = f"{len(open_ones)} of {n} pictures are first in their line-up, above each of their floors and {above}."
         return Verdict(level, (reason, ranks), "exposure", found)
@@ -252,21 +260,18 @@ def judge(evidence: Evidence) -> Verdict:
 
 def _control_leaks(evidence: Evidence) -> str:
     """Why the line-up measures something else than the update; empty if it does not."""
-    controls = (
-        (evidence.swapped, "Swapped updates rank above chance too: audit more clients, or with another seed."),
-        (
-            evidence.deranged,
-            "Reconstructions rank above chance in the line-ups of other clients too: the clients' pictures differ from "
-            "the others as a whole, as those of another camera do. Give others from the same source.",
-        ),
-    )
-    for control, why in controls:
-        for pose in RANK_SUM_ALPHA:
-            own = [client.posed() for client in evidence.clients] if pose == "any" else evidence.clients
-            other = [client.posed() for client in control] if pose == "any" else control
-            if control and line_up(control, pose).above_chance and not beats(own, other):
-                return why
-    return ""
+    if _leaks(evidence.clients, evidence.swapped):
+        return "Swapped updates rank above chance too: audit more clients, or with another seed."
+    return OTHER_CAMERA if _leaks(evidence.clients, evidence.deranged) else ""
+
+
+def _leaks(clients: Sequence[Client], control: Sequence[Client]) -> bool:
+    """Whether a control is above chance in either pose, and the clients do not beat it there."""
+    for pose in RANK_SUM_ALPHA if control else ():
+        own, other = ([one.posed() if pose == "any" else one for one in side] for side in (clients, control))
+        if line_up(control, pose).above_chance and not beats(own, other):
+            return True
+    return False
 
 
 def _weak(evidence: Evidence, ranks: str) -> Verdict:
