@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.markdown import publish, table, versions
 from leakmap.auditing.perform import perform
@@ -192,27 +193,26 @@ def planned(condition: Condition, seed: int, data: str = "samples") -> tuple[Pla
         seed=seed,
         null=condition.null,
     )
-    pictures = pool_of(condition, load_pictures(data, PIXELS), seed)
+    pictures = pool_of(condition, data, seed)
     if model == BRIGHT:
         plan = replace(plan, model=f"{BRIGHT},threshold={threshold(plan, pictures)},classes={len(pictures.classes)}")
     prepared = prepare(plan, pictures)
     return plan, through_another_camera(prepared) if condition.camera else prepared
 
 
-def pool_of(condition: Condition, source: Pictures, seed: int) -> Pictures:
+def pool_of(condition: Condition, data: str, seed: int) -> Pictures:
     """The pictures of an audit: the source's, a few of each class, or all of them twice."""
+    source = load_pictures(data, PIXELS)
     if condition.pool == "few":
         order = torch.randperm(len(source), generator=generator(seed, "benchmark classes"))
         each = FEW // len(source.classes)
         kept = [order[source.labels[order] == c][:each] for c in range(len(source.classes))]
         return replace(source.only(torch.cat(kept)), spare=None)
     if condition.pool == "doubled":
-        return replace(
-            source,
-            images=torch.cat([source.images, jpeg(source.images)]),
-            labels=torch.cat([source.labels, source.labels]),
-            spare=None,
-        )
+        whole = load_pictures(data)
+        files = torch.cat([whole.images, jpeg(whole.images)])
+        small = F.interpolate(files.float(), (PIXELS, PIXELS), mode="area").round().to(torch.uint8)
+        return replace(source, images=small, labels=whole.labels.repeat(2), spare=None)
     return source
 
 
