@@ -61,9 +61,9 @@ def tuned(oracle=False) -> Tuned:
 
 
 def numbered(first: int, count: int, spare: Pictures | None = None) -> Pictures:
-    """Pictures whose first two pixels say which one each is."""
+    """Pictures of noise, no two alike, whose first two pixels say which one each is."""
     number = torch.arange(first, first + count)
-    images = torch.zeros(count, 1, 16, 16, dtype=torch.uint8)
+    images = torch.randint(0, 256, (count, 1, 16, 16), generator=generator(first, "noise"), dtype=torch.uint8)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = number // 256, number % 256
     return Pictures(images, number % 5, tuple("abcde"), spare)
 

@@ -14,9 +14,9 @@ from tests.conftest import pictures
 G = 100
 
 
-def client(rank: float, psnr: float = 10.0, ssim: float = 0.1, floor: float = 12.0) -> Client:
+def client(rank: float, psnr: float = 10.0, ssim: float = 0.1, floor: float = 12.0, like: float = 0.95) -> Client:
     floors = {"psnr": {"prior_only": (floor,), "swapped": (9.0,)}, "ssim": {"prior_only": (0.2,), "swapped": (0.1,)}}
-    return Client((rank,), (G,), {"psnr": (psnr,), "ssim": (ssim,)}, floors)
+    return Client((rank,), (G,), {"psnr": (psnr,), "ssim": (ssim,)}, floors, likeness=(like,))
 
 
 def clients(ranks, **scores):
@@ -25,6 +25,11 @@ def clients(ranks, **scores):
 
 LEAKY_CONTROL = clients([1] * 6)
 NULL = clients([50, 30, 80, 12, 95, 60, 44, 71])
+LOW = clients([5, 9, 3, 20, 7, 11, 2, 30])
+LOWISH, LOW_AS_WELL = clients([20, 5, 30, 35, 40, 10, 35, 50]), clients([30, 45, 20, 10, 60, 15, 40, 42])
+ONE_OF_12 = [*clients([60, 30, 80, 12, 95, 60, 44, 71, 20, 55, 37]), client(1, psnr=60, ssim=1, like=1)]
+SEEN = [*ONE_OF_12[:11], client(1, psnr=20, ssim=0.8)]
+SAME_CAMERA = clients([1] * 5 + [4] * 7)
 
 
 def test_psnr_is_the_mean_over_pictures_on_0_to_1_and_never_a_sum():
@@ -157,16 +162,16 @@ VERDICTS = {
     "nothing, and the control was not found": (Evidence(NULL, NULL, NULL[:6]), "inconclusive"),
     "nothing, and no control": (Evidence(NULL, NULL, []), "inconclusive"),
     "nothing, on a degenerate update": (
-        Evidence(NULL, NULL, LEAKY_CONTROL, {"degenerate_update": "x"}),
+        Evidence(NULL, NULL, LEAKY_CONTROL, blocking={"degenerate_update": "x"}),
         "inconclusive",
     ),
     "ranks low on a degenerate update": (
-        Evidence(clients([5, 9, 3, 20, 7, 11, 2, 30]), NULL, LEAKY_CONTROL, {"flag": "x"}),
+        Evidence(LOW, NULL, LEAKY_CONTROL, blocking={"flag": "x"}),
         "inconclusive",
     ),
     "no run finished": (Evidence([], [], LEAKY_CONTROL), "inconclusive"),
     "one lucky first rank of a smooth picture": (
-        Evidence(clients([1, *[60] * 9], ssim=0.6), clients([50] * 10), LEAKY_CONTROL),
+        Evidence(clients([1, *[60] * 9], ssim=0.6, like=0.8), clients([50] * 10), LEAKY_CONTROL),
         "statistical",
     ),
     "the class alone is recognised": (
@@ -177,7 +182,7 @@ VERDICTS = {
         Evidence(clients([1] * 12), clients([15] * 12), LEAKY_CONTROL),
         "partial",
     ),
-    "ranks low, none first": (Evidence(clients([5, 9, 3, 20, 7, 11, 2, 30]), NULL, LEAKY_CONTROL), "statistical"),
+    "ranks low, none first": (Evidence(LOW, NULL, LEAKY_CONTROL), "statistical"),
     "two first of eight": (Evidence(clients([1, 1, 60, 70, 40, 90, 30, 55]), NULL, LEAKY_CONTROL), "partial"),
     "leak without a leaking control": (Evidence(clients([1] * 8), NULL, NULL[:6]), "partial"),
     "visible": (Evidence(clients([1] * 8, ssim=0.7), NULL, LEAKY_CONTROL), "visual"),
@@ -189,6 +194,31 @@ VERDICTS = {
     "exact, floor as well": (
         Evidence(clients([1] * 8, psnr=35.0, floor=36.0), NULL, LEAKY_CONTROL),
         "partial",
+    ),
+    "one client of twelve": (Evidence(ONE_OF_12, NULL, LEAKY_CONTROL), "exact"),
+    "one client of twelve, while runs failed": (
+        Evidence(ONE_OF_12, NULL, LEAKY_CONTROL, blocking={"failed_runs": "x"}),
+        "exact",
+    ),
+    "one client of twelve, and updates do not replay": (
+        Evidence(ONE_OF_12, NULL, LEAKY_CONTROL, void={"does_not_replay": "x"}),
+        "inconclusive",
+    ),
+    "one client of twelve, of another camera": (Evidence(ONE_OF_12, NULL, LEAKY_CONTROL, SAME_CAMERA), "exact"),
+    "one client of twelve is visible": (Evidence(SEEN, NULL, LEAKY_CONTROL), "visual"),
+    "one client of twelve is visible, of another camera": (
+        Evidence(SEEN, NULL, LEAKY_CONTROL, SAME_CAMERA),
+        "inconclusive",
+    ),
+    "many first, other clients' pictures too": (
+        Evidence(SAME_CAMERA, clients([50] * 12), LEAKY_CONTROL, SAME_CAMERA),
+        "inconclusive",
+    ),
+    "ranks a little low": (Evidence(LOWISH, LOW_AS_WELL, LEAKY_CONTROL), "statistical"),
+    "ranks a little low in mixed line-ups": (Evidence(LOWISH, LOW_AS_WELL, LEAKY_CONTROL, mixed=True), "none_found"),
+    "ranks low in mixed line-ups, better than swapped": (
+        Evidence(LOW, NULL, LEAKY_CONTROL, mixed=True),
+        "statistical",
     ),
     "the swapped update ranks as well": (Evidence(clients([1] * 8), clients([1] * 8), LEAKY_CONTROL), "inconclusive"),
 }
