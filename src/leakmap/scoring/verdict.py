@@ -27,6 +27,7 @@ GAIN_ALPHA = 0.005
 BEATS_ALPHA = 0.01
 """Of the test that real updates rank the truth better than a control, client by client."""
 TIMES_CHANCE = 10
+SWAPPED_LEAK = "Swapped updates rank above chance too: audit more clients, or with another seed."
 OTHER_CAMERA = (
     "Reconstructions rank above chance in the line-ups of other clients too: the clients' pictures differ from the "
     "others as a whole, as those of another camera do. Give others from the same source."
@@ -218,11 +219,12 @@ class Verdict:
     exposed: tuple[Exposed, ...] = ()
 
 
-def beats(clients: Sequence[Client], control: Sequence[Client]) -> bool:
+def beats(clients: Sequence[Client], control: Sequence[Client], pose: Pose = "plain") -> bool:
     """Whether clients rank the truth better than a control, client by client (sign-flip test)."""
 
     def fraction(client: Client) -> float:
-        return _mean([rank / size for rank, size in zip(client.ranks, client.galleries, strict=True)])
+        ranks = client.posed().ranks if pose == "any" else client.ranks
+        return _mean([rank / size for rank, size in zip(ranks, client.galleries, strict=True)])
 
     pairs = zip(clients, control, strict=True)
     return paired_p([fraction(other) - fraction(own) for own, other in pairs]) < BEATS_ALPHA
@@ -239,46 +241,51 @@ def judge(evidence: Evidence) -> Verdict:
     ranks = _ranks(evidence)
     if found:
         level = found[0].level
-        if level == "visual" and _leaks(evidence.clients, evidence.deranged):
+        if level == "visual" and _of_another_camera(evidence):
             return Verdict("inconclusive", (ranks, OTHER_CAMERA), "control", found)
         open_ones = [one for one in found if one.level == level]
         above = f"{EXACT_PSNR:.0f} dB PSNR" if level == "exact" else f"{VISIBLE_SSIM} SSIM, {VISIBLE_NCC} NCC"
         n = sum(len(client.ranks) for client in evidence.clients)
         reason = f"{len(open_ones)} of {n} pictures are first in their line-up, above each of their floors and {above}."
         return Verdict(level, (reason, ranks), "exposure", found)
-    if why := _control_leaks(evidence):
+    poses, why = _fair_poses(evidence)
+    if not poses:
         return Verdict("inconclusive", (ranks, why), "control")
-    for pose in RANK_SUM_ALPHA:
+    for pose in poses:
         others = [line_up(control, pose) for control in (evidence.swapped, evidence.deranged) if control]
         own = line_up(evidence.clients, pose)
         if own.many_first and all(own.rank_one.value > other.rank_one.value for other in others):
             return Verdict("partial", (*_posed(own), ranks), "first_ranks")
     if evidence.blocking:
         return Verdict("inconclusive", (ranks, *evidence.blocking.values()), "flag")
-    return _weak(evidence, ranks)
+    return _weak(evidence, poses, ranks)
 
 
-def _control_leaks(evidence: Evidence) -> str:
-    """Why the line-up measures something else than the update; empty if it does not."""
-    if _leaks(evidence.clients, evidence.swapped):
-        return "Swapped updates rank above chance too: audit more clients, or with another seed."
-    return OTHER_CAMERA if _leaks(evidence.clients, evidence.deranged) else ""
+def _of_another_camera(evidence: Evidence) -> bool:
+    """Whether any reconstruction is as near to a client's picture as its own, by plain ranks."""
+    deranged = evidence.deranged
+    return bool(deranged) and line_up(deranged).above_chance and not beats(evidence.clients, deranged)
 
 
-def _leaks(clients: Sequence[Client], control: Sequence[Client]) -> bool:
-    """Whether a control is above chance in either pose, and the clients do not beat it there."""
-    for pose in RANK_SUM_ALPHA if control else ():
-        own, other = ([one.posed() if pose == "any" else one for one in side] for side in (clients, control))
-        if line_up(control, pose).above_chance and not beats(own, other):
-            return True
-    return False
+def _fair_poses(evidence: Evidence) -> tuple[list[Pose], str]:
+    """The poses in which ranks are evidence, and why the others are none.
+
+    A control that is above chance in either pose says that the line-up measures something else than the update. Ranks
+    are then evidence only in a pose in which the clients beat that control.
+    """
+    poses, reasons = list(RANK_SUM_ALPHA), []
+    for control, why in ((evidence.swapped, SWAPPED_LEAK), (evidence.deranged, OTHER_CAMERA)):
+        if control and any(line_up(control, pose).above_chance for pose in RANK_SUM_ALPHA):
+            poses = [pose for pose in poses if beats(evidence.clients, control, pose)]
+            reasons.append(why)
+    return poses, " ".join(reasons)
 
 
-def _weak(evidence: Evidence, ranks: str) -> Verdict:
+def _weak(evidence: Evidence, poses: Sequence[Pose], ranks: str) -> Verdict:
     """What all clients show together where no picture, and no share of first ranks, speaks for itself."""
-    sure = not evidence.mixed or beats(evidence.clients, evidence.swapped)
-    for pose in RANK_SUM_ALPHA:
+    for pose in poses:
         own, swapped = line_up(evidence.clients, pose), line_up(evidence.swapped, pose)
+        sure = not evidence.mixed or beats(evidence.clients, evidence.swapped, pose)
         if sure and own.above_chance and own.p < swapped.p:
             return Verdict("statistical", (*_posed(own), ranks), "ranks")
     above = [metric for metric in ("psnr", "ssim") if above_every_floor(evidence.clients, metric)]
