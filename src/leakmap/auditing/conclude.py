@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from leakmap import report
+from leakmap.auditing.bars import bars_of, with_bars
 from leakmap.auditing.flags import flags_of, missing, mixed_line_ups, pixels_known, tuning_flags
 from leakmap.auditing.ledger import knowledge_of, labels_of, used_by
 from leakmap.auditing.method import closed_forms, promised, settings_of, suite_of
 from leakmap.auditing.prepare import Prepared
 from leakmap.auditing.recipe import ROLES
-from leakmap.auditing.rivals import rivals_of
 from leakmap.auditing.update_check import UpdateCheck
 from leakmap.auditing.words import statement, typical, what_leaks, worst
 from leakmap.client.groups import Groups
@@ -40,7 +40,8 @@ from leakmap.result.parts import (
     VerdictResult,
 )
 from leakmap.result.result import Result
-from leakmap.runs.run import held_by
+from leakmap.runs.run import distractors_for, held_by
+from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Outcome, Trial
 from leakmap.scoring.bands import BANDS
 from leakmap.scoring.exposure import clients_exposed, exposed
@@ -117,8 +118,7 @@ def conclude(
     """
     per_client = [_client(plan, prepared, planned, outcomes, v) for v in range(plan.victims)]
     finished = [found for found in per_client if isinstance(found, _Finished)]
-    rivals = rivals_of([f.judged for f in finished], [f.pictures for f in finished])
-    clients = [replace(f.judged, rivals=of_client) for f, of_client in zip(finished, rivals, strict=True)]
+    clients = _with_bars(finished, prepared.main, planned["attack"])
     swapped = [f.swapped for f in finished]
     deranged = [f.deranged for f in finished if f.deranged is not None]
     attacked = [f.attacked for f in finished]
@@ -248,6 +248,15 @@ def _client(
         Client(own_score.object_ranks, own_score.object_galleries, {}),
         swap_score and Client(swap_score.object_ranks, swap_score.object_galleries, {}),
     )
+
+
+def _with_bars(finished: Sequence[_Finished], setup: Setup, planned: Sequence[Trial]) -> list[Client]:
+    """The clients with what their pictures must exceed to count as exposed, besides their floors."""
+    clients = [found.judged for found in finished]
+    if not exposed(clients):
+        return clients
+    line_ups = [distractors_for(planned[found.row.client], setup) for found in finished]
+    return with_bars(clients, bars_of(clients, [found.pictures for found in finished], line_ups))
 
 
 def does_not_apply(outcome: Outcome) -> bool:

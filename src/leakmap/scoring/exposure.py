@@ -28,8 +28,8 @@ class Fared(Protocol):
         ...
 
     @property
-    def rivals(self) -> Mapping[str, Sequence[float]]:
-        """Metric -> the most that the reconstruction of any other client reaches, of each picture; empty: unknown."""
+    def bars(self) -> Mapping[str, Sequence[float]]:
+        """Metric -> what each picture must exceed besides, as chance alone reaches it; empty: nothing."""
         ...
 
     @property
@@ -63,9 +63,8 @@ def exposed(clients: Sequence[Fared]) -> list[Exposed]:
     """Every exposed picture, the worst first.
 
     A picture is exposed if it is first in its line-up without a tie, its metric exceeds the threshold of the level, and
-    also each of the picture's own floors in that metric, and what the reconstructions of other clients reach on it. A
-    floor that came to no reconstruction is below everything. Without a leak a client's own reconstruction is nearest to
-    its picture no more often than any other client's: so many pictures of many clients raise no alarm together.
+    also each of the picture's own floors in that metric, and its bar, what chance reaches on it. A floor that came
+    to no reconstruction is below everything.
 
     Args:
         clients: Of one audit, in order.
@@ -89,7 +88,7 @@ def _look(client: Fared, place: int, picture: int) -> Exposed | None:
     for level, metric, threshold in RULES:
         value = client.scores[metric][picture]
         floors = [floor[picture] for floor in client.floors[metric].values() if floor is not None]
-        floors += [client.rivals[metric][picture]] if metric in client.rivals else []
+        floors += [client.bars[metric][picture]] if metric in client.bars else []
         if value > threshold and all(floor is None or value > floor for floor in floors):
             return Exposed(place, picture, level, client.scores["psnr"][picture], client.scores["ssim"][picture], rank)
     return None

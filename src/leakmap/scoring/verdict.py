@@ -40,7 +40,7 @@ class Client:
         floors: Metric -> floor -> value of each picture; None where the floor came to no reconstruction.
         pose_ranks: Ranks in the line-up that allows any pose; empty where it was not computed.
         band_ranks: Band -> rank of each picture in the line-up of that band.
-        rivals: Metric -> the most that the reconstruction of any other client reaches, of each picture.
+        bars: Metric -> what each picture must exceed to count as exposed, besides its floors; empty: nothing.
     """
 
     ranks: tuple[float, ...]
@@ -49,7 +49,7 @@ class Client:
     floors: Mapping[str, Mapping[str, tuple[float, ...] | None]] = field(default_factory=dict)
     pose_ranks: tuple[float, ...] = ()
     band_ranks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    rivals: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    bars: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def posed(self) -> "Client":
         """The same with the ranks of the line-up that allows any pose, where it was computed."""
