@@ -40,6 +40,9 @@ CLIENTS, PIXELS = 12, 16
 SEARCH = ("convnet,width=8", "inverting_gradients,steps=20")
 READ = ("mlp,hidden=16", "strongest,steps=3")
 """A closed form reads single pictures exactly: on a null audit perfect copies of other pictures."""
+MIXED = ("mlp,hidden=16", "linear")
+"""The same of several pictures: some exactly, else mixtures."""
+LEAKY = ("convnet,width=16", "inverting_gradients,steps=40")
 SUITE = ("convnet,width=8", "strongest,steps=6")
 TINT = (70, 0, -70)
 """Of 255, in each channel."""
@@ -76,13 +79,13 @@ class Condition:
 
 CONDITIONS = {
     "one": Condition("one picture each"),
-    "four": Condition("four pictures each", setups=(READ, SEARCH), batch_size=4),
-    "eight": Condition("eight pictures each", setups=(READ,), batch_size=8),
+    "four": Condition("four pictures each", setups=(MIXED, SEARCH), batch_size=4, audits=100),
+    "eight": Condition("eight pictures each", setups=(MIXED,), batch_size=8, audits=100),
     "small": Condition("small classes: 80 pictures in all", pool="few"),
     "camera": Condition("another camera: clients have a tint, others none", camera=True),
     "copies": Condition("every picture twice, as PNG and JPEG", pool="doubled"),
     "suite": Condition("the suite `strongest`, few steps", setups=(SUITE,)),
-    "ordinary": Condition("a network known to leak", setups=(SEARCH,), null=False, least="partial", goal=0.95),
+    "ordinary": Condition("a network known to leak", setups=(LEAKY,), null=False, least="partial", goal=0.95),
     "exposed": Condition(
         "one client of 12 exposed", setups=((BRIGHT, READ[1]),), null=False, least="visual", goal=0.975
     ),
