@@ -74,20 +74,22 @@ class Condition:
     camera: bool = False
     least: Level = "statistical"
     goal: float = 0.05
-    audits: int = 200
+    audits: int = 60
 
 
 CONDITIONS = {
     "one": Condition("one picture each"),
-    "four": Condition("four pictures each", setups=(MIXED, SEARCH), batch_size=4, audits=100),
-    "eight": Condition("eight pictures each", setups=(MIXED,), batch_size=8, audits=100),
+    "four": Condition("four pictures each", setups=(MIXED, SEARCH), batch_size=4),
+    "eight": Condition("eight pictures each", setups=(MIXED,), batch_size=8),
     "small": Condition("small classes: 80 pictures in all", pool="few"),
     "camera": Condition("another camera: clients have a tint, others none", camera=True),
     "copies": Condition("every picture twice, as PNG and JPEG", pool="doubled"),
     "suite": Condition("the suite `strongest`, few steps", setups=(SUITE,)),
-    "ordinary": Condition("a network known to leak", setups=(LEAKY,), null=False, least="partial", goal=0.95),
+    "ordinary": Condition(
+        "a network known to leak", setups=(LEAKY,), null=False, least="partial", goal=0.95, audits=200
+    ),
     "exposed": Condition(
-        "one client of 12 exposed", setups=((BRIGHT, READ[1]),), null=False, least="visual", goal=0.975
+        "one client of 12 exposed", setups=((BRIGHT, READ[1]),), null=False, least="visual", goal=0.975, audits=200
     ),
 }
 
@@ -275,8 +277,8 @@ def page(found: dict[str, list[dict[str, object]]], data: str) -> str:
         "closed form that reads the other pictures exactly, the most that a null audit can know. With eight pictures "
         "each the closed form reads mixtures. The suite searches a convolutional network with 6 iterations each. "
         "With another camera a tint lies on the clients' pictures and on those that the updates come from, but not on "
-        "the line-ups and the other swapped pictures. Every null condition has 200 audits, because then up to 8 alarms "
-        "leave the upper limit below 8 %; of 57 audits even one would not.",
+        "the line-ups and the other swapped pictures. Each null condition has 60 audits: no alarm among them leaves an "
+        "upper limit of 6 %, one of 9 %, so limits of single conditions are wide, and the row of all of them decides.",
         "",
         "An exposed client is the one of 12 whose picture is brighter than the threshold of four units in the "
         "network's first layer (benchmarks/bright.py); what its client sends, a closed form reads. Nothing recovers "

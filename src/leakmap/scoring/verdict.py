@@ -233,6 +233,8 @@ def judge(evidence: Evidence) -> Verdict:
     ranks = _ranks(evidence)
     if found:
         level = found[0].level
+        if level == "visual" and (why := _control_leaks(evidence)):
+            return Verdict("inconclusive", (ranks, why), "control", found)
         open_ones = [one for one in found if one.level == level]
         above = f"{EXACT_PSNR:.0f} dB PSNR" if level == "exact" else f"{VISIBLE_SSIM} SSIM"
         n = sum(len(client.ranks) for client in evidence.clients)
