@@ -1,5 +1,7 @@
 """Line-up, statistics and verdict, on cases whose answer is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,7 @@ def clients(ranks, **scores):
 
 LEAKY_CONTROL = clients([1] * 6)
 NULL = clients([50, 30, 80, 12, 95, 60, 44, 71])
+NULL12 = clients([50, 30, 80, 12, 95, 60, 44, 71, 20, 66, 38, 89])
 
 
 def test_psnr_is_the_mean_over_pictures_on_0_to_1_and_never_a_sum():
@@ -157,17 +160,39 @@ VERDICTS = {
     "nothing, and the control was not found": (Evidence(NULL, NULL, NULL[:6]), "inconclusive"),
     "nothing, and no control": (Evidence(NULL, NULL, []), "inconclusive"),
     "nothing, on a degenerate update": (
-        Evidence(NULL, NULL, LEAKY_CONTROL, {"degenerate_update": "x"}),
+        Evidence(NULL, NULL, LEAKY_CONTROL, blocking={"degenerate_update": "x"}),
         "inconclusive",
     ),
     "ranks low on a degenerate update": (
-        Evidence(clients([5, 9, 3, 20, 7, 11, 2, 30]), NULL, LEAKY_CONTROL, {"flag": "x"}),
+        Evidence(clients([5, 9, 3, 20, 7, 11, 2, 30]), NULL, LEAKY_CONTROL, blocking={"flag": "x"}),
         "inconclusive",
     ),
     "no run finished": (Evidence([], [], LEAKY_CONTROL), "inconclusive"),
-    "one lucky first rank of a smooth picture": (
+    "one visible picture of ten": (
         Evidence(clients([1, *[60] * 9], ssim=0.6), clients([50] * 10), LEAKY_CONTROL),
-        "statistical",
+        "visual",
+    ),
+    "a fact about the clients is wrong": (
+        Evidence(clients([1] * 8, psnr=60.0), NULL, LEAKY_CONTROL, void={"does_not_replay": "x"}),
+        "inconclusive",
+    ),
+    "reconstructions fit other clients as well": (
+        Evidence(clients([1] * 12, ssim=0.7), NULL12, LEAKY_CONTROL, deranged=clients([1] * 12)),
+        "inconclusive",
+    ),
+    "an exact recovery although controls leak": (
+        Evidence(clients([1] * 8, psnr=60.0), clients([1] * 8), LEAKY_CONTROL, deranged=clients([1] * 8)),
+        "exact",
+    ),
+    "line-ups mix classes": (
+        Evidence(
+            clients([5, 9, 3, 20, 7, 11, 2, 30]), clients([50, 4, 80, 12, 95, 60, 1, 71]), LEAKY_CONTROL, mixed=True
+        ),
+        "none_found",
+    ),
+    "inverted and mirrored pictures": (
+        Evidence([replace(c, pose_ranks=(1.0,)) for c in clients([50] * 8)], NULL, LEAKY_CONTROL),
+        "partial",
     ),
     "the class alone is recognised": (
         Evidence(clients([1] * 6 + [20] * 6), clients([1] * 5 + [20] * 7), LEAKY_CONTROL),
