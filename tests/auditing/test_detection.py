@@ -242,11 +242,11 @@ def test_an_audit_of_a_users_own_detector(own, tmp_path):
 
 def test_detectors_and_pictures_must_fit(own):
     with pytest.raises(ModelError, match="pictures and their objects"):
-        prepare(Plan("convnet", "scenes", image_size=32))
+        prepare(Plan("convnet", "scenes", image_size=32, victims=12))
     with pytest.raises(ModelError, match="does not take inputs"):
         prepare(Plan(own, "samples", image_size=32))
     with pytest.raises(BadSetting, match="its own loss"):
-        prepare(Plan(own, "scenes", image_size=32, loss="cross_entropy,label_smoothing=0.1"))
+        prepare(Plan(own, "scenes", image_size=32, victims=12, loss="cross_entropy,label_smoothing=0.1"))
     with pytest.raises(BadSetting, match="calibrate"):
         Plan(own, "scenes", calibrate=True, train_epochs=1)
 

@@ -75,10 +75,10 @@ def fits(tmp_path, monkeypatch):
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: class-means\nVersion: 1\n")
     (about / "entry_points.txt").write_text("[leakmap.attack]\nclass_means = class_means:ClassMeans\n")
     (tmp_path / "class_means.py").write_text(CLASS_MEANS)
+    attacks.names()  # before the package can be found: what is discovered stays registered
     monkeypatch.syspath_prepend(tmp_path)
     (entry,) = entry_points(group="leakmap.attack", name="class_means")
     monkeypatch.delitem(sys.modules, "class_means", raising=False)
-    attacks.names()
     monkeypatch.setattr(attacks, "_entries", dict(attacks._entries))
     attacks.add("class_means")(entry.load())
     log = tmp_path / "fits.log"

@@ -33,7 +33,7 @@ def of_schema_4(folder):
     return folder
 
 
-@pytest.mark.parametrize("marker", [None, '{"schema": 6}', "{"])
+@pytest.mark.parametrize("marker", [None, '{"schema": 5}', "{"])
 def test_results_of_another_schema_are_refused_everywhere_and_left_alone(marker, tmp_path):
     folder, prepared = of_schema_4(tmp_path / "old"), prepare(PLAN, rehearsals=1)
     if marker:
