@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.markdown import publish, table, versions
 from leakmap.auditing.perform import perform
@@ -29,7 +30,7 @@ from leakmap.files import read_json, write_json
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
 from leakmap.runs.runner import Local, default_workers, run_jobs
-from leakmap.scoring.statistics import Interval, clopper_pearson
+from leakmap.scoring.statistics import clopper_pearson
 from leakmap.scoring.verdict import LEVELS, Level
 from leakmap.seeds import generator
 from leakmap.threat import ThreatModel
@@ -194,27 +195,26 @@ def planned(condition: Condition, seed: int, data: str = "samples") -> tuple[Pla
         seed=seed,
         null=condition.null,
     )
-    pictures = pool_of(condition, load_pictures(data, PIXELS), seed)
+    pictures = pool_of(condition, data, seed)
     if model == BRIGHT:
         plan = replace(plan, model=f"{BRIGHT},threshold={threshold(plan, pictures)},classes={len(pictures.classes)}")
     prepared = prepare(plan, pictures)
     return plan, through_another_camera(prepared) if condition.camera else prepared
 
 
-def pool_of(condition: Condition, source: Pictures, seed: int) -> Pictures:
+def pool_of(condition: Condition, data: str, seed: int) -> Pictures:
     """The pictures of an audit: the source's, a few of each class, or all of them twice."""
+    source = load_pictures(data, PIXELS)
     if condition.pool == "few":
         order = torch.randperm(len(source), generator=generator(seed, "benchmark classes"))
         each = FEW // len(source.classes)
         kept = [order[source.labels[order] == c][:each] for c in range(len(source.classes))]
         return replace(source.only(torch.cat(kept)), spare=None)
     if condition.pool == "doubled":
-        return replace(
-            source,
-            images=torch.cat([source.images, jpeg(source.images)]),
-            labels=torch.cat([source.labels, source.labels]),
-            spare=None,
-        )
+        whole = load_pictures(data)
+        files = torch.cat([whole.images, jpeg(whole.images)])
+        small = F.interpolate(files.float(), (PIXELS, PIXELS), mode="area").round().to(torch.uint8)
+        return replace(source, images=small, labels=whole.labels.repeat(2), spare=None)
     return source
 
 
@@ -259,7 +259,7 @@ def page(found: dict[str, list[dict[str, object]]], data: str) -> str:
     null = {name: of for name, of in found.items() if CONDITIONS[name].null}
     rows = [_row(CONDITIONS[name].name, CONDITIONS[name], of) for name, of in found.items()]
     if null:
-        rows.append(_row("all null audits", CONDITIONS["one"], [one for of in null.values() for one in of]))
+        rows.append(_row("all null audits", CONDITIONS["one"], [one for of in null.values() for one in of], 0.08))
     levels = {CONDITIONS[name].name: Counter(str(one["level"]) for one in of) for name, of in found.items()}
     rules = {CONDITIONS[name].name: Counter(str(one["rule"]) for one in of) for name, of in found.items()}
     named = sorted({rule for of in rules.values() for rule in of})
@@ -277,8 +277,10 @@ def page(found: dict[str, list[dict[str, object]]], data: str) -> str:
         "closed form that reads the other pictures exactly, the most that a null audit can know. With eight pictures "
         "each the closed form reads mixtures. The suite searches a convolutional network with 6 iterations each. "
         "With another camera a tint lies on the clients' pictures and on those that the updates come from, but not on "
-        "the line-ups and the other swapped pictures. Each null condition has 60 audits: no alarm among them leaves an "
-        "upper limit of 6 %, one of 9 %, so limits of single conditions are wide, and the row of all of them decides.",
+        "the line-ups and the other swapped pictures. In each "
+        "condition at most 5 % of the audits may raise an alarm; the upper limit below 8 % is asked of all of them "
+        "together, because in 60 audits two alarms would exceed it, which a true rate of 2 % gives in every third "
+        "condition.",
         "",
         "An exposed client is the one of 12 whose picture is brighter than the threshold of four units in the "
         "network's first layer (benchmarks/bright.py); what its client sends, a closed form reads. Nothing recovers "
@@ -297,25 +299,21 @@ def page(found: dict[str, list[dict[str, object]]], data: str) -> str:
     return "\n".join(lines)
 
 
-def _row(name: str, condition: Condition, found: Sequence[dict[str, object]]) -> list[str]:
+def _row(name: str, condition: Condition, found: Sequence[dict[str, object]], below: float = 1.0) -> list[str]:
+    """Cells of one row; a null condition's upper limit must lie below ``below``."""
     least = LEVELS.index(condition.least)
     hits = sum(LEVELS.index(level) >= least for one in found for level in LEVELS if level == one["level"])
     rate = clopper_pearson(hits, len(found))
-    kind = "false alarms" if condition.null else "found"
+    met = rate.value <= condition.goal and rate.high < below if condition.null else rate.value >= condition.goal
+    limit = f", upper limit under {below:.0%}" if below < 1 else ""
     return [
         name,
-        f"{kind} (`{condition.least}` or more)",
+        f"{'false alarms' if condition.null else 'found'} (`{condition.least}` or more)",
         f"{hits} of {len(found)}",
         f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]",
-        f"at most {condition.goal:.0%}, upper limit under 8 %" if condition.null else f"at least {condition.goal:.1%}",
-        "yes" if _met(condition, rate) else "no",
+        f"at most {condition.goal:.0%}{limit}" if condition.null else f"at least {condition.goal:.1%}",
+        "yes" if met else "no",
     ]
-
-
-def _met(condition: Condition, rate: Interval) -> bool:
-    if condition.null:
-        return rate.value <= condition.goal and rate.high < 0.08
-    return rate.value >= condition.goal
 
 
 if __name__ == "__main__":

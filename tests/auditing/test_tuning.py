@@ -30,7 +30,6 @@ from leakmap.plan.tuned import Tuned, read_tuned
 from leakmap.registry.user_code import load_user_code
 from leakmap.runs.runner import Local
 from leakmap.runs.store import Store
-from leakmap.seeds import generator
 from tests.conftest import Deadly
 
 QUICK = Spec("inverting_gradients", {"steps": 3})
