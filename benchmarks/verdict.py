@@ -75,20 +75,22 @@ class Condition:
     camera: bool = False
     least: Level = "statistical"
     goal: float = 0.05
-    audits: int = 200
+    audits: int = 60
 
 
 CONDITIONS = {
     "one": Condition("one picture each"),
-    "four": Condition("four pictures each", setups=(MIXED, SEARCH), batch_size=4, audits=100),
-    "eight": Condition("eight pictures each", setups=(MIXED,), batch_size=8, audits=100),
+    "four": Condition("four pictures each", setups=(MIXED, SEARCH), batch_size=4),
+    "eight": Condition("eight pictures each", setups=(MIXED,), batch_size=8),
     "small": Condition("small classes: 80 pictures in all", pool="few"),
-    "camera": Condition("another camera: clients have a tint, others none", camera=True, audits=100),
-    "copies": Condition("every picture twice, as PNG and JPEG", pool="doubled", audits=100),
-    "suite": Condition("the suite `strongest`, few steps", setups=(SUITE,), audits=100),
-    "ordinary": Condition("a network known to leak", setups=(LEAKY,), null=False, least="partial", goal=0.95),
+    "camera": Condition("another camera: clients have a tint, others none", camera=True),
+    "copies": Condition("every picture twice, as PNG and JPEG", pool="doubled"),
+    "suite": Condition("the suite `strongest`, few steps", setups=(SUITE,)),
+    "ordinary": Condition(
+        "a network known to leak", setups=(LEAKY,), null=False, least="partial", goal=0.95, audits=200
+    ),
     "exposed": Condition(
-        "one client of 12 exposed", setups=((BRIGHT, READ[1]),), null=False, least="visual", goal=0.975
+        "one client of 12 exposed", setups=((BRIGHT, READ[1]),), null=False, least="visual", goal=0.975, audits=200
     ),
 }
 
@@ -277,7 +279,7 @@ def page(found: dict[str, list[dict[str, object]]], data: str) -> str:
         "With another camera a tint lies on the clients' pictures and on those that the updates come from, but not on "
         "the line-ups and the other swapped pictures. In each "
         "condition at most 5 % of the audits may raise an alarm; the upper limit below 8 % is asked of all of them "
-        "together, because in 100 audits three alarms would exceed it, which a true rate of 2 % gives in every third "
+        "together, because in 60 audits two alarms would exceed it, which a true rate of 2 % gives in every third "
         "condition.",
         "",
         "An exposed client is the one of 12 whose picture is brighter than the threshold of four units in the "

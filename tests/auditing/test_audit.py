@@ -56,8 +56,12 @@ def test_every_score_has_its_floors_and_every_row_its_pictures():
     for row in found.result.finished:
         for metric in ("psnr", "ssim"):
             assert set(row.floors[metric]) == {
-                "prior_only", "swapped", "other_client", "mean_picture", "nearest_public",
-            }  # fmt: skip
+                "prior_only",
+                "swapped",
+                "other_client",
+                "mean_picture",
+                "nearest_public",
+            }
     assert set(found.rows[0]) == {
         "original", "reconstruction", "prior only", "swapped update", "mean picture", "nearest public",
     }  # fmt: skip

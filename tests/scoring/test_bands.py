@@ -7,6 +7,7 @@ from scipy.fft import dctn, idctn
 
 from leakmap.client.data import load_pictures
 from leakmap.scoring.bands import BANDS, band_ranks
+from leakmap.scoring.lineup import rank
 from leakmap.scoring.statistics import rank_sum_p
 from leakmap.seeds import generator
 
@@ -29,17 +30,19 @@ HELD = {
 
 
 @pytest.mark.parametrize("held", HELD)
-def test_only_the_band_that_is_held_is_above_chance(held):
+def test_only_the_band_that_is_held_and_the_whole_are_above_chance(held):
     pool = load_pictures("samples").images / 255
-    source, ranks = generator(0, "bands"), {name: [] for name in BANDS}
+    source, ranks = generator(0, "bands"), {name: [] for name in ("whole", *BANDS)}
     for _ in range(TRUTHS):
         order = torch.randperm(len(pool), generator=source)[:SIZE]
         truth, others = pool[order[0]], pool[order[1:]]
         unrelated = torch.full_like(truth, 0.5)
-        for name, rank in band_ranks(torch.stack([unrelated, HELD[held](truth)]), truth, others).items():
-            ranks[name].append([rank])
+        found = torch.stack([unrelated, HELD[held](truth)])
+        for name, place in {"whole": rank(found, truth, others), **band_ranks(found, truth, others)}.items():
+            ranks[name].append([place])
     p = {name: rank_sum_p(of_band, [[SIZE]] * TRUTHS) for name, of_band in ranks.items()}
     assert p[held] < 1e-9
+    assert p["whole"] < 0.01  # of colour it knows only what channels differ in
     assert all(p[name] > 0.05 for name in {*HELD} - {held}), p
 
 

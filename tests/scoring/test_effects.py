@@ -73,7 +73,7 @@ def test_many_cells_do_not_stand_in_for_many_clients():
         return found(marginal_effects(cells, values), "on", 0, 1).difference
 
     once, often = interval(1), interval(10)
-    assert (often.low, often.value, often.high) == pytest.approx((once.low, once.value, once.high))
+    assert (once.value, once.low, once.high) == pytest.approx((often.value, often.low, often.high))
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():

@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from leakmap import report
+from leakmap.auditing.bars import bars_of, with_bars
 from leakmap.auditing.flags import flags_of, missing, mixed_line_ups, pixels_known, tuning_flags
 from leakmap.auditing.ledger import knowledge_of, labels_of, used_by
 from leakmap.auditing.method import closed_forms, promised, settings_of, suite_of
 from leakmap.auditing.prepare import Prepared
 from leakmap.auditing.recipe import ROLES
-from leakmap.auditing.rivals import rivals_of
 from leakmap.auditing.update_check import UpdateCheck
 from leakmap.auditing.words import statement, typical, what_leaks, worst
 from leakmap.client.groups import Groups
-from leakmap.client.simulate import Batch
 from leakmap.errors import NotApplicable
 from leakmap.files import write_text
 from leakmap.plan.command import command
@@ -41,13 +40,12 @@ from leakmap.result.parts import (
     VerdictResult,
 )
 from leakmap.result.result import Result
-from leakmap.runs.run import held_by
+from leakmap.runs.run import distractors_for, held_by
+from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Outcome, Trial
 from leakmap.scoring.bands import BANDS
 from leakmap.scoring.exposure import clients_exposed, exposed
-from leakmap.scoring.lineup import ncc
 from leakmap.scoring.metrics import ALWAYS
-from leakmap.scoring.regions import cut
 from leakmap.scoring.score import Score, metric_values
 from leakmap.scoring.verdict import Client, Evidence, Level, Pose, gain_over_floors, judge, line_up
 
@@ -120,8 +118,7 @@ def conclude(
     """
     per_client = [_client(plan, prepared, planned, outcomes, v) for v in range(plan.victims)]
     finished = [found for found in per_client if isinstance(found, _Finished)]
-    rivals = rivals_of([f.judged for f in finished], [f.pictures for f in finished])
-    clients = [replace(f.judged, rivals=of_client) for f, of_client in zip(finished, rivals, strict=True)]
+    clients = _with_bars(finished, prepared.main, planned["attack"])
     swapped = [f.swapped for f in finished]
     deranged = [f.deranged for f in finished if f.deranged is not None]
     attacked = [f.attacked for f in finished]
@@ -242,7 +239,6 @@ def _client(
             floors,
             own_score.pose_ranks,
             own_score.band_ranks,
-            likeness=_likeness(own_score.pictures, truth),
         ),
         swapped,
         own.deranged and Client(own.deranged.ranks, own.deranged.galleries, {}, pose_ranks=own.deranged.pose_ranks),
@@ -254,11 +250,13 @@ def _client(
     )
 
 
-def _likeness(found: Tensor, truth: Batch) -> tuple[float, ...]:
-    """NCC of each reconstruction to its picture, between letterbox bars."""
-    areas = [None] * len(found) if truth.areas is None else list(truth.areas)
-    pairs = zip(found.cpu(), truth.pictures.cpu(), areas, strict=True)
-    return tuple(ncc(cut(own, area)[None], cut(original, area)[None]) for own, original, area in pairs)
+def _with_bars(finished: Sequence[_Finished], setup: Setup, planned: Sequence[Trial]) -> list[Client]:
+    """The clients with what their pictures must exceed to count as exposed, besides their floors."""
+    clients = [found.judged for found in finished]
+    if not exposed(clients):
+        return clients
+    line_ups = [distractors_for(planned[found.row.client], setup) for found in finished]
+    return with_bars(clients, bars_of(clients, [found.pictures for found in finished], line_ups))
 
 
 def does_not_apply(outcome: Outcome) -> bool:

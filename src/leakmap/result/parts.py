@@ -91,7 +91,7 @@ class ExposedPicture(Part):
     Args:
         client: The number of its client, from 0.
         picture: Its place in the client's batch, from 0.
-        level: ``exact`` above 30 dB PSNR, else ``visual``, above 0.5 SSIM and 0.9 NCC.
+        level: ``exact`` above 30 dB PSNR, else ``visual``, above 0.5 SSIM.
         psnr: In dB.
         ssim: Up to 1.
     """

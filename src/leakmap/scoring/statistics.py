@@ -173,6 +173,15 @@ def rank_sum_p(ranks: Sequence[Sequence[float]], galleries: Sequence[Sequence[in
         # A fraction (rank - 1/2) / n that is uniform over n ranks has mean 1/2 and variance (1 - 1 / n^2) / 12.
         variance = sum((1 - 1 / size**2) / 12 for size in sizes)
         return float(stats.norm.cdf((observed - len(sizes) / 2) / math.sqrt(variance)))
+    distribution = _rank_sums(tuple(sorted(sizes)))
+    reached = math.floor(observed * GRID + 1e-6)
+    # fftconvolve leaves rounding of either sign.
+    return float(np.clip(distribution[: reached + 1].sum(), 0.0, 1.0))
+
+
+@functools.lru_cache(maxsize=64)
+def _rank_sums(sizes: tuple[int, ...]) -> NDArray[np.float64]:
+    """Probability of every sum of uniform fractions on the grid, one fraction for each size."""
     distribution = np.ones(1)
     for size in sizes:
         one = np.zeros(GRID)
@@ -180,9 +189,7 @@ def rank_sum_p(ranks: Sequence[Sequence[float]], galleries: Sequence[Sequence[in
         # 1e-9 keeps a fraction that lies on the grid from falling one step below it.
         np.add.at(one, np.floor((np.arange(size) + 0.5) / size * GRID + 1e-9).astype(int), 1 / size)
         distribution = signal.fftconvolve(distribution, one)
-    reached = math.floor(observed * GRID + 1e-6)
-    # fftconvolve leaves rounding of either sign.
-    return float(np.clip(distribution[: reached + 1].sum(), 0.0, 1.0))
+    return distribution
 
 
 def rank_one_p(hits: int, pictures: int, galleries: Sequence[Sequence[int]]) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from leakmap.scoring.exposure import EXACT_PSNR, VISIBLE_NCC, VISIBLE_SSIM, Exposed, exposed
+from leakmap.scoring.exposure import EXACT_PSNR, VISIBLE_SSIM, Exposed, exposed
 from leakmap.scoring.statistics import Interval, mean_interval, paired_p, rank_one_p, rank_sum_p, share_interval
 
 Level = Literal["inconclusive", "none_found", "statistical", "partial", "visual", "exact"]
@@ -45,8 +45,7 @@ class Client:
         floors: Metric -> floor -> value of each picture; None where the floor came to no reconstruction.
         pose_ranks: Ranks in the line-up that allows any pose; empty where it was not computed.
         band_ranks: Band -> rank of each picture in the line-up of that band.
-        rivals: Metric -> the most that the reconstruction of any other client reaches, of each picture.
-        likeness: NCC of each reconstruction to its picture; empty where it was not computed.
+        bars: Metric -> what each picture must exceed to count as exposed, besides its floors; empty: nothing.
     """
 
     ranks: tuple[float, ...]
@@ -55,8 +54,7 @@ class Client:
     floors: Mapping[str, Mapping[str, tuple[float, ...] | None]] = field(default_factory=dict)
     pose_ranks: tuple[float, ...] = ()
     band_ranks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    rivals: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    likeness: tuple[float, ...] = ()
+    bars: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def posed(self) -> "Client":
         """The same with the ranks of the line-up that allows any pose, where it was computed."""
@@ -238,17 +236,16 @@ def judge(evidence: Evidence) -> Verdict:
     if evidence.void:
         return Verdict("inconclusive", tuple(evidence.void.values()), "no_evidence")
     found = tuple(exposed(evidence.clients))
-    ranks = _ranks(evidence)
+    ranks, (poses, why) = _ranks(evidence), _fair_poses(evidence)
     if found:
         level = found[0].level
-        if level == "visual" and _of_another_camera(evidence):
-            return Verdict("inconclusive", (ranks, OTHER_CAMERA), "control", found)
+        if level == "visual" and "plain" not in poses:
+            return Verdict("inconclusive", (ranks, why), "control", found)
         open_ones = [one for one in found if one.level == level]
-        above = f"{EXACT_PSNR:.0f} dB PSNR" if level == "exact" else f"{VISIBLE_SSIM} SSIM, {VISIBLE_NCC} NCC"
+        above = f"{EXACT_PSNR:.0f} dB PSNR" if level == "exact" else f"{VISIBLE_SSIM} SSIM"
         n = sum(len(client.ranks) for client in evidence.clients)
         reason = f"{len(open_ones)} of {n} pictures are first in their line-up, above each of their floors and {above}."
         return Verdict(level, (reason, ranks), "exposure", found)
-    poses, why = _fair_poses(evidence)
     if not poses:
         return Verdict("inconclusive", (ranks, why), "control")
     for pose in poses:
@@ -261,19 +258,14 @@ def judge(evidence: Evidence) -> Verdict:
     return _weak(evidence, poses, ranks)
 
 
-def _of_another_camera(evidence: Evidence) -> bool:
-    """Whether any reconstruction is as near to a client's picture as its own, by plain ranks."""
-    deranged = evidence.deranged
-    return bool(deranged) and line_up(deranged).above_chance and not beats(evidence.clients, deranged)
-
-
 def _fair_poses(evidence: Evidence) -> tuple[list[Pose], str]:
     """The poses in which ranks are evidence, and why the others are none.
 
     A control that is above chance in either pose says that the line-up measures something else than the update. Ranks
     are then evidence only in a pose in which the clients beat that control.
     """
-    poses, reasons = list(RANK_SUM_ALPHA), []
+    poses: list[Pose] = list(RANK_SUM_ALPHA)
+    reasons: list[str] = []
     for control, why in ((evidence.swapped, SWAPPED_LEAK), (evidence.deranged, OTHER_CAMERA)):
         if control and any(line_up(control, pose).above_chance for pose in RANK_SUM_ALPHA):
             poses = [pose for pose in poses if beats(evidence.clients, control, pose)]
