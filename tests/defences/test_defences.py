@@ -367,7 +367,12 @@ def test_the_suite_runs_against_a_defended_client(task):
 
 
 def test_a_withheld_defence_is_flagged():
-    groups = SimpleNamespace(labels=torch.zeros(60).long(), distractors=torch.arange(60), victims=torch.arange(1)[None])
+    groups = SimpleNamespace(
+        labels=torch.zeros(60).long(),
+        distractors=torch.arange(60),
+        victims=torch.arange(1)[None],
+        public=torch.arange(0),
+    )
     groups.classes = ("a",)
     told, untold = (
         flags_of(Plan("convnet", "samples", LocalRule(defence="sign"), ThreatModel(rule=rule)), groups, None, [])

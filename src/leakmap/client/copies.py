@@ -158,7 +158,7 @@ def _thumbnails(images: Tensor) -> Tensor:
         for part in images.split(_ROWS)
     ]
     small = torch.cat(parts)[:, 0]
-    return small * (small.flatten(1).std(1) >= FLAT)[:, None, None]
+    return small * (small.flatten(1).std(1, correction=0) >= FLAT)[:, None, None]
 
 
 def _signatures(small: Tensor, rows: tuple[float, float] = (0, 1), columns: tuple[float, float] = (0, 1)) -> Tensor:
