@@ -112,7 +112,7 @@ def main() -> None:
     run_all([job for of_condition in jobs.values() for job in of_condition], options.workers)
     found = {name: [job.found() for job in of_condition] for name, of_condition in jobs.items()}
     whole = options.seeds is None and len(jobs) == len(CONDITIONS)
-    publish(page(found, options.data), options.out / "verdict.md", *([PAGE] if whole else []))
+    publish(page(found, options.data, options.seeds), options.out / "verdict.md", *([PAGE] if whole else []))
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def threshold(plan: Plan, pictures: Pictures) -> float:
     return round(float(brightness[:2].mean()), 6)
 
 
-def page(found: dict[str, list[dict[str, object]]], data: str) -> str:
+def page(found: dict[str, list[dict[str, object]]], data: str, seeds: int | None = None) -> str:
     """The whole page."""
     null = {name: of for name, of in found.items() if CONDITIONS[name].null}
     rows = [_row(CONDITIONS[name].name, CONDITIONS[name], of) for name, of in found.items()]
@@ -263,7 +263,7 @@ def page(found: dict[str, list[dict[str, object]]], data: str) -> str:
     levels = {CONDITIONS[name].name: Counter(str(one["level"]) for one in of) for name, of in found.items()}
     rules = {CONDITIONS[name].name: Counter(str(one["rule"]) for one in of) for name, of in found.items()}
     named = sorted({rule for of in rules.values() for rule in of})
-    told = f" --data {data}" if data != "samples" else ""
+    told = (f" --data {data}" if data != "samples" else "") + (f" --seeds {seeds}" if seeds else "")
     lines = [
         "# How often the verdict is wrong",
         "",
