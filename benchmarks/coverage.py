@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.markdown import publish, table
-from leakmap.scoring.exposure import power
-from leakmap.scoring.statistics import clopper_pearson, mean_interval, share_bound, share_interval
+from leakmap.scoring.statistics import clopper_pearson, mean_interval, share_interval
 
 PAGE = Path("docs/results/coverage.md")
 CLIENTS = (8, 12, 36, 200)
@@ -142,7 +141,9 @@ def bca(values: Values, mean: float) -> float:
 
 def page(draws: int) -> str:
     """The whole page."""
-    bounds = [[n, f"{share_bound(0, n):.1%}", *(f"{power(n, rate):.0%}" for rate in RATES[:6])] for n in CLIENTS]
+    bounds = [
+        [n, f"{clopper_pearson(0, n).high:.1%}", *(f"{power(n, rate):.0%}" for rate in RATES[:6])] for n in CLIENTS
+    ]
     lines = [
         "# Do the intervals hold what they say?",
         "",
@@ -186,6 +187,16 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2000, help="Simulated audits for each mean.")
     options = parser.parse_args()
     publish(page(options.draws), *([PAGE] if options.draws == parser.get_default("draws") else []))
+
+
+def power(n: int, rate: float) -> float:
+    """Probability that an audit of ``n`` clients shows at least one exposed client.
+
+    Args:
+        n: Clients, drawn independently.
+        rate: Share of all clients that the attack exposes, in [0, 1].
+    """
+    return -math.expm1(n * math.log1p(-rate)) if rate < 1 else float(n > 0)
 
 
 if __name__ == "__main__":

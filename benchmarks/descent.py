@@ -292,7 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, help="With a training split.")
     parser.add_argument("--weights", help="Of ResNet-20 on CIFAR-10; without them it is left out.")
-    parser.add_argument("--resnet20", default="tests/akamaster.py:resnet20", help="Its architecture.")
+    parser.add_argument("--resnet20", default="tests/models/akamaster.py:resnet20", help="Its architecture.")
     parser.add_argument("--out", type=Path, default=Path("runs/descent"))
     parser.add_argument("--stage", choices=("1", "2", "all"), default="all")
     parser.add_argument("--workers", type=int, default=1, help="Processes of one thread each.")

@@ -206,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True, help="Of ResNet-20 on CIFAR-10.")
-    parser.add_argument("--resnet20", default="tests/akamaster.py:resnet20", help="Its architecture.")
+    parser.add_argument("--resnet20", default="tests/models/akamaster.py:resnet20", help="Its architecture.")
     parser.add_argument("--out", type=Path, default=Path("runs/statistics"))
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--victims", type=int, default=16)

@@ -21,7 +21,13 @@ from leakmap.runs.run import versions_of
 
 PACKAGES = ("torchvision", "timm", "ultralytics")
 """Whose versions are told where they are used."""
-MEASURED = ("attacker/matching", "attacker/attacks/inverting_gradients.py", "models", "local.py", "task.py")
+MEASURED = (
+    "attacker/matching",
+    "attacker/attacks/inverting_gradients.py",
+    "models",
+    "client_step.py",
+    "problem/task.py",
+)
 """The code that results depend on."""
 
 Tell = Callable[[str], None]

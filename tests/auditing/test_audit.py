@@ -20,6 +20,7 @@ from leakmap.plan.plan import Plan
 from leakmap.runs.run import run
 from leakmap.runs.runner import Local
 from leakmap.runs.store import Store
+from tests.conftest import Deadly
 
 QUICK = Spec("inverting_gradients", {"steps": 4})
 PLAN = Plan("mlp,hidden=16", "samples", image_size=16, victims=3, attack=QUICK)
@@ -155,6 +156,18 @@ def test_own_code_reaches_other_processes_and_one_that_is_killed_is_a_failure_on
     assert [(failure.role, failure.kind) for failure in found.result.failures] == [("swapped", "WorkerDied")]
     assert found.level == "inconclusive"
     assert store.get(planned["attack"][0]).score
+
+
+def test_a_client_whose_neighbour_was_lost_keeps_every_floor():
+    plan = Plan("mlp,hidden=16", "samples", image_size=16, victims=3, batch_size=2, attack=Spec("linear"))
+
+    def dies(trial):
+        return trial.group == "victims" and trial.client == 0 and trial.attack.name == "linear" and not trial.swap
+
+    found = perform(plan, prepare(plan), runner=Deadly(dies=dies))
+    for row in found.result.finished:
+        assert all(of["other_client"] is not None for of in row.floors.values())
+    assert 0 not in [row.client for row in found.result.finished]
 
 
 def test_a_failing_attack_is_recorded_counted_and_inconclusive():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import socket
 from dataclasses import replace
 
@@ -267,6 +268,11 @@ def test_a_watched_folder_is_audited_as_it_fills(federation, tmp_path, monkeypat
     assert len(calls) == 2
     assert all((watch.out / name).is_file() for name in ("watch.json", "watch.html", "leakage.png"))
     assert (watch.out / last["round-0002/client-0"].report).is_file()
+
+    for file in (root / "truth").rglob("*"):
+        os.utime(file, (0, 0))
+    assert [row.level for row in look(watch)] == [row.level for row in rows]
+    assert len(calls) == 4, "pictures that changed are scored again"
 
 
 def test_an_interrupted_look_repeats_nothing(federation, tmp_path, monkeypatch):

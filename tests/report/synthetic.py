@@ -7,7 +7,7 @@ import torch
 from leakmap import LocalRule, Plan, ThreatModel
 from leakmap.auditing.conclude import bands_of, exposure_of, gains, line_ups
 from leakmap.report.study import Cell
-from leakmap.result.parts import FailedRun, LostClient
+from leakmap.result.clients import FailedRun, LostClient
 from leakmap.scoring.verdict import Client, Evidence, judge
 from leakmap.seeds import generator
 from tests.result.made_up import finished, made_up, verdict

@@ -12,7 +12,8 @@ from PIL import Image
 from leakmap import report
 from leakmap.report import told
 from leakmap.report.pictures import EXPOSED_ROWS, PICTURE_ROWS, uris
-from leakmap.result.parts import CopiesResult, ExposedPicture, ExposureResult, Rate
+from leakmap.result.evidence import CopiesResult, ExposedPicture, ExposureResult
+from leakmap.result.part import Rate
 from leakmap.scoring.verdict import Rule
 from tests.result.made_up import finished, made_up, verdict
 

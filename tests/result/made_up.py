@@ -1,21 +1,10 @@
 """Results made up from a few clients, whole and typed, without an audit."""
 
 from leakmap import Plan
-from leakmap.result.parts import (
-    ClosedForms,
-    CopiesResult,
-    Estimate,
-    FinishedClient,
-    GainResult,
-    Knowledge,
-    LabelsResult,
-    LineUpResult,
-    LineUps,
-    Rate,
-    Settings,
-    UpdateCheckResult,
-    VerdictResult,
-)
+from leakmap.result.clients import FinishedClient
+from leakmap.result.evidence import CopiesResult, GainResult, LineUpResult, LineUps, VerdictResult
+from leakmap.result.method import ClosedForms, Knowledge, LabelsResult, Settings, UpdateCheck
+from leakmap.result.part import Estimate, Rate
 from leakmap.result.result import Result
 
 
@@ -69,7 +58,7 @@ def made_up(*clients, **changes):
             source="inferred", rule="idlg", confidence=1.0, right=1.0, statement="inferred by idlg"
         ),
         "flags": {},
-        "update_check": UpdateCheckResult(
+        "update_check": UpdateCheck(
             norm=1.0, head_fraction=0.5, zero_below=False, zero_tensors=0.0, tiny_tensors=0.0, tensors=4,
             cos_other=0.5, cos_noise=0.1, cos_precise=1.0, loss=2.0,
         ),

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from leakmap import LocalRule, Plan, Spec, read_result, result_schema
 from leakmap.cli.main import app
 from leakmap.errors import StoreError
-from leakmap.result.parts import Estimate, FinishedClient, LostClient
+from leakmap.result.clients import FinishedClient, LostClient
+from leakmap.result.part import Estimate
 from leakmap.result.result import Result
 from leakmap.result.values import first_ranks, gain_over_best_floor, mean_score, object_rank_score, rank_score
 from tests.result.made_up import finished, gain, line_up, made_up

@@ -2,7 +2,7 @@
 
 import pytest
 
-from leakmap.scoring.exposure import clients_exposed, exposed, power
+from leakmap.scoring.exposure import clients_exposed, exposed
 from leakmap.scoring.verdict import Client
 
 
@@ -52,8 +52,3 @@ def test_clients_and_pictures_are_counted_with_their_intervals():
     assert found.picture_share.low < 3 / 24 < found.picture_share.high
     assert (worst.clients, worst.pictures) == (1, 1)
     assert clients_exposed([NOTHING] * 36).client_share.high == pytest.approx(0.0974, abs=1e-4)
-
-
-def test_the_power_to_see_one_exposed_client():
-    assert power(12, 0.05) == pytest.approx(1 - 0.95**12)
-    assert (power(36, 0.0), power(1, 1.0), power(0, 0.5)) == (0, 1, 0)

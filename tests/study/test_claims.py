@@ -4,7 +4,7 @@ import pytest
 
 from leakmap.errors import BadSetting
 from leakmap.report.study import Cell
-from leakmap.result.parts import LineUps
+from leakmap.result.evidence import LineUps
 from leakmap.study.claims import judge_claim, read_claim
 from leakmap.study.paper import page, parts_of, together, write_judged
 from leakmap.study.planning import planned

@@ -7,14 +7,16 @@ other client, and exchanging reconstructions among clients would change nothing.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from leakmap.client.simulate import Batch
 from leakmap.scoring.exposure import VISIBLE_SSIM, exposed
 from leakmap.scoring.lineup import rank
 from leakmap.scoring.metrics import ALWAYS, metrics
+from leakmap.scoring.regions import cut
 from leakmap.scoring.verdict import Client
 
 RIVALS = 63
@@ -26,57 +28,78 @@ Bars = dict[str, tuple[float, ...]]
 """Metric -> what each picture must exceed; minus infinity asks nothing."""
 
 
-def bars_of(
-    clients: Sequence[Client], rows: Sequence[Mapping[str, Tensor]], line_ups: Sequence[Sequence[Tensor]]
-) -> list[Bars]:
+@dataclass(frozen=True)
+class Held:
+    """What a client held, as its reconstructions are scored.
+
+    Args:
+        client: How it fared.
+        truths: Its pictures, ``(C, h, w)`` in [0, 1] each: what lies between letterbox bars, where there are any.
+        line_up: For each picture the distractors, ``(G - 1, C, h, w)``.
+        areas: Of each picture what lies between its bars, ``(4,)``; None without bars.
+    """
+
+    client: Client
+    truths: Sequence[Tensor]
+    line_up: Sequence[Tensor]
+    areas: Sequence[Tensor | None]
+
+
+def held(client: Client, truth: Batch, line_up: Sequence[Tensor]) -> Held:
+    """What a client held, cut to what is scored."""
+    areas = [None] * len(truth.pictures) if truth.areas is None else list(truth.areas)
+    pairs = zip(truth.pictures.cpu(), areas, strict=True)
+    return Held(client, [cut(picture, area) for picture, area in pairs], line_up, areas)
+
+
+def bars_of(all_held: Sequence[Held], rows: Sequence[Mapping[str, Tensor]]) -> list[Bars]:
     """The bars of every client; only those of pictures that would be exposed otherwise are computed.
 
     Args:
-        clients: Those that finished.
-        rows: Their pictures by name, ``original`` and ``reconstruction`` ``(N, C, H, W)`` in [0, 1] among them.
-        line_ups: For each client and picture the distractors, ``(G - 1, C, H, W)``.
+        all_held: What each client that finished held.
+        rows: Their pictures by name, ``reconstruction`` ``(N, C, H, W)`` in [0, 1] among them.
     """
-    found = [{name: [-math.inf] * len(client.ranks) for name in ALWAYS} for client in clients]
-    open_ones = exposed(clients)
+    found = [{name: [-math.inf] * len(one.truths) for name in ALWAYS} for one in all_held]
+    open_ones = exposed([one.client for one in all_held])
     visible = [one for one in open_ones if one.level == "visual"]
-    by_chance = bool(visible) and len(visible) <= _most_by_chance(clients, rows, line_ups)
+    by_chance = bool(visible) and len(visible) <= _most_by_chance(all_held, rows)
     for one in open_ones:
         others = [row["reconstruction"] for k, row in enumerate(rows) if k != one.client][:RIVALS]
         bars = found[one.client]
         if others:
-            pictures = torch.cat(others).cpu()
-            truth = rows[one.client]["original"][one.picture].cpu().expand_as(pictures)
             for name in ALWAYS:
-                bars[name][one.picture] = float(metrics.build(name)(pictures, truth).max())
+                bars[name][one.picture] = _nearest(name, torch.cat(others), all_held[one.client], one.picture)
         if by_chance:
             bars["ssim"][one.picture] = math.inf
     return [{name: tuple(values) for name, values in bars.items()} for bars in found]
 
 
-def _most_by_chance(
-    clients: Sequence[Client], rows: Sequence[Mapping[str, Tensor]], line_ups: Sequence[Sequence[Tensor]]
-) -> int:
+def _nearest(metric: str, pictures: Tensor, own: Held, place: int) -> float:
+    """The highest value that any of some pictures ``(N, C, H, W)`` reaches on one that a client held."""
+    shown = cut(pictures.cpu(), own.areas[place])
+    return float(metrics.build(metric)(shown, own.truths[place].expand_as(shown)).max())
+
+
+def _most_by_chance(all_held: Sequence[Held], rows: Sequence[Mapping[str, Tensor]]) -> int:
     """The most pictures that would be visible if clients exchanged reconstructions, or got those of swapped updates."""
-    n = len(clients)
+    n = len(all_held)
     exchanges = [[rows[(k + shift) % n]["reconstruction"] for k in range(n)] for shift in range(1, n)][:EXCHANGES]
     exchanges.append([row.get("swapped update", row["mean picture"]) for row in rows])
-    return max(
-        sum(_visible(*one) for one in zip(clients, rows, line_ups, pictures, strict=True)) for pictures in exchanges
-    )
+    return max(sum(_visible(*one) for one in zip(all_held, pictures, strict=True)) for pictures in exchanges)
 
 
-def _visible(client: Client, row: Mapping[str, Tensor], line_up: Sequence[Tensor], pictures: Tensor) -> int:
+def _visible(own: Held, pictures: Tensor) -> int:
     """Pictures of a client that others' reconstructions show: above 0.5 SSIM and each floor, and first in the line-up.
 
     Of a batch the most similar reconstruction counts, as no assignment is made.
     """
-    pictures, ssim, count = pictures.cpu(), metrics.build("ssim"), 0
-    for place, others in enumerate(line_up):
-        truth = row["original"][place].cpu()
-        value = float(ssim(pictures, truth.expand_as(pictures)).max())
-        floors = [of[place] for name, of in client.floors["ssim"].items() if of is not None and name != "swapped"]
-        above = value > VISIBLE_SSIM and all(value > floor for floor in floors)
-        count += above and rank(pictures, truth, others) == 1
+    count = 0
+    for place, others in enumerate(own.line_up):
+        value = _nearest("ssim", pictures, own, place)
+        # A floor that is itself one of the exchanges would be compared with itself.
+        kept = {name: of for name, of in own.client.floors["ssim"].items() if name not in ("swapped", "other_client")}
+        above = value > VISIBLE_SSIM and all(value > of[place] for of in kept.values() if of is not None)
+        count += above and rank(cut(pictures.cpu(), own.areas[place]), own.truths[place], others) == 1
     return count
 
 

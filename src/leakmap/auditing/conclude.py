@@ -9,36 +9,35 @@ import torch
 from torch import Tensor
 
 from leakmap import report
-from leakmap.auditing.bars import bars_of, with_bars
+from leakmap.auditing.bars import bars_of, held, with_bars
 from leakmap.auditing.flags import flags_of, missing, mixed_line_ups, pixels_known, tuning_flags
 from leakmap.auditing.ledger import knowledge_of, labels_of, used_by
 from leakmap.auditing.method import closed_forms, promised, settings_of, suite_of
 from leakmap.auditing.prepare import Prepared
 from leakmap.auditing.recipe import ROLES
-from leakmap.auditing.update_check import UpdateCheck
+from leakmap.auditing.update_check import degenerate
 from leakmap.auditing.words import statement, typical, what_leaks, worst
 from leakmap.client.groups import Groups
+from leakmap.client.simulate import Batch
 from leakmap.errors import NotApplicable
 from leakmap.files import write_text
 from leakmap.plan.command import command
 from leakmap.plan.plan import Plan
 from leakmap.problem.objects import unpack
-from leakmap.result.parts import (
+from leakmap.result.clients import FailedRun, FinishedClient, LostClient
+from leakmap.result.evidence import (
     BandsResult,
     CopiesResult,
     ExposedPicture,
     ExposureResult,
-    FailedRun,
-    FinishedClient,
     GainResult,
     LineUpResult,
     LineUps,
-    LostClient,
     ObjectLineUps,
-    Rate,
-    UpdateCheckResult,
     VerdictResult,
 )
+from leakmap.result.method import UpdateCheck
+from leakmap.result.part import Rate
 from leakmap.result.result import Result
 from leakmap.runs.run import distractors_for, held_by
 from leakmap.runs.setup import Setup
@@ -132,7 +131,7 @@ def conclude(
     void = dict(prepared.flags)
     if plan.threat.known_pixels:
         void |= {"known_pixels": pixels_known(plan.threat.known_pixels)}
-    blocking = check.flags() | missing(unfinished, failures)
+    blocking = degenerate(check) | missing(unfinished, failures)
     mixed = bool(mixed_line_ups(prepared.main.groups))
     verdict = judge(Evidence(clients, swapped, control, deranged, void, blocking, mixed))
     exposure = exposure_of(clients, [found.row.client for found in finished])
@@ -158,7 +157,7 @@ def conclude(
         | blocking
         | flags_of(plan, prepared.main.groups, verdict, attacked)
         | tuning_flags(plan, prepared.main),
-        update_check=UpdateCheckResult.model_validate(check),
+        update_check=check,
         closed_forms=closed_forms(plan, prepared.main),
         knowledge=knowledge_of(plan, attacked),
         clients=tuple(found.row if isinstance(found, _Finished) else found for found in per_client),
@@ -192,13 +191,12 @@ def _client(
     truth = held_by(planned["attack"][v], prepared.main)
     still = _stills(truth.pictures, prepared.main.groups)
     of_still = {floor: metric_values(p, truth, (*ALWAYS, *plan.metrics)) for floor, p in still.items()}
-    before = outcomes.get(planned["attack"][(v - 1) % plan.victims].key)
-    other = None if before is None or plan.victims < 2 else before.deranged
+    other = _of_other_client(plan, planned["attack"], outcomes, v, truth)
     floors = {
         name: {
             "prior_only": prior_score and prior_score.values[name],
             "swapped": swap_score and swap_score.values[name],
-            "other_client": other and other.values[name],
+            "other_client": other and other[name],
             **{floor: values[name] for floor, values in of_still.items()},
         }
         for name in own_score.values
@@ -250,13 +248,34 @@ def _client(
     )
 
 
+def _of_other_client(
+    plan: Plan, planned: Sequence[Trial], outcomes: Mapping[str, Outcome], v: int, truth: Batch
+) -> Mapping[str, tuple[float, ...]] | None:
+    """What the reconstruction of the nearest earlier client that has one reaches on a client's pictures."""
+    for back in range(1, plan.victims):
+        found = outcomes.get(planned[(v - back) % plan.victims].key)
+        if found is None or found.score is None:
+            continue
+        if back == 1 and found.deranged is not None:
+            return found.deranged.values
+        # Further clients were not assigned to these pictures, so each picture gets the best of any order.
+        names, pictures = (*ALWAYS, *plan.metrics), found.score.pictures
+        turns = [metric_values(pictures.roll(turn, 0), truth, names) for turn in range(len(pictures))]
+        return {name: tuple(map(max, zip(*(turn[name] for turn in turns), strict=True))) for name in turns[0]}
+    return None
+
+
 def _with_bars(finished: Sequence[_Finished], setup: Setup, planned: Sequence[Trial]) -> list[Client]:
     """The clients with what their pictures must exceed to count as exposed, besides their floors."""
     clients = [found.judged for found in finished]
     if not exposed(clients):
         return clients
-    line_ups = [distractors_for(planned[found.row.client], setup) for found in finished]
-    return with_bars(clients, bars_of(clients, [found.pictures for found in finished], line_ups))
+    trials = [planned[found.row.client] for found in finished]
+    all_held = [
+        held(client, held_by(trial, setup), distractors_for(trial, setup))
+        for client, trial in zip(clients, trials, strict=True)
+    ]
+    return with_bars(clients, bars_of(all_held, [found.pictures for found in finished]))
 
 
 def does_not_apply(outcome: Outcome) -> bool:

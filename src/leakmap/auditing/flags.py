@@ -11,7 +11,7 @@ from leakmap.client.copies import CLOSE, nearest_public
 from leakmap.client.groups import Groups
 from leakmap.defences import NONE
 from leakmap.plan.plan import Plan
-from leakmap.result.parts import FailedRun
+from leakmap.result.clients import FailedRun
 from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Outcome
 from leakmap.scoring.lineup import FEWEST_OF_A_CLASS

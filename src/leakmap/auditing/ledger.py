@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from leakmap.plan.plan import Plan
-from leakmap.result.parts import Knowledge, LabelsResult
+from leakmap.result.method import Knowledge, LabelsResult
 from leakmap.runs.trial import Outcome
 from leakmap.threat import letter_of
 

@@ -8,7 +8,7 @@ from leakmap.defences import NONE, defence_of
 from leakmap.defences.accounting import INSTALL, epsilon
 from leakmap.errors import BadSetting
 from leakmap.plan.plan import Plan
-from leakmap.result.parts import ClosedForms, DefenceResult, Settings, SuiteMember, SuiteResult
+from leakmap.result.method import ClosedForms, DefenceResult, Settings, SuiteMember, SuiteResult
 from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Outcome
 

@@ -7,9 +7,10 @@ from leakmap.auditing.conclude import Audit, conclude
 from leakmap.auditing.estimate import Foretold, expected
 from leakmap.auditing.prepare import Prepared
 from leakmap.auditing.recipe import ROLES, in_order, trials
-from leakmap.auditing.update_check import UpdateCheck, check_update
+from leakmap.auditing.update_check import check_update
 from leakmap.client.simulate import Batch
 from leakmap.plan.plan import Plan, Progress
+from leakmap.result.method import UpdateCheck
 from leakmap.runs.run import held_by, network_of
 from leakmap.runs.runner import HERE, Runner, jobs_of, run_trials
 from leakmap.runs.store import Store

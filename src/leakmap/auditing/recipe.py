@@ -20,7 +20,7 @@ from leakmap.plan.plan import Plan
 from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
 from leakmap.registry.user_code import user_code_digest
-from leakmap.result.parts import Role
+from leakmap.result.clients import Role
 from leakmap.runs.trial import Trial
 from leakmap.scoring.metrics import ALWAYS
 from leakmap.seeds import derive

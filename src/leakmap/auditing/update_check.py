@@ -8,7 +8,7 @@ what the update depends on. Runs on the truth's side; nothing here reaches an at
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from leakmap.defences import NONE
 from leakmap.errors import ModelError
 from leakmap.models.network import Network
 from leakmap.problem.task import loss_of
+from leakmap.result.method import UpdateCheck
 from leakmap.seeds import derive, generator
 
 TINY_FRACTION = 1e-5
@@ -30,63 +31,31 @@ SATURATED_LOSS = 1e-5
 PRECISION = 0.99
 
 
-@dataclass(frozen=True)
-class UpdateCheck:
-    """What the update depends on; medians over the probed clients.
-
-    Args:
-        norm: Norm of the update.
-        head_fraction: Share of its squared norm in the last layer.
-        zero_below: Whether every tensor below the last layer is exactly zero.
-        zero_tensors: Tensors that are exactly zero.
-        tiny_tensors: Tensors below 1e-5 of the total norm.
-        tensors: Tensors in the update.
-        cos_other: Cosine to the update of other pictures with the same labels.
-        cos_noise: Cosine to the update of noise with the same labels.
-        cos_precise: Cosine to the same update computed in float64; low where rounding dominates.
-        loss: The client's loss in its own mode before training.
-    """
-
-    norm: float
-    head_fraction: float
-    zero_below: bool
-    zero_tensors: float
-    tiny_tensors: float
-    tensors: int
-    cos_other: float
-    cos_noise: float
-    cos_precise: float
-    loss: float
-
-    def flags(self) -> dict[str, str]:
-        """Why the update is degenerate, by flag name; empty if it is not."""
-        found: dict[str, str] = {}
-        if self.norm == 0:
-            found["degenerate_update"] = "The update is exactly zero."
-        elif self.zero_tensors > ZERO_FRACTION * self.tensors or (
-            self.head_fraction > HEAD_FRACTION and self.zero_below
-        ):
-            why = f"; the head carries {self.head_fraction:.1%}: its weights are zero, so nothing below gets a gradient"
-            found["degenerate_update"] = (
-                f"{self.zero_tensors:.0f} of {self.tensors} tensors of the update are exactly zero"
-                f"{why if self.head_fraction > HEAD_FRACTION else ''}."
-            )
-        elif self.cos_other > SAME and self.cos_noise > SAME:
-            found["degenerate_update"] = (
-                f"Updates of other pictures and of noise have cosines {self.cos_other:.4f} and {self.cos_noise:.4f} to "
-                "this one: it hardly depends on the picture."
-            )
-        # cos_precise is NaN where float64 cannot be computed; every comparison with NaN is false, so no flag is raised.
-        if self.loss < SATURATED_LOSS or self.cos_precise < PRECISION:
-            found["saturated"] = (
-                f"The client's loss is {self.loss:.1e} and its update has cosine {self.cos_precise:.3f} to the same "
-                "update in float64: what it sends is mostly rounding."
-            )
-        return found
-
-    def as_dict(self) -> dict[str, float]:
-        """For result.json."""
-        return asdict(self)
+def degenerate(check: UpdateCheck) -> dict[str, str]:
+    """Why an update is degenerate, by flag name; empty if it is not."""
+    # A number that is not finite is None here. Every comparison with NaN is false, so it raises no flag.
+    numbers = [check.norm, check.head_fraction, check.cos_other, check.cos_noise, check.cos_precise, check.loss]
+    norm, head, cos_other, cos_noise, cos_precise, loss = (math.nan if n is None else n for n in numbers)
+    found: dict[str, str] = {}
+    if norm == 0:
+        found["degenerate_update"] = "The update is exactly zero."
+    elif check.zero_tensors > ZERO_FRACTION * check.tensors or (head > HEAD_FRACTION and check.zero_below):
+        why = f"; the head carries {head:.1%}: its weights are zero, so nothing below gets a gradient"
+        found["degenerate_update"] = (
+            f"{check.zero_tensors:.0f} of {check.tensors} tensors of the update are exactly zero"
+            f"{why if head > HEAD_FRACTION else ''}."
+        )
+    elif cos_other > SAME and cos_noise > SAME:
+        found["degenerate_update"] = (
+            f"Updates of other pictures and of noise have cosines {cos_other:.4f} and {cos_noise:.4f} to "
+            "this one: it hardly depends on the picture."
+        )
+    if loss < SATURATED_LOSS or cos_precise < PRECISION:
+        found["saturated"] = (
+            f"The client's loss is {loss:.1e} and its update has cosine {cos_precise:.3f} to the same "
+            "update in float64: what it sends is mostly rounding."
+        )
+    return found
 
 
 def check_update(

@@ -28,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 File = Annotated[Path, typer.Argument(help="A study file (TOML).")]
-Scale = Annotated[str | None, typer.Option(help="The [scale.NAME] of the file to use.")]
+Scale = Annotated[str | None, typer.Option(help="Which scale of the file to use: NAME of its table scale.NAME.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the study; by default runs/NAME-OF-THE-FILE.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many runs.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Count the runs and estimate their time; run nothing.")]

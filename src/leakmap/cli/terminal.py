@@ -23,7 +23,7 @@ from leakmap.auditing.estimate import Expected
 from leakmap.plan.tuned import Tuned
 from leakmap.report import told
 from leakmap.report.page import metric_name
-from leakmap.result.parts import SuiteResult
+from leakmap.result.method import SuiteResult
 from leakmap.result.result import Result
 
 COLOURS = {

@@ -18,6 +18,7 @@ CONTROLS = 6
 REFERENCE = 32
 """Public pictures that an auditor keeps for the floors, unless the threat model grants more."""
 FEWEST_DISTRACTORS = 19
+MEMBERS = ("victims", "swaps", "controls", "public", "training", "rehearsals", "distractors")
 _NONE = torch.zeros(0, dtype=torch.int64)
 MOST_OF_A_CLASS = 400
 """Distractors kept of each class: enough for four line-ups of a class that share none."""
@@ -60,8 +61,7 @@ class Groups:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all pictures and of who is who."""
-        members = ("victims", "swaps", "controls", "public", "training", "rehearsals", "distractors")
-        tensors = [self.images, self.labels, *(getattr(self, name) for name in members)]
+        tensors = [self.images, self.labels, *(getattr(self, name) for name in MEMBERS)]
         tensors += [tensor for tensor in (self.objects, self.areas) if tensor.numel()]
         digest = hashlib.sha256("\x1f".join([*self.classes, *(str(tuple(t.shape)) for t in tensors)]).encode())
         for tensor in tensors:
@@ -82,8 +82,7 @@ class Groups:
 
     def counts(self) -> dict[str, int]:
         """How many pictures each group holds."""
-        names = ("victims", "swaps", "controls", "public", "training", "rehearsals", "distractors")
-        return {name: getattr(self, name).numel() for name in names}
+        return {name: getattr(self, name).numel() for name in MEMBERS}
 
     def pictures(self, index: Tensor) -> Tensor:
         """The pictures of a group as floats in [0, 1], ``(*index.shape, C, H, W)``."""

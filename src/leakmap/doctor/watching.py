@@ -154,8 +154,16 @@ def _digest(watch: Watch, capture: Capture, auditing: bool) -> str:
     own: list[Any] = [_content(capture.file, stat.st_size, stat.st_mtime_ns), *typed_in(watch.plan)]
     own += [user_code_digest(Spec.parse(name)) for name in typed]
     if auditing:
-        own += [asdict(watch.plan), user_code_digest(watch.plan.attack), watch.truth_of(capture), watch.others]
+        own += [asdict(watch.plan), user_code_digest(watch.plan.attack)]
+        own += [[told, _files(told)] for told in (watch.truth_of(capture), watch.others)]
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
+def _files(told: str | None) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of every file of a source; one still being copied is read again once whole."""
+    place = Path((told or "").partition(":")[2])
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    return [(str(f), (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files if f.is_file()]
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leakmap.auditing.update_check import UpdateCheck, check_update
+from leakmap.auditing.update_check import check_update
 from leakmap.client.data import square, to_channels
 from leakmap.client.data.samples import PHOTOGRAPHS, photograph
 from leakmap.client.simulate import Batch
@@ -15,6 +15,7 @@ from leakmap.errors import ModelError
 from leakmap.inspection.flow import drawn
 from leakmap.models.network import Network
 from leakmap.problem.task import Task
+from leakmap.result.method import UpdateCheck
 
 
 @dataclass(frozen=True)

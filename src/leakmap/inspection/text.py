@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from leakmap.auditing.update_check import degenerate
 from leakmap.inspection.inspection import Inspection
 from leakmap.inspection.probe import Probe
 
@@ -43,7 +44,7 @@ def _describe_probe(probe: Probe, console: Console) -> None:
     console.print("\n[bold]What the update of a client depends on[/] [dim](one gradient, built-in photographs)[/]")
     console.print(_checks(probe), highlight=False)
     for mode, check in probe.checks.items():
-        for name, text in check.flags().items():
+        for name, text in degenerate(check).items():
             console.print(Padding(f"[yellow]{name}[/] ({mode}) {escape(text)}", (0, 0, 0, 2)), highlight=False)
     if probe.note:
         console.print(Padding(escape(probe.note), (0, 0, 0, 2)), highlight=False)
@@ -56,15 +57,19 @@ def _checks(probe: Probe) -> Table:
     for mode, check in probe.checks.items():
         found.add_row(
             mode,
-            f"{check.head_fraction:.1%}",
+            _told(check.head_fraction, ".1%"),
             f"{check.zero_tensors:.0f} of {check.tensors}",
             f"{check.tiny_tensors:.0f}",
-            f"{check.cos_other:.3f}",
-            f"{check.cos_noise:.3f}",
-            f"{check.cos_precise:.4f}",
-            f"{check.loss:.3g}",
+            _told(check.cos_other, ".3f"),
+            _told(check.cos_noise, ".3f"),
+            _told(check.cos_precise, ".4f"),
+            _told(check.loss, ".3g"),
         )
     return found
+
+
+def _told(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"
 
 
 def as_dict(inspection: Inspection) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def as_dict(inspection: Inspection) -> dict[str, Any]:
             "nature": NATURE,
             "traits": asdict(inspection.traits),
             "advice": [asdict(advice) for advice in inspection.advice],
-            "update": {mode: check.as_dict() | {"flags": check.flags()} for mode, check in probe.checks.items()},
+            "update": {mode: check.model_dump() | {"flags": degenerate(check)} for mode, check in probe.checks.items()},
             "note": probe.note,
         }
     )

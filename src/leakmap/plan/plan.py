@@ -43,7 +43,7 @@ class Tuning:
         objective: What was maximised.
         default: Its mean with the default settings.
         score: Its mean with these.
-        facts: Of the rehearsed client, see :func:`facts`.
+        facts: Of the rehearsed client, see :func:`leakmap.auditing.prepare.facts`.
         pictures: SHA-256 of every picture that was rehearsed on.
         attacks: How many attacks were tuned; of several, default and score are means.
     """

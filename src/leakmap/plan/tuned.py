@@ -97,7 +97,7 @@ class Tuned:
         budget: Settings tried of each attack.
         clients: Clients that each was rehearsed on.
         attacks: Attack -> its frozen settings.
-        facts: Of the rehearsed client, see :func:`leakmap.plan.plan.facts`.
+        facts: Of the rehearsed client, see :func:`leakmap.auditing.prepare.facts`.
         pictures: SHA-256 of every picture that was rehearsed on.
         versions: Of leakmap, Python, torch and optuna, and the device.
     """
@@ -150,7 +150,7 @@ class Tuned:
 
 
 def read_tuned(path: Path) -> Tuned:
-    """Reads what :func:`tune` wrote; nothing in the file is run.
+    """Reads what :func:`leakmap.auditing.tune.tune` wrote; nothing in the file is run.
 
     Args:
         path: The file, ``tuned.json`` of a tuning's folder.

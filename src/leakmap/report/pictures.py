@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from leakmap.result.parts import FinishedClient
+from leakmap.result.clients import FinishedClient
 from leakmap.result.result import Result
 
 EXPOSED_ROWS = 64

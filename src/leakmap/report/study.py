@@ -30,7 +30,7 @@ from leakmap.report.pooling import (
     place,
     pooled,
 )
-from leakmap.result.parts import LineUpResult
+from leakmap.result.evidence import LineUpResult
 from leakmap.result.result import Result
 from leakmap.result.values import gain_over_best_floor, rank_score
 from leakmap.scoring.effects import Effect, holm, marginal_effects

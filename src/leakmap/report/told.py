@@ -1,6 +1,6 @@
 """What a result says, in the words that every reader gets: report, study report, terminal."""
 
-from leakmap.result.parts import LineUpResult
+from leakmap.result.evidence import LineUpResult
 from leakmap.result.result import Result
 from leakmap.scoring.verdict import Rule
 

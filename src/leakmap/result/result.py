@@ -9,27 +9,26 @@ from pydantic import Field, ValidationError
 from leakmap.errors import LeakmapError, StoreError
 from leakmap.files import JSON_LIMIT, read_limited, refusal
 from leakmap.plan.plan import Plan
-from leakmap.result.parts import (
+from leakmap.result.clients import FailedRun, FinishedClient, LostClient
+from leakmap.result.evidence import (
     BandsResult,
-    ClosedForms,
     CopiesResult,
-    DefenceResult,
     ExposureResult,
-    FailedRun,
-    FinishedClient,
     GainResult,
-    Knowledge,
-    LabelsResult,
     LineUps,
-    LostClient,
-    Number,
     ObjectLineUps,
-    Part,
-    Settings,
-    SuiteResult,
-    UpdateCheckResult,
     VerdictResult,
 )
+from leakmap.result.method import (
+    ClosedForms,
+    DefenceResult,
+    Knowledge,
+    LabelsResult,
+    Settings,
+    SuiteResult,
+    UpdateCheck,
+)
+from leakmap.result.part import Number, Part
 
 RESULT_SCHEMA = 2
 """Raised whenever a key is renamed, removed or changes its meaning; 1 had ``gate`` for ``update_check``."""
@@ -84,7 +83,7 @@ class Result(Part):
     suite: SuiteResult | None
     labels: LabelsResult
     flags: dict[str, str]
-    update_check: UpdateCheckResult
+    update_check: UpdateCheck
     closed_forms: ClosedForms
     knowledge: Knowledge
     clients: tuple[FinishedClient | LostClient, ...]

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from leakmap.errors import StoreError
 from leakmap.files import read_typed, write_text
-from leakmap.result.parts import Number, Part
+from leakmap.result.part import Number, Part
 from leakmap.scoring.verdict import Level
 
 WATCH_SCHEMA = 2

@@ -1,7 +1,7 @@
-"""One run: a client, its update, an attack, a score. The only room where both sides meet.
+"""One run: a client, its update, an attack, a score.
 
-A :class:`Trial` is all names and numbers. What these point to, the network and the pictures, is a :class:`Setup`,
-named in the trial by its digest: so a trial's key depends on contents, not on paths.
+A :class:`Trial` is all names and numbers. What these point to, the network and the pictures, is a
+:class:`leakmap.runs.setup.Setup`, named in the trial by its digest: so a trial's key depends on contents, not on paths.
 """
 
 import hashlib

@@ -262,7 +262,7 @@ def equivalent(differences: Sequence[float], margin: float, alpha: float = 0.05)
     Args:
         differences: One of each client.
         margin: Positive, in the unit of the differences, fixed before looking at them.
-        alpha: AxisLevel of each test.
+        alpha: Level of each test.
 
     Raises:
         BadSetting: the margin is not positive.

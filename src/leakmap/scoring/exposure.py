@@ -48,7 +48,6 @@ class Exposed:
         level: ``exact`` above 30 dB PSNR, else ``visual``, above 0.5 SSIM.
         psnr: In dB.
         ssim: Up to 1.
-        rank: In its line-up; always 1.
     """
 
     client: int
@@ -56,7 +55,6 @@ class Exposed:
     level: Openness
     psnr: float
     ssim: float
-    rank: float
 
 
 def exposed(clients: Sequence[Fared]) -> list[Exposed]:
@@ -82,15 +80,14 @@ def exposed(clients: Sequence[Fared]) -> list[Exposed]:
 
 
 def _look(client: Fared, place: int, picture: int) -> Exposed | None:
-    rank = client.ranks[picture]
-    if rank != 1:
+    if client.ranks[picture] != 1:
         return None
     for level, metric, threshold in RULES:
         value = client.scores[metric][picture]
         floors = [floor[picture] for floor in client.floors[metric].values() if floor is not None]
         floors += [client.bars[metric][picture]] if metric in client.bars else []
         if value > threshold and all(floor is None or value > floor for floor in floors):
-            return Exposed(place, picture, level, client.scores["psnr"][picture], client.scores["ssim"][picture], rank)
+            return Exposed(place, picture, level, client.scores["psnr"][picture], client.scores["ssim"][picture])
     return None
 
 
@@ -134,13 +131,3 @@ def clients_exposed(clients: Sequence[Fared], level: Openness = "visual") -> Exp
         sum(sizes),
         share_interval(hits, sizes),
     )
-
-
-def power(n: int, rate: float) -> float:
-    """Probability that an audit of ``n`` clients shows at least one exposed client.
-
-    Args:
-        n: Clients, drawn independently.
-        rate: Share of all clients that the attack exposes, in [0, 1].
-    """
-    return -math.expm1(n * math.log1p(-rate)) if rate < 1 else float(n > 0)

@@ -41,20 +41,6 @@ def clopper_pearson(hits: int, n: int, confidence: float = 0.95) -> Interval:
     return Interval(hits / n if n else math.nan, low, high)
 
 
-def share_bound(hits: int, n: int, confidence: float = 0.95) -> float:
-    """The largest share that so few hits leave possible: the upper end of :func:`clopper_pearson`.
-
-    0 of 12 leave 26.5 %, 0 of 36 leave 9.7 %. The two-sided interval is taken, so that a bound never contradicts the
-    interval printed beside it; the one-sided bound would be lower, 22.1 % and 8.0 %.
-
-    Args:
-        hits: Cases that count, between 0 and ``n``.
-        n: Independent cases.
-        confidence: Of the two-sided interval.
-    """
-    return clopper_pearson(hits, n, confidence).high
-
-
 def share_interval(hits: Sequence[int], pictures: Sequence[int], confidence: float = 0.95) -> Interval:
     """The share of all pictures, which are alike within a client to an unknown degree, with a conservative interval.
 
@@ -107,7 +93,7 @@ def mean_interval(per_client: Sequence[float], confidence: float = 0.95) -> Inte
     With fewer clients its width explodes, with more it agrees with Student's t: there the interval is that of t. The
     bootstrap's is cut at the least and the greatest value, since resamples without spread make it infinite. One client
     gives an infinite interval, and equal values one of no width: what no client showed, no interval of a mean knows.
-    Such rare events belong to :func:`share_bound`.
+    Such rare events belong to :func:`clopper_pearson`.
 
     Args:
         per_client: One finite value of each client, at least one.

@@ -2,15 +2,15 @@
 
 False alarms of the group rules are divided so that a null audit reaches ``statistical`` or more in at most 5 % of runs:
 the rank-sum tests may err in 3 % (2 % plain, 1 % in any pose), the counts of first ranks in 1 %, and the gains over the
-floors in 1 % together. A single picture that is exposed needs no test: among null pictures none came near
-(docs/results/verdict.md).
+floors in 1 % together. An exposed picture must exceed what other clients' reconstructions reach by chance
+(:mod:`leakmap.auditing.bars`). docs/results/verdict.md holds the measured rates.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from leakmap.scoring.exposure import EXACT_PSNR, VISIBLE_SSIM, Exposed, exposed
+from leakmap.scoring.exposure import EXACT_PSNR, VISIBLE_SSIM, exposed
 from leakmap.scoring.statistics import Interval, mean_interval, paired_p, rank_one_p, rank_sum_p, share_interval
 
 Level = Literal["inconclusive", "none_found", "statistical", "partial", "visual", "exact"]
@@ -208,13 +208,11 @@ class Verdict:
         level: How much leaked.
         reasons: Sentences.
         rule: The rule that fired.
-        exposed: Every exposed picture, the worst first.
     """
 
     level: Level
     reasons: tuple[str, ...]
     rule: Rule
-    exposed: tuple[Exposed, ...] = ()
 
 
 def beats(clients: Sequence[Client], control: Sequence[Client], pose: Pose = "plain") -> bool:
@@ -240,12 +238,12 @@ def judge(evidence: Evidence) -> Verdict:
     if found:
         level = found[0].level
         if level == "visual" and "plain" not in poses:
-            return Verdict("inconclusive", (ranks, why), "control", found)
+            return Verdict("inconclusive", (ranks, why), "control")
         open_ones = [one for one in found if one.level == level]
         above = f"{EXACT_PSNR:.0f} dB PSNR" if level == "exact" else f"{VISIBLE_SSIM} SSIM"
         n = sum(len(client.ranks) for client in evidence.clients)
         reason = f"{len(open_ones)} of {n} pictures are first in their line-up, above each of their floors and {above}."
-        return Verdict(level, (reason, ranks), "exposure", found)
+        return Verdict(level, (reason, ranks), "exposure")
     if not poses:
         return Verdict("inconclusive", (ranks, why), "control")
     for pose in poses:

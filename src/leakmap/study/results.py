@@ -21,7 +21,7 @@ from leakmap.errors import UsageError
 from leakmap.files import DAMAGED, write_tensors, write_text, written
 from leakmap.plan.plan import Plan, Progress
 from leakmap.report.study import Cell as Shown
-from leakmap.result.parts import GainResult, LineUpResult
+from leakmap.result.evidence import GainResult, LineUpResult
 from leakmap.result.result import Result
 from leakmap.runs.jobs import Tick
 from leakmap.runs.runner import Runner, run_jobs

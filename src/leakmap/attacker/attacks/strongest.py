@@ -19,7 +19,7 @@ from leakmap.attacker.protocol import Attack, Cost, Fitted, trying_shows
 from leakmap.attacker.reconstruction import Attempt, Reconstruction, Tick
 from leakmap.attacker.setting import Setting
 from leakmap.client_step import LocalRule
-from leakmap.errors import BadSetting, NonFinite, NotApplicable
+from leakmap.errors import BadSetting, LeakmapError, NonFinite, NotApplicable
 from leakmap.observation.observation import Observation
 from leakmap.registry.spec import Spec
 from leakmap.seeds import derive
@@ -146,7 +146,8 @@ class Strongest:
         """Attacks with every member that applies.
 
         Raises:
-            NotApplicable: no member came to a result.
+            NotApplicable: no member applies.
+            LeakmapError: a member that applies failed, and no other came to a result.
         """
         assumed = assumed_rule(observation)
         unfit = "a fact that it needs is not granted"
@@ -177,7 +178,9 @@ class Strongest:
         tick(1.0)
         if not results:
             told = "; ".join(f"{attempt.name}: {attempt.note}" for attempt in attempts)
-            raise NotApplicable(f"No member of the suite came to a result ({told}).")
+            # A failure must not pass for the answer that nothing applies: a floor that gives it counts as measured.
+            kind = LeakmapError if any(attempt.failed for attempt in attempts) else NotApplicable
+            raise kind(f"No member of the suite came to a result ({told}).")
         winner = min((attempt for attempt in attempts if attempt.pictures is not None), key=lambda a: a.term)
         best = results[winner.name]
         return replace(

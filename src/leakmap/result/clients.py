@@ -1,0 +1,84 @@
+"""Client by client: what was reached, and what failed."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from leakmap.files import finite
+from leakmap.result.part import Number, Part
+
+Role = Literal["attack", "swapped", "prior_only", "control"]
+"""What a run is for."""
+
+Notes = Annotated[dict[str, Any], BeforeValidator(finite)]
+
+
+class FinishedClient(Part):
+    """A client all of whose runs finished.
+
+    Args:
+        client: Its number, from 0.
+        classes: The class of each picture, or which objects it holds.
+        ranks: In the line-up, of each picture; 1 is first.
+        galleries: Candidates in each of these line-ups, the true picture included.
+        scores: Metric -> value of each picture.
+        floors: Metric -> floor -> value of each picture; null where the floor came to no reconstruction.
+        pose_ranks: Ranks with any pose allowed.
+        band_ranks: Band -> rank of each picture by that band alone.
+        swapped_ranks: Ranks of the same pictures by the attack on a swapped update.
+        object_ranks: In the line-up of crops, of each large object.
+        object_galleries: Candidates in each of these.
+        labels_right: Share of the classes that were right.
+        objective: The matching term that the attack reached; of a suite its update residual.
+        curve: The matching term along the run.
+        seconds: Of the attack.
+        used: Facts that the attack used.
+        notes: What the attack recorded.
+    """
+
+    client: int
+    classes: tuple[str, ...]
+    ranks: tuple[float, ...]
+    galleries: tuple[int, ...]
+    scores: Mapping[str, tuple[Number, ...]]
+    floors: Mapping[str, Mapping[str, tuple[Number, ...] | None]]
+    pose_ranks: tuple[float, ...]
+    band_ranks: Mapping[str, tuple[float, ...]]
+    swapped_ranks: tuple[float, ...]
+    object_ranks: tuple[float, ...]
+    object_galleries: tuple[int, ...]
+    labels_right: Number
+    objective: Number
+    curve: tuple[Number, ...]
+    seconds: float
+    used: tuple[str, ...]
+    notes: Notes
+
+
+class LostClient(Part):
+    """A client of which a run failed or is missing: without its floors there is no score.
+
+    Args:
+        client: Its number, from 0.
+        failure: Why.
+    """
+
+    client: int
+    failure: str
+
+
+class FailedRun(Part):
+    """A run that failed.
+
+    Args:
+        role: What it was for.
+        client: The number of its client, from 0.
+        kind: Of the failure.
+        message: What it said.
+    """
+
+    role: Role
+    client: int
+    kind: str
+    message: str
