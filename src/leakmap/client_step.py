@@ -305,6 +305,7 @@ def local_signal(
     dropout_seed: int | None = None,
     order_seed: int | None = None,
     noise_seed: int | None = None,
+    tensors: bool = True,
 ) -> Signal:
     """What a client that starts from ``weights`` and holds ``(x, y)`` shares.
 
@@ -318,6 +319,7 @@ def local_signal(
         dropout_seed: Seeds the dropout masks; None draws from torch's global stream.
         order_seed: Seeds the orders of a rule that shuffles; None keeps the order of ``x``.
         noise_seed: Seeds what is random in the rule's defence; None leaves it out.
+        tensors: False leaves the shared tensors out where the buffers do not depend on them, after a single local step.
 
     Raises:
         ModelError: see :func:`check_examples_apart`.
@@ -330,6 +332,10 @@ def local_signal(
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else [], enabled=dropout_seed is not None):
         if dropout_seed is not None:
             torch.manual_seed(dropout_seed)
+        if not tensors and rule.steps(len(y)) == 1:
+            with torch.no_grad():
+                training.objective(parameters, *training.batch(0, x, y, order_seed))
+            return Signal({}, training.buffers)
         for step in range(rule.steps(len(y))):
             batch = training.batch(step, x, y, order_seed)
             value = training.objective(parameters, *batch, training.factors(parameters, *batch))

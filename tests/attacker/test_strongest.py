@@ -28,10 +28,10 @@ def reached(found):
 
 def test_it_runs_what_the_knowledge_allows_and_says_why_not_the_rest(task):
     _, everything = observed(BATCHNORM, task, threat=ThreatModel("known", public=4))
-    ran = {name for name, a in reached(attack(everything, "strongest,steps=2")).items() if a.pictures is not None}
+    ran = {name for name, a in reached(attack(everything, "strongest_v1,steps=2")).items() if a.pictures is not None}
     assert ran == {"inverting_gradients", "recovered_statistics", "proxy_statistics", "dropout_inversion"}
     _, little = observed(BATCHNORM, task, threat=ThreatModel("known", buffers=False), rule=LocalRule(mode="eval"))
-    notes = {name: a.note for name, a in reached(attack(little, "strongest,steps=2")).items()}
+    notes = {name: a.note for name, a in reached(attack(little, "strongest_v1,steps=2")).items()}
     assert notes["inverting_gradients"] == ""
     assert "not granted" in notes["recovered_statistics"]
     assert "public" in notes["proxy_statistics"]
@@ -39,7 +39,7 @@ def test_it_runs_what_the_knowledge_allows_and_says_why_not_the_rest(task):
     assert "convolution" in notes["linear"]
     rule = LocalRule("delta", epochs=2, batch_size=2, shuffle=True)
     _, local = observed("convnet,width=4", task, rule=rule, threat=ThreatModel("known"), count=4)
-    assert reached(attack(local, "strongest,steps=2"))["dimitrov"].pictures is not None
+    assert reached(attack(local, "strongest_v1,steps=2"))["dimitrov"].pictures is not None
 
 
 def test_a_counter_that_no_client_can_have_stops_only_the_member_that_reads_it(task):
@@ -48,7 +48,7 @@ def test_a_counter_that_no_client_can_have_stops_only_the_member_that_reads_it(t
         name: tensor - 5 if name.endswith("num_batches_tracked") else tensor
         for name, tensor in (observation.buffers or {}).items()
     }
-    found = reached(attack(replace(observation, buffers=buffers), "strongest,steps=2"))
+    found = reached(attack(replace(observation, buffers=buffers), "strongest_v1,steps=2"))
     assert found["inverting_gradients"].pictures is not None
     assert "num_batches_tracked" in found["recovered_statistics"].note
     assert not found["recovered_statistics"].failed
@@ -56,7 +56,7 @@ def test_a_counter_that_no_client_can_have_stops_only_the_member_that_reads_it(t
 
 def test_every_member_reaches_what_it_reaches_alone_and_the_lowest_term_wins(task):
     _, observation = observed(BATCHNORM, task, threat=ThreatModel("known", public=4))
-    found = attack(observation, "strongest,steps=4", seed=3)
+    found = attack(observation, "strongest_v1,steps=4", seed=3)
     ran = {name: a for name, a in reached(found).items() if a.pictures is not None}
     for name, attempt in ran.items():
         alone = attack(observation, f"{name},steps=4", seed=3)
@@ -69,7 +69,7 @@ def test_every_member_reaches_what_it_reaches_alone_and_the_lowest_term_wins(tas
 
 def test_nothing_is_run_once_the_update_is_explained(task):
     round, observation = observed("mlp,hidden=32", task, count=1)
-    found = attack(observation, "strongest")
+    found = attack(observation, "strongest_v1")
     assert found.notes["won"] == "linear"
     assert "already explained" in reached(found)["inverting_gradients"].note
     assert (found.pictures - round.batch.pictures).abs().max() < 1e-5
@@ -77,25 +77,25 @@ def test_nothing_is_run_once_the_update_is_explained(task):
 
 def test_settings_of_members_are_written_with_a_dot(task):
     _, observation = observed("convnet,width=4", task, threat=ThreatModel("known"))
-    found = attack(observation, "strongest,steps=3,inverting_gradients.tv=0.5", seed=1)
+    found = attack(observation, "strongest_v1,steps=3,inverting_gradients.tv=0.5", seed=1)
     alone = attack(observation, "inverting_gradients,steps=3,tv=0.5", seed=1)
     assert torch.equal(found.pictures, alone.pictures)
     with pytest.raises(BadSetting, match=r"MEMBER\.setting"):
-        attack(observation, "strongest,tv=0.5")
+        attack(observation, "strongest_v1,tv=0.5")
     with pytest.raises(BadSetting, match="no setting 'tw'"):
-        attack(observation, "strongest,inverting_gradients.tw=0.5")
+        attack(observation, "strongest_v1,inverting_gradients.tw=0.5")
 
 
 def test_the_floor_of_the_suite_does_not_depend_on_the_update(task):
     _, own = observed(BATCHNORM, task, count=2)
     other = observed(BATCHNORM, task, count=2, seed=5)[1]
     other = replace(own, update=other.update, buffers=other.buffers)
-    floor = [attack(o, "prior_only,of=strongest,steps=4", seed=1).pictures for o in (own, other)]
+    floor = [attack(o, "prior_only,of=strongest_v1,steps=4", seed=1).pictures for o in (own, other)]
     assert torch.equal(*floor)
     plain = attack(own, "prior_only,of=inverting_gradients,steps=4", seed=1)
     assert torch.equal(floor[0], plain.pictures)
     public = observed(BATCHNORM, task, threat=ThreatModel(public=4))[1].public
-    with_public = attack(replace(own, public=public), "prior_only,of=strongest,steps=4", seed=1)
+    with_public = attack(replace(own, public=public), "prior_only,of=strongest_v1,steps=4", seed=1)
     assert not torch.equal(with_public.pictures, plain.pictures)
 
 
@@ -136,7 +136,7 @@ class Hollow:
 
 def test_pictures_that_are_not_finite_never_win(task):
     _, observation = observed("convnet,width=4", task, threat=ThreatModel("known"))
-    suite = module.strongest(steps=2)
+    suite = module.strongest_v1(steps=2)
     hollow = Strongest(tuple((n, Hollow() if n == "linear" else m) for n, m in suite.members))
     found = attack(observation, hollow)
     assert reached(found)["linear"].failed
@@ -145,19 +145,21 @@ def test_pictures_that_are_not_finite_never_win(task):
 
 def test_a_member_that_fails_is_recorded_and_a_suite_without_a_result_is_an_error(task):
     _, observation = observed("convnet,width=4", task, threat=ThreatModel("known"))
-    suite = module.strongest(steps=2)
+    suite = module.strongest_v1(steps=2)
     broken = Strongest(tuple((n, Failing() if n == "proxy_statistics" else m) for n, m in suite.members))
     shown = replace(observation, public=observed("convnet,width=4", task, threat=ThreatModel(public=4))[1].public)
     attempt = reached(attack(shown, broken))["proxy_statistics"]
     assert attempt.failed
     assert "NonFinite" in attempt.note
     with pytest.raises(LeakmapError, match="NonFinite: it left the finite numbers") as failure:
-        attack(observation, Strongest(tuple((name, Failing()) for name in MEMBERS)))
+        attack(observation, Strongest(tuple((name, Failing()) for name in MEMBERS["strongest_v1"])))
     assert not isinstance(failure.value, NotApplicable), "of a floor, that would pass for an answer"
 
 
 def test_an_audit_with_the_suite_shows_what_each_member_reached(tmp_path):
-    plan = Plan("resnet,blocks=1,width=4", "samples", image_size=16, victims=2, attack=Spec("strongest", {"steps": 2}))
+    plan = Plan(
+        "resnet,blocks=1,width=4", "samples", image_size=16, victims=2, attack=Spec("strongest_v1", {"steps": 2})
+    )
     found = perform(plan, prepare(plan))
     suite = found.result.suite
     rows = {member.name: member for member in suite.members}

@@ -23,7 +23,8 @@ def quick(name: str) -> Spec:
     has_steps = "steps" in takes or any(
         p.kind is p.VAR_KEYWORD for p in inspect.signature(attacks.constructor(name)).parameters.values()
     )
-    return Spec(name, {"steps": 3} if has_steps else {})
+    few = {"learned_inverse": {"clients": 20}, "strongest": {"learned_inverse.clients": 20}}
+    return Spec(name, ({"steps": 3} if has_steps else {}) | few.get(name, {}))
 
 
 @pytest.fixture(params=attacks.names())

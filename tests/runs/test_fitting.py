@@ -45,7 +45,7 @@ class ClassMeans:
     def blind(self):
         return replace(self, labels="blind")
 
-    def fit(self, setting, seed, tick):
+    def fit(self, setting, seed, tick, kept):
         with (HERE / "fits.log").open("a") as log:
             log.write("fit\\n")
         if (HERE / "interrupt").exists():

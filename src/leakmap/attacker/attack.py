@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from leakmap.attacker.attacks import DEFAULT, attacks
-from leakmap.attacker.protocol import Attack, Fitted, checked
+from leakmap.attacker.protocol import Attack, Fitted, Kept, checked, nothing_kept
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.attacker.setting import Setting, setting_of
 from leakmap.errors import NonFinite
@@ -60,7 +60,7 @@ def attack(
     return replace(found, pictures=pictures.clamp(0, 1), y=found.y.detach())
 
 
-def fit(attack: Attack, setting: Setting, seed: int, tick: Tick) -> Fitted:
+def fit(attack: Attack, setting: Setting, seed: int, tick: Tick, kept: Kept = nothing_kept) -> Fitted:
     """The phase before any client answers; of a search it is none.
 
     Args:
@@ -68,9 +68,10 @@ def fit(attack: Attack, setting: Setting, seed: int, tick: Tick) -> Fitted:
         setting: What the server knows of all clients; the attack gets a copy.
         seed: All randomness of the fit comes from it.
         tick: Called with the finished fraction, in [0, 1].
+        kept: Keeps parts of long work over interruptions.
     """
     with _seeded(setting.device, seed):
-        return attack.fit(setting.copied() if attack.fits else setting, derive(seed, "fit"), tick)
+        return attack.fit(setting.copied() if attack.fits else setting, derive(seed, "fit"), tick, kept)
 
 
 @contextmanager

@@ -57,6 +57,14 @@ class Cost:
 
 CLOSED_FORM = Cost()
 
+Kept = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+"""``kept(name, make)``: what was made under this name before an interruption, else what ``make()`` returns."""
+
+
+def nothing_kept(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Makes everything anew."""
+    return make()
+
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
@@ -111,8 +119,8 @@ class Attack(Protocol):
         """Why it does not apply, or adds nothing to a plainer attack; empty if it does or if only trying will show."""
         ...
 
-    def fit(self, setting: Setting, seed: int, tick: Tick) -> Fitted:
-        """Fits, before any client answers; all randomness comes from ``seed``.
+    def fit(self, setting: Setting, seed: int, tick: Tick, kept: Kept) -> Fitted:
+        """Fits, before any client answers; all randomness comes from ``seed``, and ``kept`` keeps parts of long work.
 
         Raises:
             NotGranted: the setting lacks a needed fact.
@@ -134,7 +142,7 @@ class _Ready(Protocol):
     def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction: ...
 
 
-def nothing_to_fit(attack: _Ready, setting: Setting, seed: int, tick: Tick) -> Fitted:
+def nothing_to_fit(attack: _Ready, setting: Setting, seed: int, tick: Tick, kept: Kept) -> Fitted:
     """The first phase of an attack that has none."""
     return Fitted(attack.needs, attack)
 

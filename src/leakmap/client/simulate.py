@@ -60,10 +60,17 @@ def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> 
     """
     module = arrange(network.module(), rule)
     x = network.task.normalize(batch.pictures)
-    seeds = {"dropout_seed": derive(seed, "client"), "order_seed": derive(seed, "order")}
     try:
         signal = local_signal(
-            module, network.weights, x, batch.y, rule, network.loss(), **seeds, noise_seed=derive(seed, "noise")
+            module,
+            network.weights,
+            x,
+            batch.y,
+            rule,
+            network.loss(),
+            dropout_seed=derive(seed, "client"),
+            order_seed=derive(seed, "order"),
+            noise_seed=derive(seed, "noise"),
         )
     except (ValueError, RuntimeError, SystemExit) as error:
         raise ModelError(

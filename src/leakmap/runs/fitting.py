@@ -2,25 +2,26 @@
 
 import hashlib
 import json
-import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from leakmap.attacker.attack import fit
-from leakmap.attacker.protocol import Attack, Fitted
+from leakmap.attacker.protocol import Attack, Fitted, Kept
 from leakmap.attacker.reconstruction import Tick
 from leakmap.attacker.setting import Setting
-from leakmap.files import DAMAGED
+from leakmap.errors import StoreError
+from leakmap.files import DAMAGED, write_tensors
 from leakmap.runs.trial import SCHEMA, Trial
 
 FOLDER = "fitted"
 """Where what was fitted lies in a folder of results."""
+PART = ".part.safetensors"
+"""End of the name of a file with a part of a fit that is not finished."""
 STATE_LIMIT = 2**33
 """Bytes of a file beyond which it is not read."""
 STATES_HELD = 4
@@ -57,6 +58,7 @@ def path_of(folder: Path, key: str) -> Path:
 
 
 _held: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+_failed: dict[str, Exception] = {}
 
 
 def fitted(attack: Attack, setting: Setting, key: str, seed: int, folder: Path | None, tick: Tick) -> Fitted:
@@ -72,8 +74,15 @@ def fitted(attack: Attack, setting: Setting, key: str, seed: int, folder: Path |
     """
     if not attack.fits:
         return fit(attack, setting, seed, tick)
+    if key in _failed:
+        raise _failed[key]
     if key not in _held:
-        _held[key] = _kept(attack, setting, key, seed, folder, tick)
+        try:
+            _held[key] = _kept(attack, setting, key, seed, folder, tick)
+        except Exception as error:
+            # Every trial that waits for it ends in the same error, and none repeats minutes of work to get there.
+            _failed[key] = error
+            raise
         while len(_held) > STATES_HELD:
             _held.popitem(last=False)
     _held.move_to_end(key)
@@ -84,16 +93,40 @@ def fitted(attack: Attack, setting: Setting, key: str, seed: int, folder: Path |
 def forget_fitted() -> None:
     """Lets go of what this process keeps at hand."""
     _held.clear()
+    _failed.clear()
 
 
 def _kept(attack: Attack, setting: Setting, key: str, seed: int, folder: Path | None, tick: Tick) -> dict[str, Tensor]:
-    found = None if folder is None else _read(path_of(folder, key), key)
+    if folder is None:
+        return _own(fit(attack, setting, seed, tick).state)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = _read(path_of(folder, key), key)
     if found is None:
-        state = fit(attack, setting, seed, tick).state
-        found = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-        if folder is not None:
-            _write(path_of(folder, key), key, found)
+        found = _own(fit(attack, setting, seed, tick, _parts(folder, key)).state)
+        write_tensors(path_of(folder, key), found, {"fitted": key})
+        for part in folder.glob(f"{key}.*{PART}"):
+            part.unlink(missing_ok=True)
     return found
+
+
+def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def _parts(folder: Path, key: str) -> Kept:
+    """Keeps parts of a fit beside where it will lie, until it is finished."""
+
+    def kept(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        path, own = folder / f"{key}.{name}{PART}", f"{key} {name}"
+        found = _read(path, own)
+        if found is None:
+            write_tensors(path, _own(make()), {"fitted": own})
+            found = _read(path, own)
+        if found is None:
+            raise StoreError(f"{path} was written and cannot be read; look at the disk, then run again.")
+        return found
+
+    return kept
 
 
 def _read(path: Path, key: str) -> dict[str, Tensor] | None:
@@ -108,11 +141,3 @@ def _read(path: Path, key: str) -> dict[str, Tensor] | None:
             return {name: file.get_tensor(name).clone() for name in names}  # aligned, as rounding depends on it
     except DAMAGED:
         return None
-
-
-def _write(path: Path, key: str, state: Mapping[str, Tensor]) -> None:
-    """Under a temporary name of its own, as others may be at the same work, and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{key}.{uuid.uuid4().hex}.part")
-    save_file(dict(state), temporary, metadata={"fitted": key})
-    temporary.replace(path)

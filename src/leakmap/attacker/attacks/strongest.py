@@ -12,10 +12,11 @@ from torch import Tensor
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.buffers import assumed_rule
+from leakmap.attacker.learned.rehearsal import rehearsals_of
 from leakmap.attacker.matching.context import SearchContext
 from leakmap.attacker.matching.residual import buffer_residual, update_residual
 from leakmap.attacker.matching.statistics import norm_layers
-from leakmap.attacker.protocol import Attack, Cost, Fitted, trying_shows
+from leakmap.attacker.protocol import Attack, Cost, Fitted, Kept, trying_shows
 from leakmap.attacker.reconstruction import Attempt, Reconstruction, Tick
 from leakmap.attacker.setting import Setting
 from leakmap.client_step import LocalRule
@@ -24,27 +25,48 @@ from leakmap.observation.observation import Observation
 from leakmap.registry.spec import Spec
 from leakmap.seeds import derive
 
-SUITE, VERSION = "strongest", "v1"
+SUITE, VERSION = "strongest", "v2"
+FORMER, FORMER_VERSION = "strongest_v1", "v1"
+PLAIN, PROXY = "inverting_gradients", "proxy_statistics"
+"""The searches whose floors are those of the suite without rehearsals."""
 SOLVED = 1e-6
 """Cosine distance of the update at which nothing is left to find: the rest of the suite is not run."""
 
-
-MEMBERS = (
-    "linear",
-    "spear",
-    "april",
-    "inverting_gradients",
-    "recovered_statistics",
-    "proxy_statistics",
-    "dropout_inversion",
-    "dimitrov",
-)
-"""In the order in which they run: closed forms, the cheapest, first. Each says for itself why it does not apply."""
+CLOSED_FORMS = ("linear", "spear", "april")
+SEARCHES = ("inverting_gradients", "recovered_statistics", "proxy_statistics", "dropout_inversion", "dimitrov")
+MEMBERS = {SUITE: (*CLOSED_FORMS, "learned_inverse", *SEARCHES), FORMER: (*CLOSED_FORMS, *SEARCHES)}
+"""Of each suite, in the order in which they run, the cheapest first. Each says for itself why it does not apply."""
 
 
 @attacks.add(SUITE)
 def strongest(*, steps: int | None = None, restarts: int | None = None, **settings: Any) -> "Strongest":
-    """Every attack that the granted knowledge allows, cheapest first; what explains best what the client sent wins.
+    """Every attack that the granted knowledge allows; which one answers is rehearsed on public clients.
+
+    Suite v2: the closed forms linear, spear and april; learned_inverse where public pictures are granted;
+    inverting_gradients; recovered_statistics where buffers moved; proxy_statistics where public pictures are granted;
+    dropout_inversion where dropout is active; dimitrov where mini-batches are shuffled from epoch to epoch.
+
+    Where public pictures and the local rule are granted, every member first attacks a few simulated clients whose
+    public pictures nothing is fitted to, and is measured by the likeness (NCC) that it reaches there. Of a real client,
+    the closed forms are tried; one that explains the update to 1e-6 answers. Else the member that rehearsed best
+    answers, and the others are not run. Without rehearsals all run, and the lowest update residual wins: how far each
+    result is from what the client sent.
+
+    Args:
+        steps: Iterations of every search; by default each member's own.
+        restarts: Independent starts of every search.
+        settings: ``MEMBER.setting=value``, as a tuning chooses them.
+
+    Applies: always.
+
+    Source: this project, after AutoAttack (Croce and Hein 2020, arXiv:2003.01690).
+    """
+    return _suite(SUITE, steps, restarts, settings)
+
+
+@attacks.add(FORMER)
+def strongest_v1(*, steps: int | None = None, restarts: int | None = None, **settings: Any) -> "Strongest":
+    """The suite before attacks were fitted: every member runs, and what explains best what the client sent wins.
 
     Suite v1: the closed forms linear, spear and april; inverting_gradients; recovered_statistics where buffers moved;
     proxy_statistics where public pictures are granted; dropout_inversion where dropout is active; dimitrov where
@@ -56,15 +78,20 @@ def strongest(*, steps: int | None = None, restarts: int | None = None, **settin
     Args:
         steps: Iterations of every search; by default each member's own.
         restarts: Independent starts of every search.
-        settings: ``MEMBER.setting=value``, as a rehearsal chooses them.
+        settings: ``MEMBER.setting=value``, as a tuning chooses them.
 
     Applies: always.
 
     Source: this project, after AutoAttack (Croce and Hein 2020, arXiv:2003.01690).
     """
+    return _suite(FORMER, steps, restarts, settings)
+
+
+def _suite(name: str, steps: int | None, restarts: int | None, settings: Mapping[str, Any]) -> "Strongest":
     given = {key: value for key, value in (("steps", steps), ("restarts", restarts)) if value is not None}
-    members = member_specs(Spec(SUITE, given | settings))
-    return Strongest(tuple((member.name, attacks.build(member)) for member in members))
+    members = member_specs(Spec(name, {**given, **settings}))
+    version, rehearses = (VERSION, True) if name == SUITE else (FORMER_VERSION, False)
+    return Strongest(tuple((member.name, attacks.build(member)) for member in members), version, rehearses)
 
 
 def member_specs(suite: Spec) -> list[Spec]:
@@ -73,17 +100,18 @@ def member_specs(suite: Spec) -> list[Spec]:
     Raises:
         BadSetting: a setting is neither ``steps``, ``restarts`` nor ``MEMBER.setting``.
     """
-    own: dict[str, dict[str, Any]] = {name: {} for name in MEMBERS}
+    members = MEMBERS[suite.name]
+    own: dict[str, dict[str, Any]] = {name: {} for name in members}
     common: dict[str, Any] = {}
     for key, value in suite.params.items():
         member, dot, setting = key.partition(".")
         if key in ("steps", "restarts"):
             common[key] = value
-        elif dot and member in MEMBERS:
+        elif dot and member in members:
             own[member][setting] = value
         else:
             raise BadSetting(
-                f"The suite takes steps, restarts and MEMBER.setting, MEMBER being {', '.join(MEMBERS)}; got {key!r}."
+                f"The suite takes steps, restarts and MEMBER.setting, MEMBER being {', '.join(members)}; got {key!r}."
             )
     return [
         Spec(name, {key: value for key, value in common.items() if key in attacks.settings(name)} | params)
@@ -102,9 +130,15 @@ class Strongest:
 
     Args:
         members: By name, in the order in which they run.
+        version: Of the suite.
+        rehearses: Whether members rehearse on public clients, where that can be done.
+        sees: Whether it sees what came from the client; its floor does not.
     """
 
     members: tuple[tuple[str, Attack], ...]
+    version: str = FORMER_VERSION
+    rehearses: bool = False
+    sees: bool = True
 
     needs = frozenset({"count"})
     leaky_model = "convnet"
@@ -112,38 +146,83 @@ class Strongest:
 
     @property
     def cost(self) -> Cost:
-        """That of its members together."""
-        return Cost(members=tuple(member.cost for _, member in self.members))
+        """That of its members together; of the floor that of the plain search."""
+        return Cost(
+            members=tuple(member.cost for _, member in self.members)
+            if self.sees
+            else (dict(self.members)[PLAIN].blind().cost,)
+        )
 
     @property
     def fits(self) -> str:
-        """What its members fit."""
-        return "; ".join(f"{name}: {member.fits}" for name, member in self.members if member.fits)
+        """What its members fit, and that they rehearse."""
+        fits = [f"{name}: {member.fits}" for name, member in self.members if member.fits]
+        if self.rehearses:
+            # A rehearsal runs every member as it is set up: other settings are another rehearsal.
+            fits.append(f"rehearsals of {self.members!r}")
+        return "; ".join(fits)
 
-    def blind(self) -> "Floor":
-        """The floor of the suite: its plain search, with public statistics where these are granted."""
-        members = dict(self.members)
-        return Floor(members["inverting_gradients"].blind(), members["proxy_statistics"].blind())
+    def blind(self) -> "Strongest":
+        """Its floor: that of the member which rehearsed best; else its plain search, with public statistics where these
+        are granted."""
+        return replace(self, sees=False)
 
-    def fit(self, setting: Setting, seed: int, tick: Tick) -> Fitted:
-        """Fits the members whose needs are granted, each as if it were alone."""
-        able = [(name, member) for name, member in self.members if member.needs <= setting.granted]
-        parts = [lambda f, p=place: tick((p + f) / len(able)) for place in range(len(able))]
-        return self._ready(
-            {name: member.fit(setting, seed, part) for (name, member), part in zip(able, parts, strict=True)}
-        )
+    def fit(self, setting: Setting, seed: int, tick: Tick, kept: Kept) -> Fitted:
+        """Fits the members whose needs are granted, each as if it were alone, and has them rehearse."""
+        rehearsals = rehearsals_of(setting, seed) if self.rehearses else None
+        able = self._able(setting)
+        share = 1 / len(able)
+        state: dict[str, Tensor] = {}
+        inner = setting if rehearsals is None else rehearsals.setting
+        for place, (name, member) in enumerate(able.items()):
+            told = lambda fraction, p=place: tick((p + fraction) * share)  # noqa: E731
+            own = _under(name, kept)
+            try:
+                fitted = member.fit(inner, seed, lambda f, t=told: t(f if rehearsals is None else f / 2), own)
+            except NotApplicable as error:
+                state |= {f"refused/{name}/{error}": torch.zeros(0)}
+                continue
+            state |= {f"{name}/{key}": tensor for key, tensor in fitted.state.items()}
+            if rehearsals is not None:
+                state[f"rehearsed/{name}"] = rehearsals.likeness(
+                    fitted, name, seed, own, lambda f, t=told: t((1 + f) / 2)
+                )
+        return self.restored(setting, state)
 
     def restored(self, setting: Setting, state: Mapping[str, Tensor]) -> Fitted:
         """The same members from their states, whose names begin with that of the member."""
-        able = {name: member for name, member in self.members if member.needs <= setting.granted}
-        return self._ready({name: member.restored(setting, _own(name, state)) for name, member in able.items()})
+        refused = dict(key.removeprefix("refused/").split("/", 1) for key in state if key.startswith("refused/"))
+        rehearsed = {name: float(ncc.mean()) for name, ncc in _own("rehearsed", state).items()}
+        fitted = {
+            name: member.restored(setting, _own(name, state))
+            for name, member in self._able(setting).items()
+            if name not in refused
+        }
+        if not self.sees:
+            return replace(self._floor(setting, state, rehearsed), state=state)
+        return Fitted(self.needs, partial(self._attack, fitted, refused, rehearsed), state)
 
-    def _ready(self, fitted: Mapping[str, Fitted]) -> Fitted:
-        state = {f"{name}/{key}": tensor for name, member in fitted.items() for key, tensor in member.state.items()}
-        return Fitted(self.needs, partial(self._attack, fitted), state)
+    def _able(self, setting: Setting) -> dict[str, Attack]:
+        return {name: member for name, member in self.members if member.needs <= setting.granted}
 
-    def _attack(self, fitted: Mapping[str, Fitted], observation: Observation, seed: int, tick: Tick) -> Reconstruction:
-        """Attacks with every member that applies.
+    def _floor(self, setting: Setting, state: Mapping[str, Tensor], rehearsed: Mapping[str, float]) -> Fitted:
+        members = dict(self.members)
+        best = max(rehearsed, key=lambda name: rehearsed[name], default="")
+        if best and members[best].fits:
+            return members[best].blind().restored(setting, _own(best, state))
+        plain = setting.public is None or not norm_layers(setting.network.module())
+        return members[PLAIN if plain else PROXY].blind().restored(setting, {})
+
+    def _attack(
+        self,
+        fitted: Mapping[str, Fitted],
+        refused: Mapping[str, str],
+        rehearsed: Mapping[str, float],
+        observation: Observation,
+        seed: int,
+        tick: Tick,
+    ) -> Reconstruction:
+        """Attacks with the members that apply, in order, until one answers for good.
 
         Raises:
             NotApplicable: no member applies.
@@ -151,45 +230,68 @@ class Strongest:
         """
         assumed = assumed_rule(observation)
         unfit = "a fact that it needs is not granted"
-        skipped = {n: member.why_not(observation) or ("" if n in fitted else unfit) for n, member in self.members}
-        running = [name for name, why in skipped.items() if not why]
-        attempts: list[Attempt] = []
+        skipped = {
+            name: member.why_not(observation) or refused.get(name, "" if name in fitted else unfit)
+            for name, member in self.members
+        }
+        order = [name for name, why in skipped.items() if not why]
+        if rehearsed:
+            order.sort(key=lambda name: (name not in CLOSED_FORMS, -rehearsed.get(name, 0.0)))
+        attempts: dict[str, Attempt] = {name: Attempt(name, note=why) for name, why in skipped.items() if why}
         results: dict[str, Reconstruction] = {}
         lowest = math.inf
-        for name, why in skipped.items():
-            if not why and lowest <= SOLVED:
-                why = f"the update is already explained to {SOLVED:g}"
-            if why:
-                attempts.append(Attempt(name, note=why))
+        for place, name in enumerate(order):
+            if lowest <= SOLVED:
+                attempts[name] = Attempt(name, note=f"the update is already explained to {SOLVED:g}")
                 continue
-            place, started = running.index(name), time.perf_counter()
+            better = [other for other in results if rehearsed.get(other, 0.0) >= rehearsed.get(name, 0.0)]
+            if rehearsed and better and name not in CLOSED_FORMS:
+                attempts[name] = Attempt(name, note=_outdone(name, better[0], rehearsed))
+                continue
+            started = time.perf_counter()
             try:
-                found = fitted[name](observation, seed, lambda f, p=place: tick((p + f) / len(running)))
+                found = fitted[name](observation, seed, lambda f, p=place: tick((p + f) / len(order)))
                 distance, term = _residuals(observation, assumed.rule, found, seed)
             except NotApplicable as error:
-                attempts.append(Attempt(name, note=str(error)))
+                attempts[name] = Attempt(name, note=str(error))
                 continue
             except Exception as error:
-                attempts.append(Attempt(name, note=f"{type(error).__name__}: {error}", failed=True))
+                attempts[name] = Attempt(name, note=f"{type(error).__name__}: {error}", failed=True)
                 continue
-            attempts.append(Attempt(name, found.pictures, found.y, term, time.perf_counter() - started))
+            attempts[name] = Attempt(name, found.pictures, found.y, term, time.perf_counter() - started)
             results[name] = found
             lowest = min(lowest, distance)
         tick(1.0)
+        told = [attempts[name] for name, _ in self.members]
         if not results:
-            told = "; ".join(f"{attempt.name}: {attempt.note}" for attempt in attempts)
+            why = "; ".join(f"{attempt.name}: {attempt.note}" for attempt in told)
             # A failure must not pass for the answer that nothing applies: a floor that gives it counts as measured.
-            kind = LeakmapError if any(attempt.failed for attempt in attempts) else NotApplicable
-            raise kind(f"No member of the suite came to a result ({told}).")
-        winner = min((attempt for attempt in attempts if attempt.pictures is not None), key=lambda a: a.term)
-        best = results[winner.name]
+            kind = LeakmapError if any(attempt.failed for attempt in told) else NotApplicable
+            raise kind(f"No member of the suite came to a result ({why}).")
+        if rehearsed and lowest > SOLVED:
+            name = max(results, key=lambda name: rehearsed.get(name, 0.0))
+        else:
+            name = min(results, key=lambda name: attempts[name].term)
+        best = results[name]
+        chosen = {f"rehearsed NCC of {name}": ncc for name, ncc in rehearsed.items()}
         return replace(
             best,
-            objective=winner.term,
-            notes={**(best.notes or {}), "suite": VERSION, "won": winner.name},
-            attempts=tuple(attempts),
-            used=assumed.used.union(*(found.used for found in results.values())),
+            objective=attempts[name].term,
+            notes={**(best.notes or {}), "suite": self.version, "won": name, **chosen},
+            attempts=tuple(told),
+            used=assumed.used.union(*(found.used for found in results.values())) | ({"public"} if rehearsed else set()),
         )
+
+
+def _outdone(name: str, better: str, rehearsed: Mapping[str, float]) -> str:
+    """Why a member is not run on a client."""
+    ncc = rehearsed.get(name, 0.0)
+    return f"rehearsed at NCC {ncc:.2f}, below the {rehearsed.get(better, 0.0):.2f} of {better}"
+
+
+def _under(member: str, kept: Kept) -> Kept:
+    """Keeps what a member makes under names of its own."""
+    return lambda name, make: kept(f"{member}-{name}", make)
 
 
 def _own(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -209,45 +311,3 @@ def _residuals(observation: Observation, rule: LocalRule, found: Reconstruction,
     if not bool(torch.isfinite(found.pictures).all()) or not math.isfinite(term):
         raise NonFinite("The pictures, or the update that they would give, are not finite.")
     return distance, term
-
-
-@dataclass(frozen=True)
-class Floor:
-    """What the suite paints without all that came from the client.
-
-    Args:
-        plain: Where no public pictures are granted.
-        proxy: Where they are, and the network has normalization layers.
-    """
-
-    plain: Attack
-    proxy: Attack
-
-    needs = frozenset({"count"})
-    leaky_model = "convnet"
-    why_not = trying_shows
-
-    @property
-    def cost(self) -> Cost:
-        """Of either."""
-        return Cost(members=(self.plain.cost,))
-
-    @property
-    def fits(self) -> str:
-        """Searches without an update fit nothing."""
-        return self.plain.fits or self.proxy.fits
-
-    def blind(self) -> "Floor":
-        """A floor is blind already."""
-        return self
-
-    def fit(self, setting: Setting, seed: int, tick: Tick) -> Fitted:
-        """Fits the one that the setting allows."""
-        return self._chosen(setting).fit(setting, seed, tick)
-
-    def restored(self, setting: Setting, state: Mapping[str, Tensor]) -> Fitted:
-        """The same from its state."""
-        return self._chosen(setting).restored(setting, state)
-
-    def _chosen(self, setting: Setting) -> Attack:
-        return self.proxy if setting.public is not None and norm_layers(setting.network.module()) else self.plain

@@ -1,0 +1,380 @@
+"""What does an inverse that is fitted before any client answers read, where searches find nothing?
+
+    python -m benchmarks.learned --data DIR [--only CASE ...] [--out runs/learned]
+
+DIR holds what the table names: ``cifar10/cifar10_subset.npz``, ``pneumoniamnist/pneumoniamnist_balanced.npz``, the
+folders ``imagenet_public/images`` and ``imagenet_samples/images`` with their ``labels.csv``, and ``weights``. Every case
+takes minutes; the whole a few hours of one core. Each case is stored when it is finished, and the same command
+continues. The whole writes docs/results/learned.md.
+
+Victims are test pictures; public pictures are training pictures, or those of ``imagenet_public``. No setting was chosen
+on these victims. A rank is that of the true picture among all test pictures of its class (all of them on ImageNet, which
+has one a class), by NCC with the reconstructions of its client.
+"""
+
+import argparse
+import csv
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.markdown import publish, table, versions
+from leakmap.attacker.attack import attack, fit
+from leakmap.attacker.attacks import attacks
+from leakmap.attacker.protocol import Fitted
+from leakmap.client.simulate import Batch, simulate
+from leakmap.client.training import accuracy, train
+from leakmap.client_step import LocalRule
+from leakmap.files import read_json, write_json
+from leakmap.models.network import Network, build_network
+from leakmap.observation.contents import Public
+from leakmap.problem.task import Task
+from leakmap.scoring.bands import BANDS
+from leakmap.scoring.lineup import Similarity, cross_correlation
+from leakmap.scoring.match import matched
+from leakmap.scoring.statistics import clopper_pearson, mean_interval, rank_sum_p
+from leakmap.seeds import derive
+from leakmap.threat import ThreatModel, known_before, observe
+
+PAGE = Path("docs/results/learned.md")
+VICTIMS = 300
+SEARCHED = 8
+"""Victims that the search attacks too."""
+RESNET20 = f"{Path(__file__).parent.parent / 'tests/models/akamaster.py'}:resnet20"
+SMALL = "resnet,blocks=1-1-1,width=24,preact=false"
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row.
+
+    Args:
+        title: In the table.
+        network: Key of :func:`network_of`.
+        rule: The clients' local rule.
+        count: Pictures of each client.
+        attack: The attack.
+        buffers: Whether buffers are returned.
+        public: Public pictures; 0: all there are.
+        strangers: Whether public pictures are those of ImageNet, at the victims' size.
+    """
+
+    title: str
+    network: str
+    rule: LocalRule = LocalRule()
+    count: int = 1
+    attack: str = "learned_inverse"
+    buffers: bool = True
+    public: int = 0
+    strangers: bool = False
+
+
+def _steps(count: int, **settings: Any) -> LocalRule:
+    return LocalRule("delta", batch_size=1, lr=0.01, **settings) if count > 1 else LocalRule("delta", **settings)
+
+
+UPDATE = "learned_inverse,views=update"
+CASES = {
+    "r20": Case("trained ResNet-20, returned buffers", "resnet20"),
+    "r20-b4": Case("the same, batches of 4", "resnet20", count=4),
+    "r20-b16": Case("the same, batches of 16", "resnet20", count=16),
+    "r20-k4": Case("the same, 4 local steps of 1 picture", "resnet20", _steps(4), count=4),
+    "r20-k16": Case("the same, 16 local steps of 1 picture", "resnet20", _steps(16), count=16),
+    "r20-strangers": Case("the same, public pictures are shrunk ImageNet crops", "resnet20", strangers=True),
+    "r20-both": Case("the same, buffers and gradient", "resnet20", attack="learned_inverse,views=both"),
+    "r20-grad": Case("the same, gradient only", "resnet20", attack=UPDATE, buffers=False),
+    "r20-eval": Case("the same in inference mode", "resnet20", LocalRule(mode="eval"), attack=UPDATE),
+    "xray": Case("chest X-rays, trained small ResNet, returned buffers", "xray"),
+    "xray-b4": Case("the same, batches of 4", "xray", count=4),
+    "xray-b16": Case("the same, batches of 16", "xray", count=16),
+    "xray-grad": Case("the same, gradient only", "xray", attack=UPDATE, buffers=False),
+    "xray-k4": Case("the same, 4 local steps of 1 picture", "xray", _steps(4), count=4),
+    "xray-group": Case("the same with GroupNorm", "xray-group", attack=UPDATE),
+    "small": Case("untrained small ResNet, gradient only", "small", attack=UPDATE, buffers=False),
+    "small-buffers": Case("the same, returned buffers", "small"),
+    "small-b4": Case("the same, gradient only, batches of 4", "small", count=4, attack=UPDATE, buffers=False),
+    "small-b8": Case("the same, gradient only, batches of 8", "small", count=8, attack=UPDATE, buffers=False),
+    "small-k4": Case("the same, update of 4 steps only", "small", _steps(4), 4, UPDATE, buffers=False),
+    "small-adam": Case(
+        "the same, update of a step of Adam only",
+        "small",
+        LocalRule("delta", optimizer="adam", lr=0.001),
+        attack=UPDATE,
+        buffers=False,
+    ),
+    "small-dropout": Case("the same, gradient only, dropout .3", "small-dropout", attack=UPDATE, buffers=False),
+    **{
+        f"small-{defence.partition(',')[0]}{i}": Case(
+            f"the same, gradient only, `{defence}`", "small", LocalRule(defence=defence), 1, UPDATE, buffers=False
+        )
+        for i, defence in enumerate(
+            (
+                "sign",
+                "topk,keep=0.01",
+                "quantise,bits=8",
+                "clip_noise,clip=1,noise=0.0001",
+                "clip_noise,clip=1,noise=0.001",
+                "clip_noise,clip=1,noise=0.01",
+            )
+        )
+    },
+    "r18": Case("untrained CIFAR ResNet-18, gradient only", "resnet18", attack=UPDATE, buffers=False),
+    "r18-buffers": Case("the same, returned buffers", "resnet18"),
+    "r18-trained": Case("the same, trained for two epochs, returned buffers", "resnet18-trained"),
+    "mobilenet": Case("MobileNetV2, ImageNet weights, 224 px, returned buffers", "mobilenet"),
+    "mobilenet-b4": Case("the same, batches of 4", "mobilenet", count=4),
+    "efficientnet": Case("EfficientNet-Lite0, ImageNet weights, 224 px, returned buffers", "efficientnet"),
+    **{
+        f"r20-m{clients}": Case(
+            f"ResNet-20, {clients} simulated clients", "resnet20", attack=f"learned_inverse,clients={clients}"
+        )
+        for clients in (250, 1000, 4000)
+    },
+    **{f"r20-p{n}": Case(f"ResNet-20, {n} public pictures", "resnet20", public=n) for n in (100, 400, 1600)},
+}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Pictures of one data set.
+
+    Args:
+        victims: ``(V, C, H, W)`` in [0, 1].
+        y: ``(V,)``.
+        public: ``(P, C, H, W)`` that attacks are fitted to.
+        public_y: ``(P,)``.
+        training: ``(T, C, H, W)`` uint8 that networks are trained on.
+        training_y: ``(T,)``.
+        classes: How many.
+    """
+
+    victims: Tensor
+    y: Tensor
+    public: Tensor
+    public_y: Tensor
+    training: Tensor
+    training_y: Tensor
+    classes: int
+
+
+@cache
+def pool_of(data: Path, name: str) -> Pool:
+    """The pictures of a data set; public and training pictures share none, and no victim is among them."""
+    if name == "imagenet":
+        victims, y = _folder(data / "imagenet_samples")
+        public, public_y = _folder(data / "imagenet_public")
+        return Pool(victims, y, public, public_y, public[:0].to(torch.uint8), public_y[:0], 1000)
+    path = data / ("cifar10/cifar10_subset.npz" if name == "cifar" else "pneumoniamnist/pneumoniamnist_balanced.npz")
+    arrays = np.load(path, allow_pickle=False)
+    test, own = (torch.from_numpy(arrays[f"{part}_images"]) for part in ("test", "train"))
+    test, own = (x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None] for x in (test, own))
+    y, own_y = (torch.from_numpy(arrays[f"{part}_labels"]).long().reshape(-1) for part in ("test", "train"))
+    order, mixed = (torch.randperm(len(x), generator=torch.Generator().manual_seed(1)) for x in (test, own))
+    test, y, own, own_y = test[order], y[order], own[mixed], own_y[mixed]
+    # Weights that come from elsewhere leave all training pictures to the attacker; else each gets half of them.
+    half = len(own) // 2 if name == "xray" or name == "cifar-halved" else 0
+    left = own[half:].float() / 255
+    return Pool(test.float() / 255, y, left, own_y[half:], own[:half], own_y[:half], int(y.max()) + 1)
+
+
+def _folder(folder: Path) -> tuple[Tensor, Tensor]:
+    with (folder / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    pictures = []
+    for row in rows:
+        name = Path(row["file"]).name
+        found = next((folder / "images").rglob(name))
+        cut = (16, 16, 240, 240)
+        pictures.append(np.asarray(Image.open(found).convert("RGB").crop(cut)))
+    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return stacked.float() / 255, torch.tensor([int(row["index"]) for row in rows])
+
+
+@cache
+def network_of(data: Path, name: str) -> tuple[Network, Pool]:
+    """A network and its pictures."""
+    weights = data / "weights"
+    if name == "resnet20":
+        pool = pool_of(data, "cifar")
+        task = Task((3, 32, 32), 10, *IMAGENET)
+        return build_network(task, RESNET20, weights=str(weights / "cifar10_resnet20-12fca82f.th")), pool
+    if name in ("mobilenet", "efficientnet"):
+        pool = pool_of(data, "imagenet")
+        model, file, scale = {
+            "mobilenet": ("torchvision/mobilenet_v2", "imagenet_mobilenet_v2", IMAGENET),
+            "efficientnet": ("timm/tf_efficientnet_lite0", "imagenet_tf_efficientnet_lite0", ((0.5,) * 3, (0.5,) * 3)),
+        }[name]
+        return build_network(
+            Task((3, 224, 224), 1000, *scale), model, weights=str(weights / f"{file}.safetensors")
+        ), pool
+    pool = pool_of(data, "xray" if name.startswith("xray") else "cifar-halved" if "trained" in name else "cifar")
+    shown = pool.public.transpose(0, 1).flatten(1)
+    task = Task(
+        (pool.victims.shape[1], *pool.victims.shape[2:]),
+        pool.classes,
+        tuple(shown.mean(1).tolist()),
+        tuple(shown.std(1).tolist()),
+    )
+    model = {
+        "xray-group": f"{SMALL},norm=group",
+        "small-dropout": f"{SMALL},dropout=0.3",
+        "resnet18": "resnet,blocks=2-2-2-2,width=64,preact=false",
+        "resnet18-trained": "resnet,blocks=2-2-2-2,width=64,preact=false",
+    }.get(name, SMALL)
+    network = build_network(task, model, seed=11)
+    epochs = {"xray": 8, "xray-group": 8, "resnet18-trained": 2}.get(name, 0)
+    return (train(network, pool.training, pool.training_y, epochs, 11) if epochs else network), pool
+
+
+def measured(case: Case, data: Path, out: Path, searched: int) -> dict[str, Any]:
+    """Fits, attacks every victim, and says what was reached."""
+    network, pool = network_of(data, case.network)
+    public, public_y = pool.public, pool.public_y
+    if case.strangers:
+        other = pool_of(data, "imagenet")
+        crops = [other.public[:, :, t : t + 112, l : l + 112] for t in (0, 112) for l in (0, 112)]
+        public = torch.nn.functional.interpolate(torch.cat(crops), network.task.shape[1:], mode="area")
+        public_y = torch.arange(len(public)) % network.task.classes
+    if case.public:
+        public, public_y = public[: case.public], public_y[: case.public]
+    threat = ThreatModel("known", buffers=case.buffers, public=len(public))
+    began = time.process_time()
+    setting = known_before(network, case.rule, case.count, threat, Public(public, public_y))
+    fitted = fit(attacks.build(case.attack), setting, 3, lambda fraction: _tell(case, fraction))
+    fitting = time.process_time() - began
+    clients = min(VICTIMS, len(pool.y) // case.count)
+    index = torch.arange(clients * case.count).view(clients, case.count)
+    found = [_attacked(case, network, pool, own, fitted, i) for i, own in enumerate(index)]
+    attacking = (time.process_time() - began - fitting) / clients
+    answer = _figures(pool, index, found, network)
+    answer |= {"fit_seconds": fitting, "attack_seconds": attacking, "public": len(public)}
+    answer["likeness"] = {n: float(v) for n, v in fitted.state.items() if n.startswith("likeness/")}
+    answer["simulated"] = int(fitted.state["clients"])
+    answer["class_mean"] = _class_mean(pool, public, public_y, index, case)
+    if pool.training.numel():
+        answer["accuracy"] = accuracy(network, (pool.victims * 255).to(torch.uint8), pool.y)
+    if searched and case.count <= 8 and not case.network.startswith(("mobilenet", "efficientnet", "resnet18")):
+        some = index[: max(2, searched // case.count)]
+        tried = [_attacked(case, network, pool, own, "inverting_gradients", i) for i, own in enumerate(some)]
+        answer["search"] = _figures(pool, some, tried, network)
+    return {"case": asdict(case), **answer, "versions": versions()}
+
+
+def _attacked(case: Case, network: Network, pool: Pool, own: Tensor, how: Fitted | str, client: int) -> Tensor:
+    batch = Batch(pool.victims[own], pool.y[own])
+    round = simulate(network, case.rule, batch, derive(7, "client", client))
+    shown = Public(pool.public[:64], pool.public_y[:64])
+    threat = ThreatModel("known", buffers=case.buffers, public=len(shown.labels))
+    return attack(observe(round, threat, shown), how, seed=derive(7, "attack", client)).pictures
+
+
+def _figures(pool: Pool, index: Tensor, found: Sequence[Tensor], network: Network) -> dict[str, Any]:
+    """NCC, PSNR and ranks, whole and by bands, of the pictures of all clients."""
+    candidates = pool.victims
+    single = len(pool.y) == len(pool.y.unique())
+    if max(candidates.shape[2:]) > 64:
+        # Predicted at 32 pixels: that is where they are compared.
+        small = lambda x: torch.nn.functional.interpolate(x, (32, 32), mode="bicubic", antialias=True)  # noqa: E731
+        candidates, found = small(candidates), [small(each) for each in found]
+    matchings = [matched(each, candidates[own]) for each, own in zip(found, index, strict=True)]
+    nccs = [
+        cross_correlation(m, candidates[own]).diagonal().mean().item() for m, own in zip(matchings, index, strict=True)
+    ]
+    errors = [(m - candidates[own]).square().flatten(1).mean(1) for m, own in zip(matchings, index, strict=True)]
+    told: dict[str, Any] = {
+        "clients": len(index),
+        "ncc": _interval(nccs),
+        "psnr": _interval([float((-10 * error.log10()).mean()) for error in errors]),
+    }
+    kinds: dict[str, Similarity] = {"whole": cross_correlation, **BANDS}
+    for name, similarity in kinds.items():
+        ranks, galleries = [], []
+        for each, own in zip(found, index, strict=True):
+            scores = similarity(each, candidates).max(0).values
+            rank_of, size_of = [], []
+            for truth in own.tolist():
+                same = torch.ones_like(pool.y, dtype=torch.bool) if single else pool.y == pool.y[truth]
+                # The client's other pictures are no candidates: being in the batch they are likely to be alike.
+                same[own] = False
+                better, equal = (scores[same] > scores[truth]).sum(), (scores[same] == scores[truth]).sum()
+                rank_of.append(1 + float(better) + 0.5 * float(equal))
+                size_of.append(int(same.sum()) + 1)
+            ranks.append(rank_of)
+            galleries.append(size_of)
+        flat = [(r, g) for of, sizes in zip(ranks, galleries, strict=True) for r, g in zip(of, sizes, strict=True)]
+        hits = sum(r == 1 for r, _ in flat)
+        share = clopper_pearson(hits, len(flat))
+        told[name] = {
+            "first": (share.value, share.low, share.high),
+            "chance": float(np.mean([1 / g for _, g in flat])),
+            "relative": _interval(
+                [
+                    float(np.mean([(r - 1) / (g - 1) for r, g in zip(of, sizes, strict=True)]))
+                    for of, sizes in zip(ranks, galleries, strict=True)
+                ]
+            ),
+            "p": rank_sum_p(ranks, galleries) if name == "whole" and len(flat) <= 1500 else None,
+        }
+    return told
+
+
+def _class_mean(pool: Pool, public: Tensor, public_y: Tensor, index: Tensor, case: Case) -> dict[str, Any]:
+    """What a picture is worth that needs no client: the mean public picture of the class."""
+    means = {int(c): public[public_y == c].mean(0) for c in pool.y.unique() if (public_y == c).any()}
+    whole = public.mean(0)
+    guesses = torch.stack([means.get(int(pool.y[i]), whole) for i in index.flatten().tolist()])
+    truth = pool.victims[index.flatten()]
+    error = (guesses - truth).square().flatten(1).mean(1)
+    return {
+        "ncc": _interval(cross_correlation(guesses, truth).diagonal().tolist()),
+        "psnr": _interval((-10 * error.log10()).tolist()),
+    }
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float, float]:
+    found = mean_interval(values)
+    return found.value, found.low, found.high
+
+
+def _tell(case: Case, fraction: float) -> None:
+    print(f"\r{case.title}: fitted {fraction:.0%}  ", end="", flush=True)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--out", type=Path, default=Path("runs/learned"))
+    parser.add_argument("--searched", type=int, default=SEARCHED, help="Victims that the search attacks too.")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for key in options.only:
+        path = options.out / f"{key}.json"
+        if read_json(path) is None:
+            write_json(path, measured(CASES[key], options.data, options.out, options.searched))
+            found = read_json(path)
+            print(
+                f"\r{key}: NCC {found['ncc'][0]:.3f}, PSNR {found['psnr'][0]:.2f}, first {found['whole']['first'][0]:.3f}, relative rank {found['whole']['relative'][0]:.3f}, fit {found['fit_seconds']:.0f} s"
+            )
+    found = {key: entry for key in CASES if (entry := read_json(options.out / f"{key}.json")) is not None}
+    publish(page(found), options.out / "learned.md", *([PAGE] if len(found) == len(CASES) else []))
+
+
+def page(found: dict[str, dict[str, Any]]) -> str:
+    """The page."""
+    return "\n".join(table(("client", "NCC"), [(entry["case"]["title"], entry["ncc"][0]) for entry in found.values()]))
+
+
+if __name__ == "__main__":
+    main()

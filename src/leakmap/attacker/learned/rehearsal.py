@@ -1,0 +1,127 @@
+"""Attacks tried on simulated clients with public pictures, before any real client answers."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional as F
+
+from leakmap.attacker.protocol import Fitted, Kept
+from leakmap.attacker.reconstruction import Tick
+from leakmap.attacker.setting import Setting
+from leakmap.client_step import arrange, local_signal
+from leakmap.errors import LeakmapError
+from leakmap.observation.contents import Public, Update
+from leakmap.observation.observation import Observation
+from leakmap.seeds import derive, generator
+
+CLIENTS = 6
+"""Simulated clients that every member of a suite rehearses on."""
+SHARE = 4
+"""At most one public picture of so many is kept for rehearsals."""
+
+
+@dataclass(frozen=True)
+class Rehearsals:
+    """Simulated clients of a setting, apart from the public pictures that attacks are fitted to.
+
+    Args:
+        setting: With the public pictures that are left.
+        pictures: ``(R, B, C, H, W)`` in [0, 1] that the clients hold.
+        y: ``(R, B)`` their classes.
+    """
+
+    setting: Setting
+    pictures: Tensor
+    y: Tensor
+
+    def likeness(self, attack: Fitted, name: str, seed: int, kept: Kept, tick: Tick) -> Tensor:
+        """``(R,)`` NCC that an attack reaches on each client, the mean over its pictures; 0 where it has no result.
+
+        Args:
+            attack: Fitted to the setting.
+            name: Under which it is kept.
+            seed: For clients and attack.
+            kept: Keeps the figure of every client.
+            tick: Called with the finished fraction.
+        """
+        found: list[Tensor] = []
+        for client in range(len(self.y)):
+            told = lambda fraction, c=client: tick((c + fraction) / len(self.y))  # noqa: E731
+            make = partial(self._tried, attack, client, derive(seed, "rehearsal", client), told)
+            found.append(kept(f"rehearsed-{name}-{client}", make)["ncc"])
+        return torch.stack(found)
+
+    def _tried(self, attack: Fitted, client: int, seed: int, tick: Tick) -> dict[str, Tensor]:
+        observation = self.observation(client, seed)
+        try:
+            pictures = attack(observation, derive(seed, "attack"), tick).pictures
+        except (LeakmapError, RuntimeError, ValueError):
+            # What fails here reads nothing here; on a client the failure itself is recorded.
+            return {"ncc": torch.zeros(())}
+        return {"ncc": mean_likeness(pictures.nan_to_num().clamp(0, 1), self.pictures[client]).cpu()}
+
+    def observation(self, client: int, seed: int) -> Observation:
+        """What the server sees of a simulated client, with the facts that will be granted of real ones."""
+        setting, y, granted = self.setting, self.y[client], self.setting.granted
+        assert setting.rule is not None
+        network = setting.network
+        signal = local_signal(
+            arrange(network.module(), setting.rule),
+            network.weights,
+            network.task.normalize(self.pictures[client]),
+            y,
+            setting.rule,
+            network.loss(),
+            dropout_seed=derive(seed, "dropout"),
+            order_seed=derive(seed, "order"),
+            noise_seed=derive(seed, "noise"),
+        )
+        return Observation(
+            network,
+            Update(setting.share, signal.tensors),
+            setting.count,
+            y if "labels" in granted else None,
+            torch.bincount(y, minlength=network.task.classes) if "label_counts" in granted else None,
+            signal.buffers if "buffers" in granted else None,
+            setting.rule,
+            setting.public,
+        ).through_bytes()
+
+
+def rehearsals_of(setting: Setting, seed: int) -> Rehearsals | None:
+    """Clients to rehearse on; None where there can be none: nothing to simulate them with, or too few pictures.
+
+    Args:
+        setting: What the server knows.
+        seed: Chooses their pictures.
+    """
+    public, rule, count = setting.public, setting.rule, setting.count
+    if public is None or rule is None or count is None or setting.network.task.objects:
+        return None
+    clients = min(CLIENTS, len(public.pictures) // SHARE // count)
+    if not clients:
+        return None
+    order = torch.randperm(len(public.pictures), generator=generator(seed, "rehearsals")).to(setting.device)
+    apart, left = order[: clients * count], order[clients * count :]
+    return Rehearsals(
+        replace(setting, public=Public(public.pictures[left], public.labels[left])),
+        public.pictures[apart].unflatten(0, (clients, count)),
+        public.labels[apart].unflatten(0, (clients, count)),
+    )
+
+
+def mean_likeness(pictures: Tensor, truth: Tensor) -> Tensor:
+    """Mean normalized cross-correlation of pictures with true ones, matched one to one; 0-dim.
+
+    Args:
+        pictures: ``(N, C, H, W)``.
+        truth: The same shape.
+    """
+    rows = [each.flatten(1).double() for each in (pictures, truth)]
+    one, other = (F.normalize(each - each.mean(1, keepdim=True), dim=1) for each in rows)
+    every = one @ other.T
+    index = linear_sum_assignment(every.cpu().numpy(), maximize=True)
+    return every[torch.as_tensor(index[0]), torch.as_tensor(index[1])].mean().float()

@@ -1,0 +1,208 @@
+"""Clients that the server simulates with public pictures, before any real one answers.
+
+They take the client step itself, defence included, so whatever the rule says is simulated and nothing else.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from leakmap.attacker.learned.features import Sketch, Statistics
+from leakmap.attacker.protocol import Kept
+from leakmap.attacker.setting import Setting
+from leakmap.client_step import LocalRule, arrange, local_signal
+from leakmap.errors import NotGranted
+from leakmap.seeds import derive, generator
+
+CHUNK = 500
+"""Simulated clients that are kept together: what an interruption can cost."""
+SHIFT = 1 / 16
+"""Farthest shift of a simulated picture, of its side: other crops of a picture are as good as other pictures."""
+
+Told = Callable[[int], None]
+"""Called with the number of clients simulated so far."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Principal components of public pictures, at the size that a decoder predicts.
+
+    Squared errors in components are those of pixels, but for what lies outside all of them.
+
+    Args:
+        mean: ``(P,)`` mean picture, ``P = C h w``, in [0, 1].
+        components: ``(Q, P)`` orthonormal rows.
+        size: ``(C, h, w)``.
+    """
+
+    mean: Tensor
+    components: Tensor
+    size: tuple[int, int, int]
+
+    def coefficients(self, pictures: Tensor) -> Tensor:
+        """``(N, C, H, W)`` in [0, 1] -> ``(N, Q)``."""
+        return (resized(pictures, self.size).flatten(1) - self.mean) @ self.components.T
+
+    def pictures(self, coefficients: Tensor) -> Tensor:
+        """``(N, Q)`` -> ``(N, C, h, w)``, not clamped."""
+        return (coefficients @ self.components + self.mean).unflatten(1, self.size)
+
+
+@dataclass(frozen=True)
+class Clients:
+    """What is read of simulated clients, and what they held.
+
+    Args:
+        views: ``(M, columns)`` float32 of each view, by name.
+        y: ``(M, B)`` classes in ascending order.
+        targets: ``(M, B, Q)`` coefficients of their pictures, in that order.
+    """
+
+    views: Mapping[str, Tensor]
+    y: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """How clients are simulated.
+
+    Args:
+        setting: What the server knows; the rule and the count are granted.
+        rule: The clients' local rule.
+        count: Examples of each.
+        statistics: Reads their buffers; None reads none.
+        sketch: Reads their updates; None reads none.
+        basis: Of their pictures.
+    """
+
+    setting: Setting
+    rule: LocalRule
+    count: int
+    statistics: Statistics | None
+    sketch: Sketch | None
+    basis: Basis
+
+    @property
+    def columns(self) -> int:
+        """That are read of a client, in all views."""
+        return (self.statistics.width if self.statistics else 0) + (self.sketch.width if self.sketch else 0)
+
+    def read(self, update: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """``(columns,)`` of each view of a client's answer.
+
+        Raises:
+            NotGranted: the buffers are read, and are not granted.
+        """
+        views: dict[str, Tensor] = {}
+        if self.statistics is not None:
+            if buffers is None:
+                raise NotGranted("This inverse was fitted to returned buffers, which this client's answer lacks.")
+            views["statistics"] = self.statistics(buffers)
+        if self.sketch is not None:
+            views["update"] = self.sketch(update)
+        return views
+
+    def run(self, pictures: Tensor, labels: Tensor, clients: int, seed: int, kept: Kept, told: Told) -> Clients:
+        """Simulates clients, which draw their pictures with replacement, mirrored and shifted at random.
+
+        Args:
+            pictures: ``(P, C, H, W)`` in [0, 1].
+            labels: ``(P,)``.
+            clients: How many.
+            seed: For what they hold, their masks, orders and noise.
+            kept: Keeps every :data:`CHUNK` of them.
+            told: Called with the number that is finished.
+        """
+        parts: list[dict[str, Tensor]] = []
+        for first in range(0, clients, CHUNK):
+            own = range(first, min(first + CHUNK, clients))
+            parts.append(kept(f"clients-{seed}-{first}", partial(self._chunk, pictures, labels, own, seed, told)))
+            told(own.stop)
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        y, targets = joined.pop("y"), joined.pop("targets")
+        return Clients(joined, y, targets)
+
+    def _chunk(self, pictures: Tensor, labels: Tensor, own: range, seed: int, told: Told) -> dict[str, Tensor]:
+        network = self.setting.network
+        module, loss = arrange(network.module(), self.rule), network.loss()
+        rows: dict[str, list[Tensor]] = {"y": [], "targets": []}
+        for client in own:
+            source = generator(seed, "client", client)
+            drawn = torch.randint(len(labels), (self.count,), generator=source)
+            held = torch.stack([_varied(pictures[i], source) for i in drawn.tolist()])
+            order = in_order(labels[drawn], held)
+            held, y = held[order], labels[drawn][order]
+            # A real loader takes the pictures in any order, not by class.
+            mixed = torch.randperm(self.count, generator=source)
+            signal = local_signal(
+                module,
+                network.weights,
+                network.task.normalize(held[mixed]),
+                y[mixed],
+                self.rule,
+                loss,
+                dropout_seed=derive(seed, "dropout", client),
+                order_seed=derive(seed, "order", client),
+                noise_seed=derive(seed, "noise", client),
+                tensors=self.sketch is not None,
+            )
+            for view, columns in self.read(signal.tensors, signal.buffers).items():
+                rows.setdefault(view, []).append(columns)
+            rows["y"].append(y)
+            rows["targets"].append(self.basis.coefficients(held))
+            told(client)
+        return {name: torch.stack(row) for name, row in rows.items()}
+
+
+def in_order(y: Tensor, pictures: Tensor) -> Tensor:
+    """The order in which a decoder names the pictures of a batch: by class, and among equals by brightness.
+
+    The order inside a batch cannot be seen. Among equal classes a canonical one is as good as the best permutation, and
+    makes the squared error invariant to permutations.
+    """
+    brightness = pictures.flatten(1).mean(1)
+    return torch.argsort(y.double() + brightness.double() / 2)
+
+
+def resized(pictures: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """Pictures ``(N, C, H, W)`` at another size; smaller ones are averages, larger ones smooth."""
+    if pictures.shape[1:] == size:
+        return pictures
+    return F.interpolate(pictures, size[1:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def basis_of(pictures: Tensor, size: tuple[int, int, int], components: int) -> Basis:
+    """Principal components of pictures and their mirror images, by a randomised decomposition.
+
+    Args:
+        pictures: ``(P, C, H, W)`` in [0, 1].
+        size: That of the components.
+        components: The most that are kept.
+
+    Source: Halko, Martinsson and Tropp 2011, "Finding structure with randomness", arXiv:0909.4061.
+    """
+    small = resized(pictures, size)
+    rows = torch.cat([small, small.flip(-1)]).flatten(1)
+    mean = rows.mean(0)
+    _, strength, directions = torch.svd_lowrank(rows - mean, min(components, *rows.shape), niter=2)
+    # What is left of the last ones is rounding: centred pictures have one direction less than there are of them.
+    real = strength > 1e-4 * strength.max()
+    return Basis(mean, directions[:, real].T.contiguous(), size)
+
+
+def _varied(picture: Tensor, source: torch.Generator) -> Tensor:
+    """A picture, mirrored or not, and shifted; the border repeats."""
+    if torch.rand(1, generator=source) < 0.5:
+        picture = picture.flip(-1)
+    far = max(1, round(SHIFT * picture.shape[-1]))
+    down, right = torch.randint(2 * far + 1, (2,), generator=source).tolist()
+    padded = F.pad(picture[None], (far, far, far, far), mode="replicate")[0]
+    return padded[:, down : down + picture.shape[-2], right : right + picture.shape[-1]]

@@ -1,0 +1,152 @@
+"""Attacks that are fitted before any client answers: what they read, what they keep, how a suite chooses."""
+
+import statistics
+from dataclasses import replace
+
+import pytest
+import torch
+
+from leakmap import LocalRule, Plan, ThreatModel, attack, attacks, build_network, observe, simulate
+from leakmap.attacker.attack import fit
+from leakmap.attacker.learned import simulation
+from leakmap.attacker.learned.rehearsal import mean_likeness
+from leakmap.attacker.setting import Setting
+from leakmap.auditing.prepare import prepare
+from leakmap.client.simulate import Batch
+from leakmap.errors import NotApplicable, NotGranted
+from leakmap.observation.contents import Public
+from leakmap.runs.fitting import fitted, forget_fitted
+from leakmap.threat import known_before
+
+FEW, THREAT = "learned_inverse,clients=400", ThreatModel(public=60)
+quiet = lambda fraction: None  # noqa: E731
+BATCHNORM = "resnet,blocks=1-1,width=8,preact=false"
+
+
+@pytest.fixture(scope="module")
+def setup():
+    """A network with BatchNorm, and tiles of photographs: victims, and others that are public."""
+    return prepare(Plan(BATCHNORM, "samples", image_size=16, victims=24, threat=THREAT)).main
+
+
+def public_of(setup) -> Public:
+    groups = setup.groups
+    return Public(groups.pictures(groups.public[:60]), groups.labels[groups.public[:60]])
+
+
+def setting_of(setup, rule=None, threat=None, count=1) -> Setting:
+    return known_before(setup.network, rule or LocalRule(), count, threat or THREAT, public_of(setup))
+
+
+def observations(setup, rule, clients):
+    for index in setup.groups.victims[:clients]:
+        truth = Batch(setup.groups.pictures(index), setup.groups.labels[index])
+        yield truth, observe(simulate(setup.network, rule, truth, int(index)), THREAT, public_of(setup))
+
+
+def test_it_reads_more_than_its_floor(setup):
+    """By more than three standard errors of the difference, over 12 clients."""
+    built, setting = attacks.build(FEW), setting_of(setup)
+    ready = fit(built, setting, 5, quiet)
+    floor = built.blind().restored(setting, ready.state)
+    found: list[float] = []
+    for truth, seen in observations(setup, LocalRule(), 12):
+        own, blind = (mean_likeness(attack(seen, way, seed=1).pictures, truth.pictures) for way in (ready, floor))
+        found.append(float(own - blind))
+    assert statistics.fmean(found) > 3 * statistics.stdev(found) / len(found) ** 0.5
+
+
+@pytest.mark.parametrize("rule", [LocalRule(mode="eval"), LocalRule("delta", batch_size=1, lr=0.01, optimizer="adam")])
+def test_updates_and_buffers_are_views_that_both_read_more_than_nothing(setup, rule):
+    """On held-out clients, of which there are as many as simulated ones."""
+    state = fit(attacks.build(f"{FEW},views=both"), setting_of(setup, rule), 5, quiet).state
+    likeness = {name.removeprefix("likeness/"): float(value) for name, value in state.items() if "likeness/" in name}
+    assert {name.partition("/")[0] for name in likeness} - {"answer", "nothing"} == (
+        {"update"} if rule.mode == "eval" else {"statistics", "update"}
+    )
+    for view in {name for name in likeness if name.endswith("/perceptron")}:
+        assert likeness[view] > likeness["nothing"] + 0.05
+
+
+def test_what_is_kept_of_an_interrupted_fit_is_not_made_again(setup, tmp_path, monkeypatch):
+    monkeypatch.setattr(simulation, "CHUNK", 20)
+    built, setting, steps = attacks.build("learned_inverse,clients=60"), setting_of(setup), []
+    step = simulation.local_signal
+    monkeypatch.setattr(simulation, "local_signal", lambda *args, **named: steps.append(1) or step(*args, **named))
+
+    def stop(fraction: float) -> None:
+        if len(steps) == 50:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(built, setting, "key", 1, tmp_path, stop)
+    forget_fitted()
+    kept = fitted(built, setting, "key", 1, tmp_path, quiet)
+    assert len(steps) == 120 + 10, "of 60 clients and 60 held-out ones, 10 were on their way"
+    assert [path.name for path in tmp_path.iterdir()] == ["key.safetensors"]
+    whole = fit(built, setting, 1, quiet)
+    assert all(torch.equal(tensor, kept.state[name]) for name, tensor in whole.state.items())
+    forget_fitted()
+
+
+def test_a_fit_that_failed_is_not_tried_by_every_trial(setup, monkeypatch):
+    setting = setting_of(setup)
+    few = replace(setting, public=Public(setting.public.pictures[:3], setting.public.labels[:3]))
+    for _ in range(2):
+        with pytest.raises(NotApplicable, match="at least 4 public pictures; 3 are granted"):
+            fitted(attacks.build(FEW), few, "few", 1, None, quiet)
+        monkeypatch.setattr(simulation, "local_signal", None)
+    forget_fitted()
+
+
+def test_what_it_cannot_do_without_is_said(setup):
+    with pytest.raises(NotGranted, match="public pictures"):
+        fit(attacks.build(FEW), setting_of(setup, threat=ThreatModel(public=0)), 1, quiet)
+    with pytest.raises(NotApplicable, match="views=update"):
+        fit(attacks.build("learned_inverse,views=statistics"), setting_of(setup, LocalRule(mode="eval")), 1, quiet)
+
+
+def test_of_a_batch_pictures_come_in_the_order_of_their_classes(setup):
+    built, rule = attacks.build("learned_inverse,clients=100"), LocalRule()
+    ready = fit(built, setting_of(setup, count=3), 1, quiet)
+    index = setup.groups.victims[:3].flatten()
+    truth = Batch(setup.groups.pictures(index), setup.groups.labels[index])
+    found = attack(observe(simulate(setup.network, rule, truth), THREAT, public_of(setup)), ready)
+    assert found.y.tolist() == sorted(found.y.tolist())
+    assert found.pictures.shape == truth.pictures.shape
+
+
+def test_the_suite_answers_with_the_member_that_rehearsed_best(setup):
+    suite = attacks.build("strongest,steps=2,learned_inverse.clients=300")
+    setting = setting_of(setup)
+    ready = fit(suite, setting, 5, quiet)
+    _, seen = next(iter(observations(setup, LocalRule(), 1)))
+    found = attack(seen, ready, seed=1)
+    rehearsed = {n.removeprefix("rehearsed NCC of "): v for n, v in found.notes.items() if n.startswith("rehearsed")}
+    assert found.notes["won"] == max(rehearsed, key=rehearsed.get) == "learned_inverse"
+    assert {attempt.name for attempt in found.attempts if attempt.pictures is not None} == {"learned_inverse"}
+    told = {attempt.name: attempt.note for attempt in found.attempts}
+    assert "below the" in told["inverting_gradients"]
+    assert "convolution" in told["linear"]
+    floor = attack(seen, suite.blind().restored(setting, ready.state), seed=1)
+    blind = (
+        attacks.build("learned_inverse")
+        .blind()
+        .restored(
+            setting, {n.removeprefix("learned_inverse/"): t for n, t in ready.state.items() if n.startswith("learned_")}
+        )
+    )
+    assert torch.equal(floor.pictures, attack(seen, blind, seed=1).pictures)
+
+
+def test_the_suite_leaves_out_rehearsals_where_nothing_is_public_and_a_closed_form_still_answers_first(setup):
+    suite = attacks.build("strongest,steps=2")
+    setting = known_before(build_network(setup.network.task, "mlp,hidden=32"), LocalRule(), 1, ThreatModel())
+    assert not fit(suite, setting, 1, quiet).state
+    with_public = replace(setting, granted=THREAT.facts, public=public_of(setup))
+    ready = fit(attacks.build("strongest,steps=2,learned_inverse.clients=50"), with_public, 1, quiet)
+    index = setup.groups.victims[0]
+    truth = Batch(setup.groups.pictures(index), setup.groups.labels[index])
+    found = attack(observe(simulate(setting.network, LocalRule(), truth), THREAT, public_of(setup)), ready)
+    assert found.notes["won"] == "linear"
+    assert (found.pictures - truth.pictures).abs().max() < 1e-4
