@@ -11,7 +11,7 @@ from leakmap.attacker.attacks import strongest as module
 from leakmap.attacker.attacks.strongest import MEMBERS, Strongest
 from leakmap.attacker.matching.context import SearchContext
 from leakmap.attacker.matching.residual import buffer_residual, update_residual
-from leakmap.attacker.protocol import CLOSED_FORM, nothing_to_fit, trying_shows
+from leakmap.attacker.protocol import CLOSED_FORM, nothing_to_fit, nothing_to_restore, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
@@ -116,6 +116,7 @@ class Failing:
     why_not = trying_shows
     fits = ""
     fit = nothing_to_fit
+    restored = nothing_to_restore
 
     def __call__(self, observation, seed, progress) -> Reconstruction:
         raise NonFinite("it left the finite numbers")
@@ -128,6 +129,7 @@ class Hollow:
     why_not = trying_shows
     fits = ""
     fit = nothing_to_fit
+    restored = nothing_to_restore
 
     def __call__(self, observation, seed, progress) -> Reconstruction:
         shape = (observation.count, *observation.network.task.shape)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.attacks.strongest import SUITE, applying
+from leakmap.attacker.attacks.strongest import MEMBERS, SUITE, applying
 from leakmap.attacker.protocol import Cost
 from leakmap.client.simulate import simulate
 from leakmap.observation.observation import Observation
@@ -71,9 +71,11 @@ class Pace:
 
     def seconds(self, attack: Spec) -> float:
         """Of one run of an attack that is fitted. What it stops early is not foreseen."""
-        if attack.name == SUITE and self.observation is not None:
-            return RUN + sum(self._attacking(attacks.build(one).cost) for one in applying(attack, self.observation))
-        return RUN + sum(map(self._attacking, attacks.build(attack).cost.parts))
+        if attack.name not in MEMBERS or self.observation is None:
+            return RUN + sum(map(self._attacking, attacks.build(attack).cost.parts))
+        each = [self._attacking(attacks.build(one).cost) for one in applying(attack, self.observation)]
+        # A suite that rehearsed runs the closed forms and one search at most, the costliest one at worst.
+        return RUN + (max(each) if attack.name == SUITE and self.observation.public is not None else sum(each))
 
     def _attacking(self, cost: Cost) -> float:
         if not cost.iterations:

@@ -172,8 +172,8 @@ class Plan:
 def usual_victims(attack: Spec) -> int:
     """The number of clients of an audit where nobody says it, by what the attack costs.
 
-    36 clients without a leak bound its share below 10 % (95 %). Where an attack is fitted before any client answers,
-    a client more costs little.
+    36 clients without a leak bound its share below 10 % (95 %). Where an attack is fitted before any client answers and
+    searches nothing afterwards, a client more costs little.
 
     Raises:
         UsageError: there is no such attack, or a setting of it is unknown.
@@ -183,7 +183,8 @@ def usual_victims(attack: Spec) -> int:
 
 @lru_cache(maxsize=256)
 def _usual_victims(attack: str) -> int:
-    return FITTED if attacks.build(attack).fits else SEARCHED
+    built = attacks.build(attack)
+    return FITTED if built.fits and not any(part.iterations for part in built.cost.parts) else SEARCHED
 
 
 def check(plan: Plan) -> None:
