@@ -8,13 +8,12 @@ import torch
 
 from leakmap.auditing.prepare import facts
 from leakmap.client.copies import CLOSE
-from leakmap.client.groups import Groups
+from leakmap.client.groups import FEWEST_OF_A_CLASS, Groups
 from leakmap.defences import NONE
 from leakmap.plan.plan import Plan
 from leakmap.result.clients import FailedRun
 from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Outcome
-from leakmap.scoring.lineup import FEWEST_OF_A_CLASS
 from leakmap.scoring.verdict import Verdict
 
 

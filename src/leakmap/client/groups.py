@@ -31,7 +31,9 @@ FEWEST_DISTRACTORS = 19
 MOST_OF_A_CLASS = 400
 """Distractors kept of each class: enough for four line-ups of a class that share none."""
 LINE_UP = 100
-"""Distractors that ``auto`` leaves, in all and of each class that stands in a line-up: all its candidates."""
+"""Distractors that ``auto`` leaves, in all and of each class that has line-ups of its own: all candidates of one."""
+FEWEST_OF_A_CLASS = 4
+"""Distractors of a class below which its pictures stand among those of all classes."""
 MEMBERS = ("victims", "swaps", "controls", "reference", "public", "training", "rehearsals", "distractors")
 _NONE = torch.zeros(0, dtype=torch.int64)
 
@@ -206,7 +208,7 @@ def divide(
         spared = len(free)
     else:
         pool = own if training or spare is None else own + other
-        kept, needed = set(_enough(pool, labels)), _needed(pool, labels, [*victim, *controls])
+        kept, needed = set(_enough(pool, labels)), _needed(pool, labels)
         last = other[::-1]
         free = sorted(last, key=lambda i: (i in kept) + (i in needed))
         unused = sum(i not in needed for i in free)
@@ -305,10 +307,11 @@ def _enough(indices: list[int], labels: Tensor, most: int = MOST_OF_A_CLASS) -> 
     return kept
 
 
-def _needed(pool: list[int], labels: Tensor, held: list[int]) -> set[int]:
-    """Those that line-ups of the pictures ``held`` take: of their classes, and of any where these are too small."""
-    classes = {int(labels[i]) for i in held}
-    return {*pool[:LINE_UP], *_enough([i for i in pool if int(labels[i]) in classes], labels, LINE_UP)}
+def _needed(pool: list[int], labels: Tensor) -> set[int]:
+    """Those that line-ups take, whoever the clients are: public pictures must not tell the classes of these."""
+    of_class = Counter(labels[pool].tolist())
+    own = [i for i in pool if of_class[int(labels[i])] >= FEWEST_OF_A_CLASS]
+    return {*pool[:LINE_UP], *_enough(own, labels, LINE_UP)}
 
 
 def _same_label(pool: list[int], labels: Tensor, label: int) -> int:
