@@ -38,7 +38,7 @@ def used_elsewhere(everything: Pictures) -> set[str]:
     used: set[str] = set()
     for seed, (victims, batch) in itertools.product(SEEDS, SIZES):
         groups = divide(everything, victims=victims, batch_size=batch, public=PUBLIC, rehearsals=REHEARSALS, seed=seed)
-        for members in (groups.victims, groups.swaps, groups.controls, groups.public, groups.rehearsals):
+        for members in (groups.victims, groups.swaps, groups.controls, groups.known, groups.rehearsals):
             used.update(groups.digests(members))
     groups = divide(everything, victims=12, batch_size=1, public=PUBLIC)
     for (name, (count, _)), repeat in itertools.product(CLIENTS.items(), range(REPEATS)):

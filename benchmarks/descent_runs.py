@@ -45,7 +45,7 @@ from leakmap.threat import ThreatModel, observe
 
 CANDIDATES, SATURATED = 64, 1e-4
 FIRST, CLIENTS = 2, 8
-THREAT = ThreatModel("known")
+THREAT = ThreatModel("known", public=0)
 WARMUP = 0.1
 DESCENTS = {
     "published: signed Adam 0.1, steps": Descent(0.1, schedule="step"),

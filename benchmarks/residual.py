@@ -33,6 +33,7 @@ from leakmap.scoring.lineup import ncc
 from leakmap.scoring.match import matched
 from leakmap.scoring.statistics import paired_p
 from leakmap.seeds import derive
+from leakmap.threat import ThreatModel
 
 MODEL, VICTIMS = "resnet,blocks=1-1-1,width=24,preact=true", 12
 """Of the page: with the same victims set apart, no rehearsal is one of them."""
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    plan = Plan(options.model, options.data, weights=options.weights, victims=VICTIMS)
+    plan = Plan(options.model, options.data, threat=ThreatModel(public=0), weights=options.weights, victims=VICTIMS)
     setup = prepare(plan, rehearsals=options.clients).main
     suite, seed = Spec(SUITE, {"steps": options.steps}), derive(plan.seed, "rehearsals")
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())

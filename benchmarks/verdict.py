@@ -187,7 +187,7 @@ def planned(condition: Condition, seed: int, data: str = "samples") -> tuple[Pla
         model,
         data,
         rule=LocalRule(mode="eval"),
-        threat=ThreatModel("known"),
+        threat=ThreatModel("known", public=0),
         attack=Spec.parse(attack),
         image_size=PIXELS,
         victims=CLIENTS,

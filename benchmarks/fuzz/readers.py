@@ -105,6 +105,7 @@ def _of_runs(network: leakmap.Network, pictures: torch.Tensor) -> Iterator[Reade
             ("victims", 2, (1, 2)),
             ("swaps", 4, (2, 1, 2)),
             ("controls", 1, (1, 1)),
+            ("reference", 0, (0,)),
             ("public", 2, (2,)),
             ("training", 0, (0,)),
             ("rehearsals", 0, (0, 2)),

@@ -18,6 +18,13 @@ from leakmap.problem.objects import unpack
 from leakmap.registry.declared import Declared, check
 from leakmap.seeds import generator
 
+SHOWN = 256
+"""Public pictures that an Observation holds at most: an attack on one client measures statistics on a few batches.
+What learns from more is fitted to the Setting, which holds all of them and is made once for all clients."""
+
+AsMany = Literal["auto"]
+"""In place of a number: as many as there are."""
+
 
 @dataclass(frozen=True)
 class ThreatModel:
@@ -29,7 +36,8 @@ class ThreatModel:
         count: Whether it knows the number of examples.
         rule: Whether it knows the local rule (mode, steps, learning rate).
         buffers: Whether the client returns its BatchNorm buffers.
-        public: How many public pictures from the same source it holds.
+        public: How many public pictures it holds; ``auto``: all that are given to :func:`observe`, and in an audit as
+            many as :func:`leakmap.client.groups.divide` can spare. Reports and results hold the number.
         known_pixels: Share of the true pixels that it is given, in [0, 1): only to study what a search makes of a
             good start.
     """
@@ -38,7 +46,10 @@ class ThreatModel:
     count: Annotated[bool, Declared("How many pictures the client has.", hidden=True)] = True
     rule: Annotated[bool, Declared("What the client does.", hidden=True)] = True
     buffers: Annotated[bool, Declared("Returned BatchNorm buffers.")] = True
-    public: Annotated[int, Declared("Public pictures it holds.", least=0, expected="at least 0 pictures")] = 0
+    public: Annotated[
+        AsMany | int,
+        Declared("Public pictures it holds: auto, or how many.", least=0, expected="'auto', or at least 0 pictures"),
+    ] = "auto"
     known_pixels: Annotated[
         float,
         Declared(
@@ -58,14 +69,14 @@ class ThreatModel:
 
     @property
     def facts(self) -> frozenset[str]:
-        """Names of the facts that an Observation holds under it."""
+        """Names of the facts that an Observation holds under it; ``auto`` counts as some public pictures."""
         granted = {
             "count": self.count,
             "rule": self.rule,
             "buffers": self.buffers,
             "labels": self.labels == "known",
             "label_counts": self.labels != "unknown",
-            "public": self.public > 0,
+            "public": self.public != 0,
             "known_pixels": self.known_pixels > 0,
         }
         return frozenset(fact for fact, given in granted.items() if given)
@@ -76,7 +87,7 @@ class ThreatModel:
         granted = {
             "rule": self.rule,
             "buffers": self.buffers,
-            "public": self.public,
+            "public": self.public != 0,
             "labels": self.labels != "unknown",
             "known_pixels": self.known_pixels > 0,
         }
@@ -108,7 +119,8 @@ def observe(
     Args:
         round: What really happened.
         threat: What is granted.
-        public: Public pictures to draw ``threat.public`` from, the first ones.
+        public: Public pictures, of which the first ``threat.public`` are granted and the first :data:`SHOWN` of these
+            are in the Observation; none of them need be given under ``auto``.
         scored: ``(N, C, H, W)`` in [0, 1]: the pictures whose pixels are shown, if not the round's own: a
             swapped update comes with known pixels of those that it is scored against.
         seed: Decides which pixels are known; nothing else is random.
@@ -127,7 +139,7 @@ def observe(
         else None,
         buffers=round.buffers if threat.buffers else None,
         rule=round.rule if threat.rule else None,
-        public=_granted_public(threat, public),
+        public=_granted_public(threat, public, SHOWN),
         known_pixels=_known_pixels(round.batch.pictures if scored is None else scored, threat.known_pixels, seed)
         if threat.known_pixels
         else None,
@@ -145,29 +157,32 @@ def known_before(
         rule: What they do with it.
         count: Examples of each.
         threat: What is granted.
-        public: Public pictures to take ``threat.public`` from, the first ones.
+        public: Public pictures, of which the first ``threat.public`` are granted; none need be given under ``auto``.
 
     Raises:
         BadSetting: fewer public pictures are there than granted.
     """
-    shown = _granted_public(threat, public)
+    public = _granted_public(threat, public)
     return Setting(
         network,
         rule.share,
         count if threat.count else None,
         rule if threat.rule else None,
-        threat.facts,
-        shown and Public(shown.pictures.to(network.device), shown.labels.to(network.device)),
+        threat.facts if public is not None else threat.facts - {"public"},
+        public and Public(public.pictures.to(network.device), public.labels.to(network.device)),
     )
 
 
-def _granted_public(threat: ThreatModel, public: Public | None) -> Public | None:
-    if not threat.public:
-        return None
+def _granted_public(threat: ThreatModel, public: Public | None, most: int | None = None) -> Public | None:
+    """The granted ones, of which at most ``most`` are shown; None where there are none."""
     have = 0 if public is None else len(public.pictures)
-    if public is None or have < threat.public:
-        raise BadSetting(f"The threat model grants {threat.public} public pictures; only {have} were given.")
-    return Public(public.pictures[: threat.public], public.labels[: threat.public])
+    granted = have if threat.public == "auto" else threat.public
+    if have < granted:
+        raise BadSetting(f"The threat model grants {granted} public pictures; only {have} were given.")
+    if public is None or not granted:
+        return None
+    shown = granted if most is None else min(granted, most)
+    return Public(public.pictures[:shown], public.labels[:shown])
 
 
 def _known_pixels(pictures: Tensor, share: float, seed: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 import leakmap
 from leakmap import LocalRule, Spec, ThreatModel
 from leakmap.auditing.perform import perform
-from leakmap.auditing.prepare import prepare
+from leakmap.auditing.prepare import granting, prepare
 from leakmap.auditing.recipe import trials
 from leakmap.client.data import load_pictures
 from leakmap.errors import BadSetting, DataError, StoreError
@@ -26,9 +26,36 @@ QUICK = Spec("inverting_gradients", {"steps": 4})
 PLAN = Plan("mlp,hidden=16", "samples", image_size=16, victims=3, attack=QUICK)
 
 
+def runs(plan: Plan, prepared):
+    return trials(granting(plan, prepared.main.groups), *prepared.digests)
+
+
 def scores(store: Store, plan: Plan, prepared) -> dict[str, object]:
-    found = {t.key: store.get(t) for of_role in trials(plan, *prepared.digests).values() for t in of_role}
+    found = {t.key: store.get(t) for of_role in runs(plan, prepared).values() for t in of_role}
     return {key: (o.score.values, o.score.ranks, o.score.pictures.numpy().tobytes()) for key, o in found.items()}
+
+
+def test_automatic_public_pictures_become_a_number_and_the_folder_resumes_with_either(tmp_path):
+    prepared = prepare(PLAN)
+    count = len(prepared.main.groups.public)
+    first = perform(PLAN, prepared, Store(tmp_path)).result
+    assert first.plan.threat.public == first.knowledge.granted.public == first.pictures["public"] == count > 300
+    assert first.knowledge.public == f"{count} public pictures from other photographs"
+    assert f"--public {count}" in first.command
+    assert "auto" not in (tmp_path / "plan.json").read_text()
+    for plan in (PLAN, first.plan):
+        again = perform(plan, prepare(plan), Store(tmp_path)).result
+        assert (again.plan, again.resumed_runs) == (first.plan, len(PLAN.attack.params) * 15)
+
+
+def test_an_attack_on_public_pictures_is_refused_where_none_are_granted_or_left():
+    plan = replace(PLAN, attack=Spec("proxy_statistics"))
+    with pytest.raises(BadSetting, match="needs public, which the threat model withholds"):
+        prepare(replace(plan, threat=ThreatModel(public=0)))
+    few = replace(load_pictures("samples", 16), elsewhere=None)
+    with pytest.raises(BadSetting, match="needs public pictures, and none are left: say how many with --public"):
+        prepare(plan, few)
+    assert len(prepare(replace(plan, threat=ThreatModel(public=9)), few).main.groups.public) == 9
 
 
 def test_the_closed_form_on_its_leaking_network_is_exact(tmp_path):
@@ -107,9 +134,7 @@ def test_a_damaged_outcome_is_run_again(tmp_path):
     first = next((tmp_path / "trials").iterdir())
     first.write_bytes(first.read_bytes()[:50])
     assert perform(PLAN, prepared, store).result.unfinished == 0
-    assert store.get(
-        next(t for ts in trials(PLAN, *prepared.digests).values() for t in ts if store.path(t.key) == first)
-    )
+    assert store.get(next(t for ts in runs(PLAN, prepared).values() for t in ts if store.path(t.key) == first))
 
 
 def test_another_audit_in_the_same_folder_is_refused_and_what_differs_is_named(tmp_path):
@@ -149,7 +174,7 @@ def test_own_code_reaches_other_processes_and_one_that_is_killed_is_a_failure_on
     plan, store = replace(PLAN, victims=1, threat=ThreatModel("known"), **own), Store(tmp_path / "o")
     prepared = prepare(plan)
     perform(plan, prepared, store)
-    planned = trials(plan, *prepared.digests)
+    planned = runs(plan, prepared)
     for role in ("attack", "swapped"):
         store.path(planned[role][0].key).unlink()
     found = perform(plan, prepared, store, Local(2))

@@ -22,7 +22,7 @@ from leakmap.auditing.recipe import trials
 from leakmap.auditing.search import search
 from leakmap.cli.main import main
 from leakmap.client.data import Pictures
-from leakmap.client.groups import divide
+from leakmap.client.groups import MEMBERS, divide
 from leakmap.errors import BadSetting, DataError, StoreError, UsageError
 from leakmap.files import write_json
 from leakmap.plan.plan import Plan
@@ -87,12 +87,11 @@ def test_rehearsals_share_no_picture_and_move_no_other(count, spare, batch, rehe
     except DataError as error:
         assert "--rehearsals" in str(error)
         return
-    names = ("victims", "swaps", "controls", "public", "training", "rehearsals", "distractors")
-    everything = torch.cat([getattr(groups, name).flatten() for name in names])
+    everything = torch.cat([getattr(groups, name).flatten() for name in MEMBERS])
     assert len(everything.unique()) == len(everything)
     assert groups.rehearsals.shape == (rehearsals, batch)
     assert before.rehearsals.shape == (0, batch)
-    for name in names[:5]:
+    for name in MEMBERS[:6]:
         assert before.digests(getattr(before, name)) == groups.digests(getattr(groups, name))
     assert len(groups.distractors) >= 19
     if spare == 200 and not training:
@@ -316,13 +315,15 @@ def test_files_that_are_absent_or_huge_are_refused(tmp_path, monkeypatch):
 def test_the_members_of_the_suite_are_tuned_in_turn_and_keep_their_own_settings():
     plan = replace(PLAN, model="convnet,depth=1,width=4,norm=batch", attack=Spec("strongest", {"steps": 2}))
     found = search(plan, prepare(plan, rehearsals=1), budget=2)
-    assert list(found.attacks) == ["inverting_gradients", "recovered_statistics"]
+    assert list(found.attacks) == ["inverting_gradients", "recovered_statistics", "proxy_statistics"]
     applied = found.applied_to(plan)
     assert applied.attack.params["inverting_gradients.steps"] == 2
     weight = found.attacks["recovered_statistics"].settings["weight"]
     assert applied.attack.params["recovered_statistics.weight"] == weight
-    assert "means of 2 attacks" in str(applied.tuned)
-    assert perform(applied, prepare(applied)).result.settings.column == "rehearsal-tuned"
+    assert "means of 3 attacks" in str(applied.tuned)
+    audited = perform(applied, prepare(applied)).result
+    assert audited.settings.column == "rehearsal-tuned"
+    assert "rehearsed_elsewhere" not in audited.flags, "the tuning granted as many public pictures as the audit"
     with pytest.raises(BadSetting, match="not tuned with inverting_gradients: steps=3"):
         found.applied_to(replace(plan, attack=Spec("strongest", {"steps": 3})))
 

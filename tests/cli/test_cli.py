@@ -123,7 +123,7 @@ def test_json_is_all_that_stdout_holds(call):
     result = json.loads(out)
     assert result["verdict"]["level"] == "exact"
     assert result["command"].startswith(
-        "leakmap audit --model mlp,hidden=16 --attack linear --image-size 16 --victims 3"
+        "leakmap audit --model mlp,hidden=16 --public 316 --attack linear --image-size 16 --victims 3"
     )
 
 

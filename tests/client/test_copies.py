@@ -84,17 +84,17 @@ def test_no_victim_has_a_copy_in_another_group(samples, tmp_path, monkeypatch, s
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
         picture.save(directory / f"{i}.png")
         picture.save(directory / f"{i}.jpg", quality=95, subsampling=0)
-    groups = divide(load_pictures(f"folder:{tmp_path}"), victims=12, batch_size=1, public=50)
+    groups = divide(load_pictures(f"folder:{tmp_path}"), victims=12, batch_size=1, public=35)
     others = torch.ones(len(groups.images), dtype=torch.bool)
     others[groups.victims] = False
-    victims = groups.pictures(groups.victims[:, 0])
-    near = nearest_public(victims, groups.pictures(others.nonzero().flatten())) > CLOSE
-    flagged = nearest_public(victims, groups.pictures(groups.public)) > CLOSE
-    assert (near.any(), flagged.any()) == (not sought, not sought)
+    _, near = nearest_public(groups.images[groups.victims[:, 0]], groups.images[others])
+    _, flagged = groups.nearest
+    assert ((near > CLOSE).any(), (flagged > CLOSE).any()) == (not sought, not sought)
     assert groups.merged == (Merged(120, 120) if sought else None)
 
 
 def test_without_copies_the_groups_are_the_same(samples, monkeypatch):
+    samples = replace(samples, elsewhere=None)
     on = divide(samples, victims=12, batch_size=1)
     monkeypatch.setattr("leakmap.client.groups.MOST", len(samples) - 1)
     off = divide(samples, victims=12, batch_size=1)
@@ -108,6 +108,24 @@ def test_given_victims_all_stay_and_copies_of_them_go(samples):
     groups = divide(pictures, victims=2, batch_size=2, given=True)
     assert torch.equal(groups.images[groups.victims.flatten()], images[:4])
     assert groups.merged == Merged(3, 2)
+
+
+def test_public_pictures_of_other_photographs_are_no_copies_of_the_clients(samples):
+    assert samples.elsewhere is not None
+    copied = torch.cat([COPIES["JPEG"](samples.images[:40]), samples.elsewhere.images])
+    elsewhere = Pictures(copied, torch.arange(len(copied)) % 8, samples.classes)
+    groups = divide(replace(samples, elsewhere=elsewhere), victims=12, batch_size=1, public="auto")
+    assert groups.elsewhere
+    assert len(groups.public) == len(divide(samples, victims=12, batch_size=1, public="auto").public)
+    assert (nearest_public(samples.images, groups.images[groups.public])[1] < CLOSE).all()
+
+
+def test_the_nearest_picture_is_the_one_with_the_least_squared_error(samples):
+    victims, public = samples.images[::9], samples.images[1::2]
+    errors = (victims[:, None].double() - public[None].double()).square().mean((2, 3, 4))
+    place, psnr = nearest_public(victims, public)
+    assert torch.equal(place, errors.argmin(1))
+    assert torch.allclose(psnr, -10 * (errors.min(1).values / 255**2).clamp(min=1e-6).log10())
 
 
 def test_a_spare_set_of_copies_is_none(samples):

@@ -1,6 +1,7 @@
 """Sources and the division into disjoint groups."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from leakmap.client.data import Pictures, distinct, load_pictures
-from leakmap.client.groups import divide
+from leakmap.client.groups import LINE_UP, MEMBERS, MOST_BYTES, MOST_PUBLIC, REHEARSED, divide
 from leakmap.errors import BadSetting, DataError, UnknownName
 
 
@@ -111,7 +112,7 @@ def test_exact_duplicates_are_dropped_also_across_the_two_sets():
     spare=st.integers(0, 200),
     victims=st.integers(1, 12),
     batch=st.integers(1, 4),
-    public=st.integers(0, 40),
+    public=st.integers(0, 40) | st.just("auto"),
     training=st.booleans(),
     seed=st.integers(0, 5),
 )
@@ -125,15 +126,50 @@ def test_no_picture_is_in_two_groups(count, spare, victims, batch, public, train
     except DataError as error:
         assert "few" in str(error) or "train" in str(error)
         return
-    parts = [groups.victims, groups.swaps, groups.controls, groups.public, groups.training, groups.distractors]
-    everything = torch.cat([part.flatten() for part in parts])
+    everything = torch.cat([getattr(groups, name).flatten() for name in MEMBERS])
     assert len(everything.unique()) == len(everything)
     assert groups.victims.shape == (victims, batch)
-    assert len(groups.public) >= public
+    assert public == "auto" or len(groups.public) == public
     assert len(groups.distractors) >= 19
     if spare:
-        assert (groups.images[groups.public] == 1).all()
+        assert (groups.images[groups.known] == 1).all()
         assert (groups.images[groups.victims] == 0).all()
+
+
+@pytest.mark.parametrize("spare", [0, 900])
+@pytest.mark.parametrize("training", [False, True])
+def test_automatic_public_pictures_leave_what_line_ups_take_and_what_is_rehearsed_on(spare, training):
+    def pictures(count, value, spare=None):
+        images = torch.full((count, 1, 16, 16), value, dtype=torch.uint8)
+        return Pictures(images, torch.arange(count) % 5, tuple("abcde"), spare)
+
+    source = pictures(1500, 0, pictures(spare, 1) if spare else None)
+    how = {"victims": 9, "batch_size": 2, "training": training}
+    found, without = (divide(source, public=public, **how) for public in ("auto", 0))
+    assert len(found.public) > 200
+    assert torch.equal(*(torch.cat([g.victims.flatten(), g.swaps.flatten()]) for g in (found, without)))
+    for groups in (found, without):
+        of_class = torch.bincount(groups.labels[groups.distractors], minlength=5)
+        assert (of_class >= LINE_UP).all() or (training and not spare)
+    if training and spare:
+        assert abs(len(found.public) - len(found.training)) <= 1
+    again, tuned = divide(source, public=len(found.public), **how), divide(source, public="auto", rehearsals=4, **how)
+    assert again.digest == found.digest
+    assert len(tuned.public) == len(found.public)
+    assert training or len(tuned.distractors) >= len(found.distractors) - REHEARSED * 2
+
+
+def test_automatic_public_pictures_have_a_largest_number_and_a_largest_size():
+    few = Pictures(torch.zeros(400, 3, 1, 1, dtype=torch.uint8), torch.arange(400) % 5, tuple("abcde"))
+    for side, most in ((1, MOST_PUBLIC), (128, MOST_BYTES // (4 * 3 * 128**2))):
+        source = replace(few, images=torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(400, -1, -1, -1))
+        many = source.only([0] * (MOST_PUBLIC + 9))
+        groups = divide(replace(source, elsewhere=many), victims=9, batch_size=1, public="auto")
+        assert len(groups.public) == most
+    with pytest.raises(DataError, match="5000 public pictures are granted, and 4009 of other photographs are there"):
+        divide(replace(few, elsewhere=few.only([0] * (MOST_PUBLIC + 9))), victims=9, batch_size=1, public=5000)
+    objects = replace(few, objects=torch.zeros(400, 1, 5, dtype=torch.int64))
+    assert not len(divide(objects, victims=9, batch_size=1, public="auto").public)
 
 
 def test_swapped_pictures_have_the_victims_labels_while_any_are_left():

@@ -371,7 +371,7 @@ def test_a_withheld_defence_is_flagged():
         labels=torch.zeros(60).long(),
         distractors=torch.arange(60),
         victims=torch.arange(1)[None],
-        public=torch.arange(0),
+        nearest=(torch.zeros(1, 1).long(), torch.zeros(1, 1)),
     )
     groups.classes = ("a",)
     told, untold = (

@@ -162,7 +162,7 @@ def test_no_picture_of_a_client_is_among_the_others(federation):
     groups = prepare_captured(PLAN, files, truths, others)[1].main.groups
     held = set(groups.digests(groups.victims))
     assert len(held) == CLIENTS * COUNT
-    for name in ("swaps", "controls", "public", "distractors"):
+    for name in ("swaps", "controls", "reference", "public", "distractors"):
         assert not held & set(groups.digests(getattr(groups, name)))
 
 

@@ -20,6 +20,7 @@ from leakmap import (
     LeakmapError,
     LocalRule,
     Observation,
+    Public,
     ThreatModel,
     attack,
     build_network,
@@ -27,6 +28,7 @@ from leakmap import (
     simulate,
 )
 from leakmap.errors import BadSetting, ModelError, NotGranted, ObservationError
+from leakmap.threat import SHOWN, known_before
 from tests.conftest import batch_of, observed
 
 GRANTS = ThreatModel("known", public=3, known_pixels=0.4)
@@ -264,8 +266,9 @@ def test_ungranted_facts_change_nothing(task):
 
 
 def test_every_grant_is_independent(task):
-    round, _ = observed("resnet,blocks=1,width=4", task)
+    round, seen = observed("resnet,blocks=1,width=4", task)
     everything = {"count", "rule", "buffers"}
+    assert len(seen.public.pictures) == 8, "by default all that are given"
     for withheld in everything:
         granted = observe(round, ThreatModel(**{withheld: False})).granted()
         assert {fact for fact, given in granted.items() if given} == everything - {withheld}
@@ -273,12 +276,25 @@ def test_every_grant_is_independent(task):
         observe(round, ThreatModel()).need("public")
 
 
+def test_an_observation_shows_the_first_public_pictures_and_the_setting_all(task):
+    round, _ = observed("convnet,width=8", task)
+    many = Public(torch.rand(SHOWN + 9, *task.shape), torch.zeros(SHOWN + 9, dtype=torch.int64))
+    for threat in (ThreatModel(), ThreatModel(public=SHOWN + 5)):
+        seen, before = observe(round, threat, many), known_before(round.network, LocalRule(), 2, threat, many)
+        assert torch.equal(seen.public.pictures, many.pictures[:SHOWN])
+        assert len(before.public.pictures) == (SHOWN + 9 if threat.public == "auto" else SHOWN + 5)
+    for threat, there in ((ThreatModel(), None), (ThreatModel(public=0), many)):
+        before = known_before(round.network, LocalRule(), 2, threat, there)
+        assert observe(round, threat, there).public is before.public is None
+        assert "public" not in before.granted
+
+
 def test_the_attackers_letter():
     assert ThreatModel().letter == "E"
-    assert ThreatModel(buffers=False, public=5).letter == "D"
-    assert ThreatModel(buffers=False).letter == "C"
-    assert ThreatModel(buffers=False, rule=False).letter == "B"
-    assert ThreatModel("known", buffers=False).letter == "C+"
+    assert ThreatModel(buffers=False).letter == ThreatModel(buffers=False, public=5).letter == "D"
+    assert ThreatModel(buffers=False, public=0).letter == "C"
+    assert ThreatModel(buffers=False, rule=False, public=0).letter == "B"
+    assert ThreatModel("known", buffers=False, public=0).letter == "C+"
     assert ThreatModel("known", known_pixels=0.1).letter == "E+ with known pixels"
 
 

@@ -215,7 +215,11 @@ def test_one_more_field_of_the_rule_is_one_declaration():
         (lambda: LocalRule(lr=float("nan")), "A local rule's lr must be positive; got nan."),
         (lambda: LocalRule(batch_size=0), "A local rule's batch_size must be at least 1, or None for all; got 0."),
         (lambda: LocalRule(dropout=1.0), "A local rule's dropout must be in [0, 1), or None; got 1.0."),
-        (lambda: ThreatModel(public=-1), "A threat model's public must be at least 0 pictures; got -1."),
+        (lambda: ThreatModel(public=-1), "A threat model's public must be 'auto', or at least 0 pictures; got -1."),
+        (
+            lambda: ThreatModel(public="all"),
+            "A threat model's public must be 'auto', or at least 0 pictures; got 'all'.",
+        ),
         (lambda: Plan("mlp", gallery=5), "gallery must be at least 20; got 5."),
     ],
 )

@@ -70,7 +70,9 @@ def cell(axes, leakage, *, clients=12, batch=1, side=32, pictures=True, threat=N
         metrics=gains(judged),
         flags=flags,
         failures=tuple(failures),
-        plan=Plan("resnet", "samples", LocalRule(mode=axes.get("client.mode", "train")), threat or ThreatModel()),
+        plan=Plan(
+            "resnet", "samples", LocalRule(mode=axes.get("client.mode", "train")), threat or ThreatModel(public=0)
+        ),
         command=f"leakmap audit --seed {axes.get('seed', 0)} --model resnet",
         seconds_of_runs=36.0 * clients,
     )

@@ -87,7 +87,7 @@ def test_copies_are_told_of_looked_for_or_not():
         for copies in (None, CopiesResult(families=0, left_out=0), CopiesResult(families=2, left_out=1))
     ]
     assert said == [
-        "near copies were not looked for", "no near copies were found",
+        "near copies were not looked for, as there are more than 60,000 pictures", "no near copies were found",
         "2 pictures had near copies; 1 copy was left out",
     ]  # fmt: skip
 

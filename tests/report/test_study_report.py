@@ -24,7 +24,11 @@ from leakmap.report.study import Cell, write_study
 from leakmap.scoring.statistics import share_of_cases
 from tests.report.synthetic import cell
 
-THREATS = {"rule": ThreatModel(buffers=False), "buffers": ThreatModel(), "labels": ThreatModel("known")}
+THREATS = {
+    "rule": ThreatModel(buffers=False, public=0),
+    "buffers": ThreatModel(public=0),
+    "labels": ThreatModel("known", public=0),
+}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 

@@ -1,6 +1,6 @@
 """Results made up from a few clients, whole and typed, without an audit."""
 
-from leakmap import Plan
+from leakmap import Plan, ThreatModel
 from leakmap.result.clients import FinishedClient
 from leakmap.result.evidence import CopiesResult, GainResult, LineUpResult, LineUps, VerdictResult
 from leakmap.result.method import ClosedForms, Knowledge, LabelsResult, Settings, UpdateCheck
@@ -43,7 +43,7 @@ def verdict(level, rule, reasons=(), statement="Made up."):
 
 def made_up(*clients, **changes):
     """A result with these clients, in which nothing was found unless ``changes`` say so."""
-    plan = changes.get("plan", Plan("resnet", "samples"))
+    plan = changes.get("plan", Plan("resnet", "samples", threat=ThreatModel(public=0)))
     usual = {
         "verdict": verdict("none_found", "nothing"),
         "exposure": None,
@@ -64,7 +64,8 @@ def made_up(*clients, **changes):
         ),
         "closed_forms": ClosedForms(qualify=(), reasons=()),
         "knowledge": Knowledge(
-            attacker=plan.threat.letter, attacker_used="C", granted=plan.threat, used=("rule",)
+            attacker=plan.threat.letter, attacker_used="C", granted=plan.threat, public="no public pictures",
+            used=("rule",),
         ),
         "clients": clients,
         "failures": (),

@@ -165,6 +165,16 @@ def test_equal_runs_of_several_cells_are_made_once(tiny):
     assert not {t.key for t in first.trials["attack"]} & {t.key for t in second.trials["attack"]}
 
 
+def test_with_and_without_public_pictures_is_an_axis_whose_runs_hold_the_number():
+    data, threat = {"source": "samples", "image_size": 16, "victims": 2}, {"public": ["auto", 0, 5]}
+    found = planned(parse_study({"model": "mlp,hidden=4", "data": data, "threat": threat, "attack": "linear"}))
+    assert [one.cell.axes["threat.public"] for one in found] == ["auto", 0, 5]
+    numbers = [{trial.threat.public for trial in one.all()} for one in found]
+    assert numbers[1:] == [{0}, {5}]
+    assert numbers[0] == {found[0].cell.plan.threat.public}
+    assert found[0].cell.plan.threat.public > 300
+
+
 def test_the_same_command_continues_and_repeats_nothing(tiny, tmp_path):
     study, folder = read_study(tiny), tmp_path / "out"
     first = run_study(study, folder, HERE, limit=5)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.auditing.case import SPREAD, Case, Runs
-from leakmap.auditing.prepare import Prepared, planted
+from leakmap.auditing.prepare import Prepared, granting, planted
 from leakmap.auditing.recipe import names_of
 from leakmap.capturing.typed import read_observation
 from leakmap.client.data import Pictures, load_pictures
@@ -103,6 +103,7 @@ def prepare_captured(
         given=True,
         seed=plan.seed,
     )
+    plan = granting(plan, groups)
     names = names_of(plan, task, groups, observations)
     main = Setup(first.network, groups, names.main, tuple(observations))
     return plan, Prepared(main, planted(plan, groups, task, names), math.nan, _flags(main))
@@ -176,6 +177,7 @@ def _joined(held: Sequence[Pictures], others: Pictures, task: Task) -> Pictures:
         if task.objects
         else None,
         areas=_areas(parts),
+        elsewhere=others.elsewhere,
     )
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from leakmap import report
@@ -159,7 +158,7 @@ def conclude(
         | tuning_flags(plan, prepared.main),
         update_check=check,
         closed_forms=closed_forms(plan, prepared.main),
-        knowledge=knowledge_of(plan, attacked),
+        knowledge=knowledge_of(plan, prepared.main.groups, attacked),
         clients=tuple(found.row if isinstance(found, _Finished) else found for found in per_client),
         failures=failures,
         unfinished=unfinished,
@@ -189,7 +188,7 @@ def _client(
     own_score = own.score
     swap_score, prior_score = (None if o is None else o.score for o in floor_runs)
     truth = held_by(planned["attack"][v], prepared.main)
-    still = _stills(truth.pictures, prepared.main.groups)
+    still = _stills(prepared.main.groups, v)
     of_still = {floor: metric_values(p, truth, (*ALWAYS, *plan.metrics)) for floor, p in still.items()}
     other = _of_other_client(plan, planned["attack"], outcomes, v, truth)
     floors = {
@@ -370,11 +369,10 @@ def _objects(finished: Sequence[_Finished]) -> ObjectLineUps | None:
     return ObjectLineUps(attack=_line_up(own), swapped=_line_up(swapped))
 
 
-def _stills(truth: Tensor, groups: Groups) -> dict[str, Tensor]:
-    """Floors that need no run: the mean public picture, and the public picture nearest to each original."""
-    public = groups.pictures(groups.public)
-    nearest = torch.cdist(truth.flatten(1), public.flatten(1)).argmin(1)
-    return {"mean_picture": public.mean(0, keepdim=True).expand_as(truth), "nearest_public": public[nearest]}
+def _stills(groups: Groups, v: int) -> dict[str, Tensor]:
+    """Floors that need no run: the mean of the known pictures, and the one of them nearest to each original."""
+    nearest = groups.pictures(groups.nearest[0][v])
+    return {"mean_picture": groups.mean_picture.expand_as(nearest), "nearest_public": nearest}
 
 
 def _line_up(clients: Sequence[Client], pose: Pose = "plain") -> LineUpResult | None:

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from leakmap.auditing.prepare import facts
-from leakmap.client.copies import CLOSE, nearest_public
-from leakmap.client.groups import Groups
+from leakmap.client.copies import CLOSE
+from leakmap.client.groups import FEWEST_OF_A_CLASS, Groups
 from leakmap.defences import NONE
 from leakmap.plan.plan import Plan
 from leakmap.result.clients import FailedRun
 from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Outcome
-from leakmap.scoring.lineup import FEWEST_OF_A_CLASS
 from leakmap.scoring.verdict import Verdict
 
 
@@ -35,12 +34,6 @@ def pixels_known(share: float) -> str:
         f"The server was given true pixels ({share:.3g} of them), as in a study of starts: line-ups and the planted "
         "control are no evidence; only the gain over the prior-only and swapped floors, which were given the same, is."
     )
-
-
-def _known_beforehand(groups: Groups) -> int:
-    """How many pictures of clients have a public picture that is all but the same."""
-    victims, public = groups.pictures(groups.victims).flatten(0, 1), groups.pictures(groups.public)
-    return int((nearest_public(victims, public) > CLOSE).sum())
 
 
 def mixed_line_ups(groups: Groups) -> int:
@@ -79,7 +72,7 @@ def flags_of(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Ou
         flags["label_order_unknown"] = (
             "The order of the pictures in the client's mini-batches is unknown; the attack simulates one of its own."
         )
-    if groups.public.numel() and (close := _known_beforehand(groups)):
+    if close := int((groups.nearest[1] > CLOSE).sum()):
         flags["public_copy"] = (
             f"{close} of {groups.victims.numel()} pictures of clients have a public picture within {CLOSE:.0f} dB: "
             "what the server knew beforehand is no leak. Give public pictures of other subjects."

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal
 
+from leakmap.client.groups import Groups
 from leakmap.plan.plan import Plan
 from leakmap.result.method import Knowledge, LabelsResult
 from leakmap.runs.trial import Outcome
@@ -18,10 +19,23 @@ def used_by(attacked: Sequence[Outcome]) -> tuple[str, ...]:
     return tuple(sorted(frozenset[str]().union(*(outcome.used for outcome in attacked))))
 
 
-def knowledge_of(plan: Plan, attacked: Sequence[Outcome]) -> Knowledge:
+def knowledge_of(plan: Plan, groups: Groups, attacked: Sequence[Outcome]) -> Knowledge:
     """What was granted, and what the attack used."""
     used = used_by(attacked)
-    return Knowledge(attacker=plan.threat.letter, attacker_used=letter_of(used), granted=plan.threat, used=used)
+    return Knowledge(
+        attacker=plan.threat.letter,
+        attacker_used=letter_of(used),
+        granted=plan.threat,
+        public=public_from(groups),
+        used=used,
+    )
+
+
+def public_from(groups: Groups) -> str:
+    """How many public pictures the server holds, and where they come from."""
+    if not len(groups.public):
+        return "no public pictures"
+    return f"{len(groups.public)} public pictures from {'other photographs' if groups.elsewhere else 'the same source'}"
 
 
 def labels_of(plan: Plan, attacked: Sequence[Outcome]) -> LabelsResult:

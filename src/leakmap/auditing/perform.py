@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from leakmap.auditing.conclude import Audit, conclude
 from leakmap.auditing.estimate import Foretold, expected
-from leakmap.auditing.prepare import Prepared
+from leakmap.auditing.prepare import Prepared, granting
 from leakmap.auditing.recipe import ROLES, in_order, trials
 from leakmap.auditing.update_check import check_update
 from leakmap.client.simulate import Batch
@@ -43,6 +43,7 @@ def perform(
         KeyboardInterrupt: after storing what is finished and, given a store, writing the partial result.
     """
     started = time.time()
+    plan = granting(plan, prepared.main.groups)
     progress("probing the update", 0.0)
     check = probe(plan, prepared, runner.here.device)
     if store is not None:

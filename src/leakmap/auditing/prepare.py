@@ -34,7 +34,7 @@ class Prepared:
     Args:
         main: The audited network and all pictures.
         control: The planted control's network and the same pictures.
-        accuracy: Of the audited network on the public pictures.
+        accuracy: Of the audited network on the reference pictures.
         flags: Why a result may be no evidence, by name.
     """
 
@@ -77,22 +77,44 @@ def prepare(
     check_device(device)
     check(plan)
     groups, task = gather(plan, pictures, rehearsals, progress)
+    plan = granting(plan, groups)
     progress("building the model", 0.0)
     chosen = module if module is not None else plan.model
     network = build_network(task, chosen, seed=plan.seed, weights=plan.weights, loss=loss).to("cpu")
     in_memory = IN_MEMORY in (plan.model, plan.data) or loss is not None
     names = Names() if in_memory else names_of(plan, task, groups)
-    public = groups.public
+    reference = groups.reference
     if plan.calibrate:
-        network = calibrated(network, groups.images[public], groups.targets(public))
+        network = calibrated(network, groups.images[reference], groups.targets(reference))
     if plan.train_epochs:
         kept = trained / f"{names.network}.safetensors" if trained is not None and names.network else None
         network = _kept(network, kept) or _trained(plan, network, groups, device, progress)
         if kept is not None and not kept.is_file():
             write_weights(kept, network.weights)
     own_loss = network.code.loss is not None or task.objects > 0
-    right = math.nan if own_loss else accuracy(network, groups.images[public], groups.labels[public])
+    right = math.nan if own_loss else accuracy(network, groups.images[reference], groups.labels[reference])
     return Prepared(Setup(network, groups, names.main), planted(plan, groups, task, names, loss), right)
+
+
+def granting(plan: Plan, groups: Groups) -> Plan:
+    """The plan with the number of public pictures that are granted; nothing that is run or told says ``auto``.
+
+    Args:
+        plan: The audit.
+        groups: Its pictures.
+
+    Raises:
+        BadSetting: the attack needs public pictures, and none are left for it.
+    """
+    if plan.threat.public != "auto":
+        return plan
+    count = len(groups.public)
+    if not count and "public" in attacks.build(plan.attack).needs:
+        why = "of pictures with objects none are granted unasked" if groups.objects.numel() else "none are left"
+        raise BadSetting(
+            f"This attack needs public pictures, and {why}: say how many with --public, or give more pictures."
+        )
+    return replace(plan, threat=replace(plan.threat, public=count))
 
 
 def planted(plan: Plan, groups: Groups, task: Task, names: Names, loss: Loss | None = None) -> Setup:
@@ -205,8 +227,8 @@ def _without_rehearsed(plan: Plan, groups: Groups) -> Groups:
 def _normalization(text: str, groups: Groups) -> tuple[tuple[float, ...], tuple[float, ...]]:
     channels = groups.images.shape[1]
     if text == "data":
-        public = groups.pictures(groups.public).transpose(0, 1).flatten(1)
-        mean, std = public.mean(1), public.std(1).clamp(min=0.05)
+        reference = groups.pictures(groups.reference).transpose(0, 1).flatten(1)
+        mean, std = reference.mean(1), reference.std(1).clamp(min=0.05)
         return tuple(round(v, 3) for v in mean.tolist()), tuple(round(v, 3) for v in std.tolist())
     if text in NORMALIZATIONS:
         mean, std = NORMALIZATIONS[text]

@@ -110,7 +110,7 @@ def names_of(plan: Plan, task: Task, groups: Groups, captured: Sequence[Observat
     if plan.train_epochs:
         own |= {"epochs": plan.train_epochs, "training": groups.training_digest}
     if plan.calibrate:
-        own |= {"calibrated on": groups.public_digest}
+        own |= {"calibrated on": groups.reference_digest}
     pictures = {"pictures": groups.digest}
     network = _named(own)
     main: dict[str, Any] = {"network": network} | pictures

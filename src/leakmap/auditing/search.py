@@ -19,7 +19,7 @@ import torch
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.strongest import SUITE, applying
 from leakmap.auditing.estimate import Expected, Foretold, expected
-from leakmap.auditing.prepare import Prepared, facts
+from leakmap.auditing.prepare import Prepared, facts, granting
 from leakmap.auditing.recipe import rehearsals
 from leakmap.errors import BadSetting
 from leakmap.files import read_json, write_json
@@ -88,6 +88,7 @@ def search(
     import optuna
 
     groups = prepared.main.groups
+    plan = granting(plan, groups)
     pictures = groups.victims if oracle else groups.rehearsals
     column: Column = "oracle-tuned" if oracle else "rehearsal-tuned"
     clients = _Clients(plan, prepared.main, store, "victims" if oracle else "rehearsals", objective, runner)

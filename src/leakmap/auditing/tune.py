@@ -6,15 +6,13 @@ from pathlib import Path
 from leakmap.auditing.estimate import Foretold
 from leakmap.auditing.prepare import prepare
 from leakmap.auditing.search import BUDGET, search
+from leakmap.client.groups import REHEARSED
 from leakmap.errors import BadSetting
 from leakmap.plan.plan import Plan, Progress
 from leakmap.plan.tuned import Objective, Tuned
 from leakmap.registry.spec import Spec
 from leakmap.runs.runner import HERE, Runner
 from leakmap.runs.store import Store
-
-REHEARSALS = 4
-"""Simulated public clients, unless told otherwise."""
 
 
 def tune(
@@ -38,7 +36,7 @@ def tune(
     Args:
         plan: The audit to come.
         out: Folder for ``tuned.json`` and the rehearsals, where the same call goes on; None keeps nothing.
-        rehearsals: Simulated public clients; None for :data:`REHEARSALS`.
+        rehearsals: Simulated public clients; None for :data:`leakmap.client.groups.REHEARSED`.
         specs: Attacks to tune in turn, each with the settings that stay fixed; by default the plan's, or the members of
             the suite that apply.
         budget: Settings to try of each attack. Raised later, the same tuning goes on.
@@ -56,7 +54,7 @@ def tune(
     """
     if oracle and rehearsals is not None:
         raise BadSetting("--oracle tunes on the victims themselves; leave --rehearsals out.")
-    public = 0 if oracle else REHEARSALS if rehearsals is None else rehearsals
+    public = 0 if oracle else REHEARSED if rehearsals is None else rehearsals
     return search(
         plan,
         prepare(plan, device=runner.here.device, rehearsals=public, progress=progress),

@@ -11,12 +11,12 @@ from leakmap.auditing.audit import audit_captured, run_plan
 from leakmap.auditing.conclude import Audit
 from leakmap.auditing.demo import demonstrate
 from leakmap.auditing.search import BUDGET
-from leakmap.auditing.tune import REHEARSALS
 from leakmap.auditing.tune import tune as tune_plan
 from leakmap.cli.exits import INCONCLUSIVE, REACHED
 from leakmap.cli.options import ATTACK, REAL, TUNING, Out, default_folder, with_plan
 from leakmap.cli.runners import RUN, Address, Device, Gpus, Workers, runner_of
 from leakmap.cli.terminal import describe, describe_tuned, foretell, gated, progress_bar
+from leakmap.client.groups import REHEARSED
 from leakmap.errors import BadSetting
 from leakmap.plan.command import command
 from leakmap.plan.plan import Captured, Plan
@@ -110,7 +110,7 @@ def tune(
     plan: Plan,
     budget: Annotated[int, typer.Option(help="Attack settings to try.", rich_help_panel=TUNING)] = BUDGET,
     rehearsals: Annotated[
-        int | None, typer.Option(help=f"Simulated public clients; {REHEARSALS} by default.", rich_help_panel=TUNING)
+        int | None, typer.Option(help=f"Simulated public clients; {REHEARSED} by default.", rich_help_panel=TUNING)
     ] = None,
     objective: Annotated[
         Literal["ncc", "ssim", "psnr"], typer.Option(help="The score whose mean is maximised.", rich_help_panel=TUNING)

@@ -57,7 +57,16 @@ def _parameter(entry: Entry) -> inspect.Parameter:
     elif entry.required or entry.declared.follows:
         hint, default = hint | None, None
     how = typer.Option(*flag, help=said.help, rich_help_panel=said.panel, hidden=said.hidden)
+    if entry.words:  # Typer takes no union, so the text is read here and held to the declaration like any value
+        hint, how.parser, how.metavar = str, _number_or_word, "|".join([*entry.words, "INTEGER"])
     return _keyword(entry.option, default, Annotated[hint, how])
+
+
+def _number_or_word(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:

@@ -62,6 +62,7 @@ CROPS = (0.0, 0.025, 0.05)
 CLOSE = 30.0
 """PSNR in dB from which on a public picture counts as the victim's: different pictures of the sets above reach 28.9."""
 _ROWS = 256
+_KNOWN = 64
 _PAIRS = 2048
 
 
@@ -111,43 +112,53 @@ def families(images: Tensor) -> Tensor:
 
 
 def without_copies(pictures: Pictures, given: int = 0) -> tuple[Pictures, Merged]:
-    """The same pictures with one of each family, also across the two sets: the first, in the main set if it has one.
+    """The same pictures with one of each family, also across the sets: the first, in the main set if it has one.
 
     Args:
-        pictures: The source, with at most :data:`MOST` pictures in both sets.
+        pictures: The source, with at most :data:`MOST` pictures in all of its sets.
         given: The first pictures that stay even if they are copies of each other; all their copies are left out.
 
     Returns:
-        The pictures, without a spare set if it holds copies alone, and what was left out.
+        The pictures, without a set that holds copies alone, and what was left out.
     """
-    spare, count = pictures.spare, len(pictures)
-    family = families(pictures.images if spare is None else torch.cat([pictures.images, spare.images]))
+    sets = [pictures, *(one for one in (pictures.spare, pictures.elsewhere) if one is not None)]
+    family = families(torch.cat([one.images for one in sets]))
     place = torch.arange(len(family))
     stays = (family == place) | (place < given)
     merged = Merged(len(family[family != place].unique()), int((~stays).sum()))
-    rest = spare.only(stays[count:]) if spare else None
-    return replace(pictures.only(stays[:count]), spare=rest if rest else None), merged
+    kept = iter(one.only(part) for one, part in zip(sets, stays.split([len(one) for one in sets]), strict=True))
+    main = next(kept)
+    spare, elsewhere = ((next(kept) or None) if one is not None else None for one in (main.spare, main.elsewhere))
+    return replace(main, spare=spare, elsewhere=elsewhere), merged
 
 
-def nearest_public(victims: Tensor, public: Tensor) -> Tensor:
-    """PSNR of the public picture that is nearest to each victim.
+def nearest_public(victims: Tensor, public: Tensor) -> tuple[Tensor, Tensor]:
+    """The public picture that is nearest to each victim, and its PSNR.
 
     Above :data:`CLOSE` the attacker was given the picture, and finding it again shows nothing.
 
     Args:
-        victims: ``(V, C, H, W)`` in [0, 1].
-        public: ``(P, C, H, W)`` in [0, 1], at least one.
+        victims: ``(V, C, H, W)`` uint8.
+        public: ``(P, C, H, W)`` uint8, at least one.
 
     Returns:
-        ``(V,)`` in dB, at most 60.
+        ``(V,)`` places in ``public``, and ``(V,)`` dB, at most 60.
     """
-    truth = victims.flatten(1).double()
-    best = torch.full((len(truth),), math.inf, dtype=torch.float64)
-    for part in public.flatten(1).split(64):
-        known = part.double()
-        squares = truth.square().sum(1)[:, None] + known.square().sum(1) - 2 * truth @ known.T
-        best = torch.minimum(best, squares.min(1).values / truth.shape[1])
-    return -10 * best.clamp(min=1e-6).log10()
+    places, squares = [], []
+    # Floats are made of a few rows at a time. In float64 the sums of squared bytes are exact up to any size.
+    for rows in victims.flatten(1).split(_ROWS):
+        truth = rows.double()
+        apart = [_squared_errors(truth, part.double()) for part in public.flatten(1).split(_KNOWN)]
+        least, place = torch.cat(apart, 1).min(1)
+        places.append(place)
+        squares.append(least)
+    share = torch.cat(squares) / (255**2 * victims[0].numel())
+    return torch.cat(places), -10 * share.clamp(min=1e-6).log10()
+
+
+def _squared_errors(truth: Tensor, known: Tensor) -> Tensor:
+    """``(V, P)`` sums over all pixels, in one product."""
+    return truth.square().sum(1)[:, None] + known.square().sum(1) - 2 * truth @ known.T
 
 
 def _thumbnails(images: Tensor) -> Tensor:

@@ -97,12 +97,13 @@ class Plan:
         tuned: Where its settings come from, if they were tuned.
         weights: File with weights; None draws them from the seed.
         train_epochs: Epochs of brief training on pictures that no client holds.
-        calibrate: Whether fresh BatchNorm statistics are measured on public pictures first; training would move them.
+        calibrate: Whether fresh BatchNorm statistics are measured on reference pictures first; training would move
+            them.
         image_size: Height and width; None keeps the data's.
         victims: Number of clients; :func:`usual_victims` is what follows from the attack where nobody says.
         batch_size: Pictures of each client.
         classes: Outputs of the model, if there are more than classes in the data.
-        normalization: ``data`` (mean and deviation of the public pictures), ``imagenet``, ``cifar10`` or
+        normalization: ``data`` (mean and deviation of the reference pictures), ``imagenet``, ``cifar10`` or
             ``M/M/M:S/S/S``.
         loss: ``cross_entropy[,label_smoothing=E]`` or a user's ``file.py:function``.
         seed: Everything random derives from it.

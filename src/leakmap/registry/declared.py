@@ -114,6 +114,11 @@ class Entry:
         return get_args(self.hint) if get_origin(self.hint) is Literal else ()
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """The texts that may stand in place of a number; empty if none may."""
+        return tuple(word for one in get_args(self.hint) if get_origin(one) is Literal for word in get_args(one))
+
+    @property
     def note(self) -> str:
         """A word on it, as a comment."""
         told = self.declared.help.rstrip(".")
@@ -138,6 +143,8 @@ class Entry:
             return self.optional
         if self.choices:
             return value in self.choices
+        if self.words and isinstance(value, str):
+            return value in self.words
         d = self.declared
         return (
             (d.least is None or value >= d.least)

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from leakmap.result.method import Knowledge
 from leakmap.result.result import Result
 from leakmap.scoring.effects import AxisLevel, axis_levels
 from leakmap.scoring.metrics import ALWAYS
 from leakmap.scoring.statistics import Interval, share_of_cases
-from leakmap.threat import ThreatModel
 
 ABSENT = "does not apply"
 MOST_COLUMNS, MOST_ROWS = 16, 64
@@ -256,7 +256,7 @@ def ladder(cells: Sequence[Cell], axes: Sequence[Axis]) -> Ladder:
             lines.setdefault(MODES[cell.result.plan.rule.mode], []).append(cell)
         knowledge = kept[0].result.knowledge
         found = {line: pooled(lines[line]) for line in sorted(lines)}
-        rungs.append(Rung(knowledge.attacker, _granted(knowledge.granted), found))
+        rungs.append(Rung(knowledge.attacker, _granted(knowledge), found))
     return Ladder(tuple(rungs), bool(common), audits)
 
 
@@ -271,9 +271,10 @@ def _order(cell: Cell) -> tuple[Any, ...]:
     return letter, LABELS[granted.labels], *others
 
 
-def _granted(granted: ThreatModel) -> tuple[str, ...]:
+def _granted(knowledge: Knowledge) -> tuple[str, ...]:
+    granted = knowledge.granted
     labels = {"known": "labels", "counts": "label counts", "unknown": ""}[granted.labels]
-    public = f"{granted.public} public pictures" if granted.public else ""
+    public = knowledge.public if granted.public else ""
     named = [("number of pictures", granted.count), ("local rule", granted.rule)]
     known_pixels = f"{granted.known_pixels:.3g} of the true pixels" if granted.known_pixels else ""
     buffers = "buffers" if granted.buffers else ""

@@ -1,5 +1,6 @@
 """What a result says, in the words that every reader gets: report, study report, terminal."""
 
+from leakmap.client.copies import MOST
 from leakmap.result.evidence import LineUpResult
 from leakmap.result.result import Result
 from leakmap.scoring.verdict import Rule
@@ -74,7 +75,7 @@ def counts_with_intervals(result: Result) -> str:
 def copies(result: Result) -> str:
     """What became of near copies."""
     if result.copies is None:
-        return "near copies were not looked for"
+        return f"near copies were not looked for, as there are more than {MOST:,} pictures"
     families, left_out = result.copies.families, result.copies.left_out
     if not left_out:
         return "no near copies were found"

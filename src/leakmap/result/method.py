@@ -150,10 +150,12 @@ class Knowledge(Part):
         attacker: The nearest attacker of Carletti et al. (2025) by what was granted.
         attacker_used: The nearest one by what the attack used.
         granted: Every fact of the threat model.
+        public: How many public pictures were granted, and where they come from.
         used: Facts that the attack used.
     """
 
     attacker: str
     attacker_used: str
     granted: ThreatModel
+    public: str
     used: tuple[str, ...]

@@ -30,8 +30,9 @@ from leakmap.result.method import (
 )
 from leakmap.result.part import Number, Part
 
-RESULT_SCHEMA = 2
-"""Raised whenever a key is renamed, removed or changes its meaning; 1 had ``gate`` for ``update_check``."""
+RESULT_SCHEMA = 3
+"""Raised whenever a key is renamed, removed or changes its meaning; 1 had ``gate`` for ``update_check``, 2 counted the
+auditor's reference pictures among the public ones."""
 
 WHAT = "a result of a leakmap audit"
 
@@ -61,7 +62,7 @@ class Result(Part):
         unfinished: Runs that are missing after an interruption.
         pictures: Group -> its size; no picture is in two groups.
         copies: Near copies that were left out; null where there were too many pictures to look for them.
-        accuracy: Of the network on the public pictures; null for detectors.
+        accuracy: Of the network on the reference pictures; null for detectors.
         plan: All settings.
         command: The command line, or the call, that repeats the audit.
         control_model: Architecture of the planted control.
@@ -71,7 +72,7 @@ class Result(Part):
         versions: Of leakmap, Python and torch, and the device.
     """
 
-    schema_number: Literal[2] = Field(default=RESULT_SCHEMA, alias="schema")
+    schema_number: Literal[3] = Field(default=RESULT_SCHEMA, alias="schema")
     verdict: VerdictResult
     exposure: ExposureResult | None
     line_up: LineUps

@@ -18,7 +18,6 @@ from leakmap.attacker.reconstruction import Attempt, Reconstruction, Tick
 from leakmap.client.simulate import Batch, Round, simulate
 from leakmap.errors import in_words
 from leakmap.models.network import Network
-from leakmap.observation.contents import Public
 from leakmap.observation.observation import Observation
 from leakmap.runs.fitting import fitted, recipe
 from leakmap.runs.setup import Setup
@@ -122,7 +121,7 @@ def fitted_for(trial: Trial, setup: Setup, folder: Path | None = None, tick: Tic
     how, network, captured = attacks.build(trial.attack), network_of(trial, setup), _captured(trial, setup)
     own = replace(setup, network=network).network_digest if how.fits and captured is not None else ""
     count = _members(trial, setup).shape[1]
-    setting = known_before(network, trial.rule, count, trial.threat, _public(setup))
+    setting = known_before(network, trial.rule, count, trial.threat, setup.public)
     return fitted(how, setting, recipe(trial, how, own), trial.seed, folder, tick)
 
 
@@ -141,7 +140,7 @@ def seen_by_server(trial: Trial, setup: Setup) -> Observation:
     return observe(
         round,
         trial.threat,
-        _public(setup),
+        setup.public,
         scored=truth.pictures,
         seed=derive(trial.seed, "observe", trial.client),
     )
@@ -162,23 +161,13 @@ def held_by(trial: Trial, setup: Setup) -> Batch:
     index = _members(trial, setup)[trial.client]
     device = setup.network.device
     areas = setup.groups.areas[index] if setup.groups.areas.numel() else None
-    return Batch(setup.groups.pictures(index).to(device), _targets(setup, index).to(device), areas)
+    return Batch(setup.groups.pictures(index).to(device), setup.targets(index).to(device), areas)
 
 
 def _members(trial: Trial, setup: Setup) -> Tensor:
     """``(clients, count)`` indices of the pictures of a trial's clients."""
     groups = setup.groups
     return {"victims": groups.victims, "controls": groups.controls, "rehearsals": groups.rehearsals}[trial.group]
-
-
-def _public(setup: Setup) -> Public:
-    index = setup.groups.public
-    return Public(setup.groups.pictures(index), _targets(setup, index))
-
-
-def _targets(setup: Setup, index: Tensor) -> Tensor:
-    """What the setup's loss takes: the planted control classifies pictures with objects too."""
-    return setup.groups.targets(index) if setup.network.task.objects else setup.groups.labels[index]
 
 
 def distractors_for(trial: Trial, setup: Setup) -> list[Tensor]:

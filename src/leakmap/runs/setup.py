@@ -16,6 +16,7 @@ from leakmap.client.groups import Groups
 from leakmap.errors import StoreError
 from leakmap.files import write_tensors
 from leakmap.models.network import IN_MEMORY, Code, Network
+from leakmap.observation.contents import Public
 from leakmap.observation.observation import Observation
 from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
@@ -23,8 +24,8 @@ from leakmap.registry.user_code import is_user_code, user_code_digest
 from leakmap.scoring.regions import crops
 
 _GROUPS = (
-    *("images", "labels", "victims", "swaps", "controls", "public", "training", "rehearsals", "distractors"),
-    *("objects", "areas"),
+    *("images", "labels", "victims", "swaps", "controls", "reference", "public", "training", "rehearsals"),
+    *("distractors", "objects", "areas"),
 )
 
 
@@ -60,6 +61,16 @@ class Setup:
         network = self.network
         own_loss = network.code.loss is not None and not is_user_code(network.task.loss.name)
         return network.model.name == IN_MEMORY or own_loss
+
+    @cached_property
+    def public(self) -> Public:
+        """The public pictures with what the network's loss takes for them; all trials of a process share them."""
+        index = self.groups.public
+        return Public(self.groups.pictures(index), self.targets(index))
+
+    def targets(self, index: Tensor) -> Tensor:
+        """What the network's loss takes for some pictures: the planted control classifies those with objects too."""
+        return self.groups.targets(index) if self.network.task.objects else self.groups.labels[index]
 
     @cached_property
     def spare_objects(self) -> tuple[Tensor, list[Tensor]]:

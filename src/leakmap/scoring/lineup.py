@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from leakmap.client.groups import FEWEST_OF_A_CLASS
 from leakmap.seeds import generator
 
 GALLERY = 100
-FEWEST_OF_A_CLASS = 4
 MIXED = 19
 """Distractors of a line-up that has to mix classes."""
 

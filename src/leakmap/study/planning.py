@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
-from leakmap.auditing.prepare import gather, planted, prepare
+from leakmap.auditing.prepare import gather, granting, planted, prepare
 from leakmap.auditing.recipe import Names, in_order, names_of, trials
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import Groups
@@ -58,8 +58,10 @@ def planned(study: Study) -> list[Planned]:
     for cell in study.cells:
         try:
             check(cell.plan)
-            names = names_of(cell.plan, *_material(cell.plan, known))
-            found.append(Planned(cell, names, trials(cell.plan, names.main, names.control)))
+            task, groups = _material(cell.plan, known)
+            plan = granting(cell.plan, groups)
+            names = names_of(plan, task, groups)
+            found.append(Planned(replace(cell, plan=plan), names, trials(plan, names.main, names.control)))
         except LeakmapError as error:
             raise type(error)(f"{cell}: {error}") from None
     return found

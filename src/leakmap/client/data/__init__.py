@@ -30,6 +30,8 @@ class Pictures:
         labels: ``(N,)`` int64; of pictures with objects all 0: line-ups mix them.
         classes: Their names; of pictures with objects those of the objects.
         spare: A second set from the same source, such as a training split: public pictures and training come from it.
+        elsewhere: Pictures from other photographs, for the attacker alone: where a source cuts many pictures out of few
+            photographs, its public pictures come from here and from nowhere else.
         objects: ``(N, M, 5)`` int64, see :mod:`leakmap.problem.objects`; None for classification.
         areas: ``(N, 4)`` int64: top, left, bottom and right of the picture between letterbox bars; None without bars.
     """
@@ -40,12 +42,13 @@ class Pictures:
     spare: "Pictures | None" = None
     objects: Tensor | None = None
     areas: Tensor | None = None
+    elsewhere: "Pictures | None" = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def only(self, index: Tensor | list[int]) -> "Pictures":
-        """The same with these pictures alone, beside the whole spare set.
+        """The same with these pictures alone, beside the whole other sets.
 
         Args:
             index: Positions, or ``(N,)`` bool.
@@ -107,7 +110,7 @@ def usable(pictures: Pictures, where: str) -> Pictures:
 
 
 def distinct(pictures: Pictures, seen: set[bytes] | None = None) -> Pictures:
-    """The same pictures without exact repetitions, also across the two sets; an empty spare set is none."""
+    """The same pictures without exact repetitions, also across the sets; an empty set is none."""
     seen = set() if seen is None else seen
     keep: list[int] = []
     for i, image in enumerate(pictures.images):
@@ -116,7 +119,8 @@ def distinct(pictures: Pictures, seen: set[bytes] | None = None) -> Pictures:
             seen.add(digest)
             keep.append(i)
     spare = None if pictures.spare is None else distinct(pictures.spare, seen)
-    return replace(pictures.only(keep), spare=spare if spare else None)
+    elsewhere = None if pictures.elsewhere is None else distinct(pictures.elsewhere, seen)
+    return replace(pictures.only(keep), spare=spare or None, elsewhere=elsewhere or None)
 
 
 def noise(count: int, side: int) -> np.ndarray:

@@ -17,6 +17,8 @@ PHOTOGRAPHS = (
     "camera",
     "coins",
 )
+ELSEWHERE = ("brick", "grass", "gravel", "page", "text", "retina", "rocket", "cell", "clock", "moon")
+"""Further photographs inside scikit-image, which no client holds a tile of."""
 PER_SIDE = 7
 """Tiles along the shorter side of a photograph."""
 DETAIL = 20.0
@@ -27,16 +29,20 @@ DETAIL = 20.0
 def samples(size: int | None) -> Pictures:
     """Square tiles of eight photographs; the class of a tile is the photograph it was cut from.
 
-    Tiles do not overlap. Grey photographs are repeated to three channels. Without an image size, 32.
+    Tiles do not overlap. Grey photographs are repeated to three channels. Without an image size, 32. Public pictures
+    are tiles of ten other photographs; their classes are dealt in turn and mean nothing, as these photographs have none
+    of the classes.
     """
     size = size or 32
-    images: list[Tensor] = []
-    labels: list[int] = []
-    for label, name in enumerate(PHOTOGRAPHS):
-        for tile in tiles(photograph(name)):
-            images.append(square(tile, size))
-            labels.append(label)
-    return Pictures(torch.stack(images), torch.tensor(labels), PHOTOGRAPHS)
+    held = [(label, tile) for label, name in enumerate(PHOTOGRAPHS) for tile in tiles(photograph(name))]
+    public = [tile for name in ELSEWHERE for tile in tiles(photograph(name))]
+    elsewhere = Pictures(_resized(public, size), torch.arange(len(public)) % len(PHOTOGRAPHS), PHOTOGRAPHS)
+    images, labels = _resized([tile for _, tile in held], size), torch.tensor([label for label, _ in held])
+    return Pictures(images, labels, PHOTOGRAPHS, elsewhere=elsewhere)
+
+
+def _resized(found: list[Tensor], size: int) -> Tensor:
+    return torch.stack([square(tile, size) for tile in found])
 
 
 def photograph(name: str) -> Tensor:
