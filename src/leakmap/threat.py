@@ -12,15 +12,11 @@ from leakmap.client.simulate import Round
 from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting
 from leakmap.models.network import Network
-from leakmap.observation.contents import Public
+from leakmap.observation.contents import SHOWN, Public
 from leakmap.observation.observation import Observation
 from leakmap.problem.objects import unpack
 from leakmap.registry.declared import Declared, check
 from leakmap.seeds import generator
-
-SHOWN = 256
-"""Public pictures that an Observation holds at most: an attack on one client measures statistics on a few batches.
-What learns from more is fitted to the Setting, which holds all of them and is made once for all clients."""
 
 AsMany = Literal["auto"]
 """In place of a number: as many as there are."""
@@ -182,7 +178,7 @@ def _granted_public(threat: ThreatModel, public: Public | None, most: int | None
     if public is None or not granted:
         return None
     shown = granted if most is None else min(granted, most)
-    return Public(public.pictures[:shown], public.labels[:shown])
+    return public.first(shown)
 
 
 def _known_pixels(pictures: Tensor, share: float, seed: int) -> Tensor:

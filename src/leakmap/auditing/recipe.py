@@ -40,7 +40,9 @@ def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
     if prior.name != "prior_only":
         prior = Spec("prior_only", {"of": plan.attack.name, **plan.attack.params})
     victims = range(plan.victims)
-    planted = replace(base, setup=control, rule=LocalRule(mode="eval"), group="controls", metrics=ALWAYS)
+    # What leaks without public pictures needs none, and then nothing is fitted and rehearsed for the control alone.
+    threat = plan.threat if "public" in attacks.build(plan.attack).needs else replace(plan.threat, public=0)
+    planted = replace(base, setup=control, rule=LocalRule(mode="eval"), threat=threat, group="controls", metrics=ALWAYS)
     return {
         "attack": [replace(base, client=v, swap=own) for v in victims],
         "swapped": [replace(base, client=v, swap=own + 1) for v in victims],

@@ -21,6 +21,11 @@ class Update:
     tensors: Mapping[str, Tensor]
 
 
+SHOWN = 256
+"""Public pictures that an Observation holds at most: an attack on one client measures statistics on a few batches.
+What learns from more is fitted to the Setting, which holds all of them and is made once for all clients."""
+
+
 @dataclass(frozen=True)
 class Public:
     """Pictures that anyone could have.
@@ -32,3 +37,7 @@ class Public:
 
     pictures: Tensor
     labels: Tensor
+
+    def first(self, count: int) -> "Public":
+        """The first ones."""
+        return Public(self.pictures[:count], self.labels[:count])

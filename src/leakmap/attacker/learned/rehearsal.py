@@ -13,7 +13,7 @@ from leakmap.attacker.reconstruction import Tick
 from leakmap.attacker.setting import Setting
 from leakmap.client_step import arrange, local_signal
 from leakmap.errors import LeakmapError
-from leakmap.observation.contents import Public, Update
+from leakmap.observation.contents import SHOWN, Public, Update
 from leakmap.observation.observation import Observation
 from leakmap.seeds import derive, generator
 
@@ -87,7 +87,7 @@ class Rehearsals:
             torch.bincount(y, minlength=network.task.classes) if "label_counts" in granted else None,
             signal.buffers if "buffers" in granted else None,
             setting.rule,
-            setting.public,
+            setting.public and setting.public.first(SHOWN),
         ).through_bytes()
 
 
