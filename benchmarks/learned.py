@@ -198,7 +198,7 @@ def _folder(folder: Path) -> tuple[Tensor, Tensor]:
         cut = (16, 16, 240, 240)
         pictures.append(np.asarray(Image.open(found).convert("RGB").crop(cut)))
     stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    return stacked.float() / 255, torch.tensor([int(row["index"]) for row in rows])
+    return stacked.float() / 255, torch.tensor([int(row.get("index") or row["imagenet_index"]) for row in rows])
 
 
 @cache

@@ -30,7 +30,8 @@ def test_it_runs_what_the_knowledge_allows_and_says_why_not_the_rest(task):
     _, everything = observed(BATCHNORM, task, threat=ThreatModel("known", public=4))
     ran = {name for name, a in reached(attack(everything, "strongest_v1,steps=2")).items() if a.pictures is not None}
     assert ran == {"inverting_gradients", "recovered_statistics", "proxy_statistics", "dropout_inversion"}
-    _, little = observed(BATCHNORM, task, threat=ThreatModel("known", buffers=False), rule=LocalRule(mode="eval"))
+    nothing = ThreatModel("known", buffers=False, public=0)
+    _, little = observed(BATCHNORM, task, threat=nothing, rule=LocalRule(mode="eval"))
     notes = {name: a.note for name, a in reached(attack(little, "strongest_v1,steps=2")).items()}
     assert notes["inverting_gradients"] == ""
     assert "not granted" in notes["recovered_statistics"]
@@ -87,7 +88,7 @@ def test_settings_of_members_are_written_with_a_dot(task):
 
 
 def test_the_floor_of_the_suite_does_not_depend_on_the_update(task):
-    _, own = observed(BATCHNORM, task, count=2)
+    _, own = observed(BATCHNORM, task, threat=ThreatModel(public=0), count=2)
     other = observed(BATCHNORM, task, count=2, seed=5)[1]
     other = replace(own, update=other.update, buffers=other.buffers)
     floor = [attack(o, "prior_only,of=strongest_v1,steps=4", seed=1).pictures for o in (own, other)]
@@ -167,7 +168,7 @@ def test_an_audit_with_the_suite_shows_what_each_member_reached(tmp_path):
     rows = {member.name: member for member in suite.members}
     assert suite.version == "v1"
     assert sum(row.won for row in rows.values()) == 2
-    assert rows["recovered_statistics"].ran == 2
+    assert rows["recovered_statistics"].ran == rows["proxy_statistics"].ran == 2
     assert rows["linear"].ran == 0
     assert "suite v1" in found.result.verdict.statement
     assert found.result.closed_forms.qualify == ()
