@@ -29,8 +29,12 @@ SMALL = 64
 """Side in pixels up to which pictures are predicted as they are; of larger ones only the layout can be known."""
 COARSE = 32
 """Side in pixels at which larger pictures are predicted, and then enlarged."""
-MANY, FEW = 6000, 3000
-"""Usual simulated clients, with pictures up to :data:`SMALL` and with larger ones."""
+STATISTICS, UPDATES, LARGE = 6000, 16_000, 3000
+"""Most simulated clients unless told otherwise: of whom statistics are read, of whom updates are read, which say less
+of the pictures, and of whom pictures are larger than :data:`SMALL`. More still help (docs/results/learned.md)."""
+WORK, LEAST = 10**13, 1000
+"""Floating-point operations that all simulated clients may take, minutes of a core, and how many clients there are
+whatever they take. Operations and not seconds are counted, so that every machine fits the same."""
 FEWEST = 4
 """Public pictures without which nothing is fitted."""
 HELD = 10
@@ -57,7 +61,8 @@ def learned_inverse(
     about the mean of all pictures that would have sent the same: colours and layout, blurred.
 
     Args:
-        clients: Simulated clients; 0: 6,000, or 3,000 with pictures above 64 pixels, and fewer where memory ends.
+        clients: Simulated clients; 0: 6,000 of whom statistics are read, 16,000 of whom updates are, 3,000 with
+            pictures above 64 pixels, fewer where a step takes long, down to 1,000, and where memory ends.
         views: What is read: ``statistics`` (returned buffers), ``update``, ``both``, or ``auto``: statistics where they
             move, else the update.
         labels: ``auto``, or the name of a label rule.
@@ -162,10 +167,13 @@ class LearnedInverse:
         return Simulation(setting, rule, count, statistics, sketch, basis)
 
     def _number(self, setting: Setting, simulation: Simulation, count: int) -> int:
-        """Simulated clients: those asked for, or usual, as far as memory reaches."""
-        usual = MANY if max(setting.network.task.shape[1:]) <= SMALL else FEW
+        """Simulated clients: those asked for, or what is usual and worth its work, as far as memory reaches."""
+        usual = UPDATES if simulation.sketch else STATISTICS
+        if max(setting.network.task.shape[1:]) > SMALL:
+            usual = min(usual, LARGE)
+        wanted = self.clients or max(min(usual, WORK // max(1, simulation.work())), LEAST)
         numbers = simulation.columns + count * (setting.network.task.classes + len(simulation.basis.components))
-        return max(FEWEST, min(self.clients or usual, MEMORY // (4 * numbers)))
+        return max(FEWEST, min(wanted, MEMORY // (4 * numbers)))
 
     def _decode(
         self,

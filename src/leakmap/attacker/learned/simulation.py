@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from leakmap.attacker.learned.features import Sketch, Statistics
 from leakmap.attacker.protocol import Kept
 from leakmap.attacker.setting import Setting
-from leakmap.client_step import LocalRule, arrange, local_signal
+from leakmap.client_step import LocalRule, Signal, arrange, local_signal
 from leakmap.errors import NotGranted
 from leakmap.seeds import derive, generator
 
@@ -131,8 +132,7 @@ class Simulation:
         return Clients(joined, y, targets)
 
     def _chunk(self, pictures: Tensor, labels: Tensor, own: range, seed: int, told: Told) -> dict[str, Tensor]:
-        network = self.setting.network
-        module, loss = arrange(network.module(), self.rule), network.loss()
+        module = arrange(self.setting.network.module(), self.rule)
         rows: dict[str, list[Tensor]] = {"y": [], "targets": []}
         for client in own:
             source = generator(seed, "client", client)
@@ -142,24 +142,39 @@ class Simulation:
             held, y = held[order], labels[drawn][order]
             # A real loader takes the pictures in any order, not by class.
             mixed = torch.randperm(self.count, generator=source)
-            signal = local_signal(
-                module,
-                network.weights,
-                network.task.normalize(held[mixed]),
-                y[mixed],
-                self.rule,
-                loss,
-                dropout_seed=derive(seed, "dropout", client),
-                order_seed=derive(seed, "order", client),
-                noise_seed=derive(seed, "noise", client),
-                tensors=self.sketch is not None,
-            )
+            signal = self._signal(module, held[mixed], y[mixed], derive(seed, "step", client))
             for view, columns in self.read(signal.tensors, signal.buffers).items():
                 rows.setdefault(view, []).append(columns)
             rows["y"].append(y)
             rows["targets"].append(self.basis.coefficients(held))
             told(client)
         return {name: torch.stack(row) for name, row in rows.items()}
+
+    def _signal(self, module: nn.Module, pictures: Tensor, y: Tensor, seed: int) -> Signal:
+        network = self.setting.network
+        return local_signal(
+            module,
+            network.weights,
+            network.task.normalize(pictures),
+            y,
+            self.rule,
+            network.loss(),
+            dropout_seed=derive(seed, "dropout"),
+            order_seed=derive(seed, "order"),
+            noise_seed=derive(seed, "noise"),
+            tensors=self.sketch is not None,
+        )
+
+    def work(self) -> int:
+        """Floating-point operations of simulating one client, counted in one: convolutions and matrix products."""
+        network = self.setting.network
+        module = arrange(network.module(), self.rule)
+        # Noise, as constant pictures leave BatchNorm nothing to normalize by.
+        shape = (self.count, *network.task.shape)
+        pictures = torch.rand(shape, generator=generator(0, "work")).to(network.device)
+        with FlopCounterMode(display=False) as counter:
+            self._signal(module, pictures, torch.zeros(self.count, dtype=torch.int64, device=network.device), 0)
+        return counter.get_total_flops()
 
 
 def in_order(y: Tensor, pictures: Tensor) -> Tensor:
