@@ -33,6 +33,7 @@ MEMBERS = (
     "linear",
     "spear",
     "april",
+    "patch_positions",
     "inverting_gradients",
     "recovered_statistics",
     "proxy_statistics",
@@ -46,12 +47,12 @@ MEMBERS = (
 def strongest(*, steps: int | None = None, restarts: int | None = None, **settings: Any) -> "Strongest":
     """Every attack that the granted knowledge allows, cheapest first; what explains best what the client sent wins.
 
-    Suite v1: the closed forms linear, spear and april; inverting_gradients; recovered_statistics where buffers moved;
-    proxy_statistics where public pictures are granted; dropout_inversion where dropout is active; dimitrov where
-    mini-batches are shuffled from epoch to epoch. All results are compared by one update residual, how far each
-    is from what the client sent: the cosine distance of the whole update in the client's mode, with dropout masks
-    fitted to each result, plus the squared relative distance of the returned running statistics where they moved. None
-    is chosen by the truth. Once a result explains the update to 1e-6, the rest is left out.
+    Suite v1: the closed forms linear, spear, april and patch_positions; inverting_gradients; recovered_statistics where
+    buffers moved; proxy_statistics where public pictures are granted; dropout_inversion where dropout is active;
+    dimitrov where mini-batches are shuffled from epoch to epoch. All results are compared by one update residual, how
+    far each is from what the client sent: the cosine distance of the whole update in the client's mode, with dropout
+    masks fitted to each result, plus the squared relative distance of the returned running statistics where they moved.
+    None is chosen by the truth. Once a result explains the update to 1e-6, the rest is left out.
 
     Args:
         steps: Iterations of every search; by default each member's own.
