@@ -6,6 +6,7 @@ value, are their positions. What stands behind them, or whether class and regist
 matter.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,22 +91,13 @@ def examined(network: Network, count: int | None, rule: LocalRule) -> tuple[Find
     if probe is None:
         why = "the network does not begin with an embedding of patches that do not overlap"
         return Finding(NAME, "", "", False, why), None
-    found, why = _positions(network, probe)
+    found, why = _positions(probe)
     patches, width = probe.tokens.shape
+    kind, why = type(probe.layer).__name__, why or _obstacle(patches, width, count, rule)
     if found is None or why:
-        pass
-    elif patches > width:
-        why = f"embeds {patches} patches in {width} dimensions, which are more unknowns than equations"
-    elif count not in (None, 1):
-        why = f"sees {count} pictures, so that the gradient of a position is a mixture of theirs"
-    elif rule.optimizer != "sgd":
-        why = f"is trained by {rule.optimizer}, which rescales every entry of the gradient"
-    elif not (why := defended(rule, exactly=False)) and defence_of(rule.defence).left == "largest":
-        why = f"is shared under the defence {rule.defence}, which leaves out entries that the equations need"
-    kind = type(probe.layer).__name__
-    if why or found is None:
         return Finding(NAME, probe.name, kind, False, why), None
-    # Several steps on one picture are several equations with the same patches, and so is their sum.
+    # Several steps on one picture are several equations with the same patches, and so is their sum; weight decay is
+    # known only for the first of them.
     rule_exact = defence_of(rule.defence).exact and not (rule.weight_decay and rule.steps(1) > 1)
     values = torch.linalg.svdvals(probe.tokens)
     # Behind a LayerNorm gradients sum to zero over the width, so that as many patches as dimensions depend on one
@@ -115,6 +107,21 @@ def examined(network: Network, count: int | None, rule: LocalRule) -> tuple[Find
     quality += "" if independent else ", as they depend on one another"
     why = f"embeds {patches} patches in {width} dimensions, and the learned positions {found.position} have the "
     return Finding(NAME, probe.name, kind, True, why + f"gradients of each: {quality}"), found
+
+
+def _obstacle(patches: int, width: int, count: int | None, rule: LocalRule) -> str:
+    """Why positions of the right kind give nothing away, else empty."""
+    if patches > width:
+        return f"embeds {patches} patches in {width} dimensions, which are more unknowns than equations"
+    if count not in (None, 1):
+        return f"sees {count} pictures, so that the gradient of a position is a mixture of theirs"
+    if rule.optimizer != "sgd":
+        return f"is trained by {rule.optimizer}, which rescales every entry of the gradient"
+    if why := defended(rule, exactly=False):
+        return why
+    if defence_of(rule.defence).left == "largest":
+        return f"is shared under the defence {rule.defence}, which leaves out entries that the equations need"
+    return ""
 
 
 def tiles(layer: nn.Module) -> bool:
@@ -151,7 +158,7 @@ class _Probe:
 
 def _probe(network: Network) -> _Probe | None:
     """Runs it; None where no layer embeds patches of the picture, or the outputs are no tensor."""
-    module, size = network.module().eval(), network.task.shape
+    module = network.module().eval()
     parameters = {name: p for name, p in module.named_parameters() if p.is_floating_point()}
     frozen = frozenset(name for name, p in parameters.items() if not p.requires_grad)
     source = generator(0, "positions")
@@ -162,8 +169,8 @@ def _probe(network: Network) -> _Probe | None:
             if not parameter.any():
                 parameter.copy_(ZERO_HEAD * torch.randn(parameter.shape, generator=source))
     # No two pixels are alike, so that each value says where it comes from.
-    order = torch.randperm(network.task.shape[0] * size[1] * size[2], generator=source).to(network.device)
-    picture = ((order + 0.5) / len(order) * 2 - 1).to(network.dtype).view(1, *size)
+    order = torch.randperm(math.prod(network.task.shape), generator=source).to(network.device)
+    picture = ((order + 0.5) / len(order) * 2 - 1).to(network.dtype).view(1, *network.task.shape)
     names = {layer: name for name, layer in module.named_modules()}
     seen: list[tuple[nn.Module, Tensor, Tensor, Tensor]] = []
 
@@ -215,7 +222,7 @@ def _places(patches: Tensor, picture: Tensor) -> Tensor | None:
     return places if alike else None
 
 
-def _positions(network: Network, probe: _Probe) -> tuple[Patches | None, str]:
+def _positions(probe: _Probe) -> tuple[Patches | None, str]:
     """The positions of the patches, or why there are none, or why they give nothing away."""
     weight = f"{probe.name}.weight"
     if not float(probe.tokens.norm()) > 0:
