@@ -254,7 +254,7 @@ def test_the_diagnosis_of_a_residual_network(task):
     assert "BatchNorm2d is not invertible" in findings[-1].why
     assert "no plain chain" in findings[-1].why
     lines = summary(findings)
-    assert [line.split(":")[0] for line in lines] == ["linear", "spear", "april", "rgap"]
+    assert [line.split(":")[0] for line in lines] == ["linear", "spear", "april", "patch_positions", "rgap"]
     assert lines[0] == (
         "linear: 0 of 7 layers qualify; stem.0 (Conv2d) is a convolution, whose gradient is a sum over positions."
     )

@@ -7,7 +7,7 @@ whether that is the picture, and what follows.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,16 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from leakmap.attacker.finding import ClosedForm, Finding, defended, several_steps
+from leakmap.attacker.patches import examined, tiles
+from leakmap.attacker.trace import Call, Trace, first_tensor, same, traced
 from leakmap.client_step import LocalRule
 from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
 from leakmap.models.network import Network
 from leakmap.observation.observation import Observation
-from leakmap.problem.objects import EMPTY
 from leakmap.seeds import generator
 
-ClosedForm = Literal["linear", "spear", "april", "rgap"]
 LARGEST_BATCH = 24
 """SPEAR draws about ``2 ** (batch - 1)`` sets of rows; beyond this batch that takes hours."""
 WORST_CONDITION = 1e6
@@ -31,28 +32,6 @@ WORST_CONDITION = 1e6
 SHORTCUT = 1e-3
 """Relative residual above which APRIL's system does not hold; rounding leaves 1e-6."""
 _INVERTIBLE = (nn.Conv2d, nn.Linear, nn.Flatten, nn.Identity, nn.Dropout, nn.LeakyReLU, nn.ELU, nn.Tanh, nn.Sigmoid)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Whether one closed form can read what one layer sees.
-
-    Args:
-        attack: The closed form.
-        layer: Name of the layer in the model; empty where the network has no layer of the kind.
-        kind: Class of the layer.
-        qualifies: Whether it can.
-        why: The reason, as a sentence whose subject is the layer.
-    """
-
-    attack: ClosedForm
-    layer: str
-    kind: str
-    qualifies: bool
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.layer} ({self.kind}) {self.why}" if self.layer else self.why
 
 
 def diagnose(network: Network, count: int | None = None, rule: LocalRule | None = None) -> list[Finding]:
@@ -64,13 +43,14 @@ def diagnose(network: Network, count: int | None = None, rule: LocalRule | None 
         rule: What the client does locally; None stands for one gradient in training mode.
 
     Source: linear: Phong et al. 2018; spear: Dimitrov et al. 2024, arXiv:2403.03945; april: Lu et al. 2022,
-    arXiv:2112.14087; rgap: Zhu and Blaschko 2021, arXiv:2010.07733.
+    arXiv:2112.14087; patch_positions: this project; rgap: Zhu and Blaschko 2021, arXiv:2010.07733.
     """
-    trace, rule = _trace(network), rule or LocalRule()
+    trace, rule = traced(network), rule or LocalRule()
     return [
         *_layers("linear", trace, count, rule),
         *_layers("spear", trace, count, rule),
         _april(trace, count, rule)[0],
+        examined(network, count, rule)[0],
         *_rgap(trace, count),
     ]
 
@@ -95,7 +75,7 @@ def qualifying_layer(observation: Observation, attack: Literal["linear", "spear"
     """
     # Inference mode excludes the least: a BatchNorm behind a layer speaks against it in training mode only.
     network, rule = observation.network, observation.rule or LocalRule(mode="eval")
-    findings = _layers(attack, _trace(network), observation.count, rule)
+    findings = _layers(attack, traced(network), observation.count, rule)
     for finding in findings:
         if finding.qualifies and f"{finding.layer}.weight" in observation.update.tensors:
             return finding.layer
@@ -106,65 +86,11 @@ def qualifying_layer(observation: Observation, attack: Literal["linear", "spear"
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Call:
-    name: str
-    layer: nn.Module
-    inputs: Tensor
-    outputs: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class _Trace:
-    network: Network
-    module: nn.Module
-    pictures: Tensor
-    calls: list[_Call]
-
-    def after(self, call: _Call) -> list[_Call]:
-        return self.calls[self.calls.index(call) + 1 :]
-
-
-def _trace(network: Network) -> _Trace:
-    """What every layer that holds parameters, or no other layers, sees and gives for two random pictures."""
-    module = network.module().eval()
-    pictures = torch.randn(2, *network.task.shape, generator=generator(0, "trace"))
-    pictures = pictures.to(network.device, network.dtype)
-    names = {layer: name for name, layer in module.named_modules()}
-    calls: list[_Call] = []
-
-    def note(layer: nn.Module, arguments: Any, keywords: dict[str, Any], result: Any) -> None:
-        inputs, outputs = _first((*arguments, *keywords.values())), _first((result,))
-        if inputs is not None and outputs is not None:
-            # Copies: a later layer may work in place.
-            calls.append(_Call(names[layer], layer, inputs.clone(), outputs.clone()))
-
-    watched = [m for m in names if not any(m.children()) or any(True for _ in m.parameters(recurse=False))]
-    hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in watched]
-    targets = [torch.full(network.task.target_shape(2), EMPTY, device=network.device)] if network.task.objects else []
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        module(pictures, *targets)
-    for hook in hooks:
-        hook.remove()
-    return _Trace(network, module, pictures, calls)
-
-
-def _first(values: Any) -> Tensor | None:
-    """The first tensor among values, or in the tuple that comes first."""
-    first = next((value for value in values if isinstance(value, Tensor | tuple)), None)
-    return _first(first) if isinstance(first, tuple) else first
-
-
-def _finding(attack: ClosedForm, call: _Call, qualifies: bool, why: str) -> Finding:
+def _finding(attack: ClosedForm, call: Call, qualifies: bool, why: str) -> Finding:
     return Finding(attack, call.name, type(call.layer).__name__, qualifies, why)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    # Bit by bit: reshaping keeps every value, while whatever computes with them changes some.
-    return torch.equal(a.reshape(len(a), -1), b.reshape(len(b), -1))
-
-
-def _layers(attack: Literal["linear", "spear"], trace: _Trace, count: int | None, rule: LocalRule) -> list[Finding]:
+def _layers(attack: Literal["linear", "spear"], trace: Trace, count: int | None, rule: LocalRule) -> list[Finding]:
     """A closed form for linear layers against every layer that might be one."""
     reads = {"linear": _linear, "spear": _spear}[attack]
     layers = [call for call in trace.calls if isinstance(call.layer, nn.Linear | nn.Conv2d)]
@@ -172,11 +98,11 @@ def _layers(attack: Literal["linear", "spear"], trace: _Trace, count: int | None
     return findings or [Finding(attack, "", "", False, "the network calls no linear layer")]
 
 
-def _linear(trace: _Trace, call: _Call, count: int | None, rule: LocalRule) -> tuple[bool, str]:
+def _linear(trace: Trace, call: Call, count: int | None, rule: LocalRule) -> tuple[bool, str]:
     layer = call.layer
     if isinstance(layer, nn.Conv2d):
         return False, "is a convolution, whose gradient is a sum over positions"
-    if not _same(call.inputs, trace.pictures) or layer.in_features != trace.pictures[0].numel():
+    if not same(call.inputs, trace.pictures) or layer.in_features != trace.pictures[0].numel():
         return False, "sees features, not the picture: the features could be read, the picture not"
     if layer.bias is None:
         return False, "has no bias, by whose gradient that of the weight is divided"
@@ -184,9 +110,9 @@ def _linear(trace: _Trace, call: _Call, count: int | None, rule: LocalRule) -> t
         return False, "is frozen, so that no gradient of it is shared"
     if rule.optimizer != "sgd":
         return False, f"is trained by {rule.optimizer}, which rescales every entry of the gradient"
-    if defended := _defended(rule, exactly=False):
-        return False, defended
-    norms = [c for c in trace.after(call) if isinstance(c.layer, _BatchNorm) and _same(c.inputs, call.outputs)]
+    if why := defended(rule, exactly=False):
+        return False, why
+    norms = [c for c in trace.after(call) if isinstance(c.layer, _BatchNorm) and same(c.inputs, call.outputs)]
     if norms and rule.mode == "train":
         return False, "is followed by BatchNorm, so that the gradient of its bias vanishes in training mode"
     defence = defence_of(rule.defence)
@@ -196,34 +122,19 @@ def _linear(trace: _Trace, call: _Call, count: int | None, rule: LocalRule) -> t
     return True, f"sees the picture and has a bias: {exact}"
 
 
-def _spear(trace: _Trace, call: _Call, count: int | None, rule: LocalRule) -> tuple[bool, str]:
+def _spear(trace: Trace, call: Call, count: int | None, rule: LocalRule) -> tuple[bool, str]:
     qualifies, why = _linear(trace, call, count, rule)
     if not qualifies:
         return False, why
     active, after = call.outputs.relu(), trace.after(call)
-    by_module = any(isinstance(c.layer, nn.ReLU) and _same(c.inputs, call.outputs) for c in after)
-    if not by_module and not any(_same(c.inputs, active) for c in after):
+    by_module = any(isinstance(c.layer, nn.ReLU) and same(c.inputs, call.outputs) for c in after)
+    if not by_module and not any(same(c.inputs, active) for c in after):
         return False, "is followed by no ReLU, which would make its gradient sparse"
-    if why := _several_steps(count, rule) or _defended(rule, exactly=True):
+    if why := several_steps(count, rule) or defended(rule, exactly=True):
         return False, why
     if count is not None and count > LARGEST_BATCH:
         return False, f"sees {count} pictures, about 2^{count - 1} draws; up to {LARGEST_BATCH} are feasible"
     return True, "sees the picture, has a bias and feeds a ReLU: exact"
-
-
-def _defended(rule: LocalRule, *, exactly: bool) -> str:
-    """Why equations between the entries of a gradient do not hold for a defended one, else empty."""
-    defence = defence_of(rule.defence)
-    if defence.left == "signs":
-        return f"is shared under the defence {rule.defence}, which leaves no sizes to divide by one another"
-    if exactly and not (defence.exact and defence.left != "largest"):
-        return f"is shared under the defence {rule.defence}; the equations hold exactly or not at all"
-    return ""
-
-
-def _several_steps(count: int | None, rule: LocalRule) -> str:
-    steps = rule.steps(count or 1)
-    return f"changes during the client's {steps} local steps; the equations hold for one" if steps > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -262,15 +173,15 @@ def first_attention(observation: Observation) -> Attention:
         NotApplicable: it cannot; the sentence says why.
     """
     rule = observation.rule or LocalRule(mode="eval")
-    finding, found = _april(_trace(observation.network), observation.count, rule)
+    finding, found = _april(traced(observation.network), observation.count, rule)
     if found is None:
         raise NotApplicable(f"The closed form 'april' does not apply to {observation.network.model}: {finding}.")
     return found
 
 
-def _april(trace: _Trace, count: int | None, rule: LocalRule) -> tuple[Finding, Attention | None]:
+def _april(trace: Trace, count: int | None, rule: LocalRule) -> tuple[Finding, Attention | None]:
     first = trace.calls[0] if trace.calls else None
-    if first is None or not (_embeds_patches(first.layer) and _same(first.inputs, trace.pictures)):
+    if first is None or not (tiles(first.layer) and same(first.inputs, trace.pictures)):
         why = "the network does not begin with a convolution of patches that do not overlap"
         return Finding("april", "", "", False, why), None
     readers = {f"{c.name}.{_weight(c.layer)}": c for c in trace.after(first) if _weight(c.layer) and c.inputs.ndim == 3}
@@ -280,7 +191,7 @@ def _april(trace: _Trace, count: int | None, rule: LocalRule) -> tuple[Finding, 
     tokens, patches = _tokens(call), first.outputs.flatten(2).transpose(1, 2)
     length, dim = tokens.shape[1:]
     position = _position(trace, patches, tokens)
-    norm = next((c for c in trace.after(first) if isinstance(c.layer, nn.LayerNorm) and _same(c.outputs, tokens)), None)
+    norm = next((c for c in trace.after(first) if isinstance(c.layer, nn.LayerNorm) and same(c.outputs, tokens)), None)
     found = None
     if norm is not None:
         why = f"does not see embedding plus position: the LayerNorm {norm.name} stands between"
@@ -294,19 +205,13 @@ def _april(trace: _Trace, count: int | None, rule: LocalRule) -> tuple[Finding, 
         why = f"sees {count} pictures; the closed form reads one"
     elif rule.optimizer != "sgd":
         why = f"is trained by {rule.optimizer}, which rescales every entry of the gradient"
-    elif not (why := _several_steps(count, rule) or _defended(rule, exactly=True)):
-        same = tuple(name for name, c in readers.items() if _same(_tokens(c), tokens))
-        found = Attention(f"{first.name}.weight", position, same)
+    elif not (why := several_steps(count, rule) or defended(rule, exactly=True)):
+        alike = tuple(name for name, c in readers.items() if same(_tokens(c), tokens))
+        found = Attention(f"{first.name}.weight", position, alike)
         why = _unsolvable(trace, found, tokens[0])
     if why:
         return _finding("april", call, False, why), None
     return _finding("april", call, True, f"sees embedding plus position, {length} tokens of width {dim}: exact"), found
-
-
-def _embeds_patches(layer: nn.Module) -> bool:
-    if not isinstance(layer, nn.Conv2d):
-        return False
-    return layer.groups == 1 and layer.padding == (0, 0) and layer.stride == layer.kernel_size
 
 
 def _weight(layer: nn.Module) -> str:
@@ -316,11 +221,11 @@ def _weight(layer: nn.Module) -> str:
     return "weight" if isinstance(layer, nn.Linear) else ""
 
 
-def _tokens(call: _Call) -> Tensor:
+def _tokens(call: Call) -> Tensor:
     return call.inputs if getattr(call.layer, "batch_first", True) else call.inputs.transpose(0, 1)
 
 
-def _position(trace: _Trace, patches: Tensor, tokens: Tensor) -> str | None:
+def _position(trace: Trace, patches: Tensor, tokens: Tensor) -> str | None:
     """Name of the parameter that was added to the embedded patches to give the tokens."""
     for name, parameter in trace.module.named_parameters():
         if parameter.requires_grad and parameter.numel() == tokens[0].numel() and patches.shape[2] == tokens.shape[2]:
@@ -331,12 +236,12 @@ def _position(trace: _Trace, patches: Tensor, tokens: Tensor) -> str | None:
     return None
 
 
-def _unsolvable(trace: _Trace, found: Attention, tokens: Tensor) -> str:
+def _unsolvable(trace: Trace, found: Attention, tokens: Tensor) -> str:
     """Tries the system on a random picture: why it does not hold or has many solutions, else empty."""
     parameters = dict(trace.module.named_parameters())
     names = (found.position, *found.readers)
     with sdpa_kernel(SDPBackend.MATH):
-        outputs = _first((trace.module(trace.pictures[:1]),))
+        outputs = first_tensor((trace.module(trace.pictures[:1]),))
     if outputs is None:
         return "feeds a network whose outputs are no tensor, so that the equations cannot be tried"
     # The equations hold for any loss: a random one stands for the client's.
@@ -353,7 +258,7 @@ def _unsolvable(trace: _Trace, found: Attention, tokens: Tensor) -> str:
     return ""
 
 
-def _rgap(trace: _Trace, count: int | None) -> list[Finding]:
+def _rgap(trace: Trace, count: int | None) -> list[Finding]:
     """R-GAP's rank condition: equations against unknowns of every convolution, summed from the last one down."""
     caveats = _unlike_rgap(trace, count)
     findings: list[Finding] = []
@@ -376,12 +281,12 @@ def _rgap(trace: _Trace, count: int | None) -> list[Finding]:
     return findings[::-1] or [Finding("rgap", "", "", False, "the network has no convolution")]
 
 
-def _unlike_rgap(trace: _Trace, count: int | None) -> list[str]:
+def _unlike_rgap(trace: Trace, count: int | None) -> list[str]:
     """What the recursion does not allow for."""
     leaves = [call for call in trace.calls if not any(call.layer.children())]
     caveats = [] if count in (None, 1) else [f"{count} pictures instead of one"]
     for kind in dict.fromkeys(type(call.layer).__name__ for call in leaves if not isinstance(call.layer, _INVERTIBLE)):
         caveats.append(f"{kind} is not invertible")
-    if not all(_same(first.outputs, then.inputs) for first, then in pairwise(leaves)):
+    if not all(same(first.outputs, then.inputs) for first, then in pairwise(leaves)):
         caveats.append("the layers are no plain chain")
     return caveats

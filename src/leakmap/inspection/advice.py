@@ -18,6 +18,14 @@ _PLACES = {
     "none": "no normalization",
 }
 
+_CURES = {
+    "linear": "Begin with a convolution, or drop the bias of this layer; then audit again.",
+    "april": "Keep the shortcut around the first attention, or a LayerNorm in front of it.",
+    "patch_positions": "Freeze the positions or the patch embedding, so that their gradients are never sent, or use "
+    "fixed sinusoidal positions; several pictures in a batch mix theirs. Then audit again.",
+}
+"""Closed form -> what stops it; SPEAR reads no layer that ``linear`` does not, and R-GAP needs a chain of layers."""
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -73,16 +81,18 @@ def _closed_forms(traits: Traits) -> Iterator[Advice]:
             "closed form",
             "; ".join(traits.closed_forms),
             "An equation gives the picture back exactly; no search is needed.",
-            "Begin with a convolution, or drop the bias of this layer; then audit again."
-            if traits.stem.kind == "linear"
-            else "Keep the shortcut around the first attention, or a LayerNorm in front of it.",
-            "rule 6.9; Phong et al. 2018, arXiv 2403.03945 (SPEAR), 2112.14087 (APRIL), 2010.07733 (R-GAP)",
+            " ".join(
+                cure for name, cure in _CURES.items() if name in {c.partition(":")[0] for c in traits.closed_forms}
+            ),
+            "rule 6.9; Phong et al. 2018, arXiv 2403.03945 (SPEAR), 2112.14087 (APRIL), 2010.07733 (R-GAP), "
+            "docs/results/patch-positions.md",
         )
     else:
         yield Advice(
             "closed form",
             "no layer qualifies",
-            "No linear layer with a bias sees the picture and no first attention can be solved; a search is needed.",
+            "No linear layer with a bias sees the picture, no learned positions give its patches away and no first "
+            "attention can be solved; a search is needed.",
             "",
             "rule 6.9; leakmap audit names what stands in the way",
         )
@@ -258,8 +268,9 @@ def _attention(traits: Traits) -> Iterator[Advice]:
     yield Advice(
         "attention",
         f"{traits.attention} layers" + (f" on patches of {traits.stem.patch} pixels" if traits.stem.patch else ""),
-        "Modern architectures are expected to resist visually at 224 pixels, partly because of how they are "
-        "initialised; attention that sees embedding plus positions and has no shortcut can be solved exactly.",
+        "Modern architectures are expected to resist searches visually at 224 pixels, partly because of how they are "
+        "initialised; closed forms need no search, and attention that sees embedding plus positions without a shortcut "
+        "can be solved exactly.",
         "Audit with trained weights; keep shortcuts and LayerNorm around the first attention.",
         "C10, C14 (arXiv 2508.19819 v2, expected direction); arXiv 2112.14087",
     )
