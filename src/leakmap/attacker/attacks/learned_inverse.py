@@ -121,7 +121,7 @@ class LearnedInverse:
         order = torch.randperm(len(public.pictures), generator=generator(seed, "held out")).to(setting.device)
         apart = max(2, len(order) // HELD)
         held, own = order[:apart], order[apart:]
-        basis = basis_of(public.pictures[own], _predicted(setting), min(COMPONENTS, OUTPUTS // count))
+        basis = basis_of(public.pictures[own], _predicted(setting), min(COMPONENTS, OUTPUTS // count), seed)
         simulation = self._simulation(setting, rule, count, basis)
         clients = self._number(setting, simulation, count)
         total = clients + min(HELD_CLIENTS, clients)
@@ -134,6 +134,7 @@ class LearnedInverse:
                 derive(seed, role),
                 kept,
                 lambda done: tick(0.7 * (before + done) / total),
+                whole=role == "held-out",
             )
 
         fitted = fitted_inverse(

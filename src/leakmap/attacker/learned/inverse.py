@@ -96,7 +96,7 @@ def fitted_inverse(
 
     Args:
         clients: To fit to.
-        held: Of pictures that the former do not hold.
+        held: Of pictures that the former do not hold; with their whole pictures.
         basis: Of their pictures.
         classes: Of the task.
         seed: For the perceptron.
@@ -141,7 +141,7 @@ def fitted_inverse(
     told = answers(columns)
     weights = _stacked(told, held_targets, targets.mean(0))
     told |= {"answer": _sum(weights, told), "nothing": _sum(weights, answers(blind))}
-    likeness = {name: likeness_of(basis, found, held.targets) for name, found in told.items()}
+    likeness = {name: likeness_of(basis, found, held.pictures) for name, found in told.items()}
     return Inverse(basis, scalers, {n: maps[n] for n in weights}, weights, likeness, count, classes)
 
 
@@ -162,16 +162,19 @@ def _stacked(told: Mapping[str, Tensor], truth: Tensor, mean: Tensor) -> dict[st
     return {name: float(share) for name, share in zip(told, shares, strict=True) if share > 0}
 
 
-def likeness_of(basis: Basis, found: Tensor, targets: Tensor) -> float:
-    """Mean NCC of predicted pictures with the true ones, both within the basis.
+def likeness_of(basis: Basis, found: Tensor, pictures: Tensor) -> float:
+    """Mean NCC of predicted pictures with the true ones.
 
     Args:
-        basis: Of both.
+        basis: Of the predicted ones.
         found: ``(M, B x Q)`` coefficients.
-        targets: ``(M, B, Q)`` coefficients.
+        pictures: ``(M, B, C, h, w)``, the true ones, whole: what lies outside of the basis counts as missed.
     """
-    pairs = [basis.pictures(each.reshape(-1, targets.shape[2])).flatten(1) for each in (found, targets)]
-    one, other = (F.normalize(rows - rows.mean(1, keepdim=True), dim=1) for rows in pairs)
+    told = basis.pictures(found.reshape(-1, len(basis.components)))
+    one, other = (
+        F.normalize(rows - rows.mean(1, keepdim=True), dim=1)
+        for rows in (told.flatten(1), pictures.flatten(2).flatten(0, 1))
+    )
     return float((one * other).sum(1).mean())
 
 

@@ -23,6 +23,10 @@ CHUNK = 500
 """Simulated clients that are kept together: what an interruption can cost."""
 SHIFT = 1 / 16
 """Farthest shift of a simulated picture, of its side: other crops of a picture are as good as other pictures."""
+CLOSEST = 0.7
+"""Side of the closest crop of a picture that is larger than what is predicted of it."""
+SPREAD = 3000
+"""Varied pictures that principal components are taken of."""
 
 Told = Callable[[int], None]
 """Called with the number of clients simulated so far."""
@@ -61,11 +65,13 @@ class Clients:
         views: ``(M, columns)`` float32 of each view, by name.
         y: ``(M, B)`` classes in ascending order.
         targets: ``(M, B, Q)`` coefficients of their pictures, in that order.
+        pictures: ``(M, B, C, h, w)`` in [0, 1], whole, of clients on whom maps are measured; else empty.
     """
 
     views: Mapping[str, Tensor]
     y: Tensor
     targets: Tensor
+    pictures: Tensor
 
     def __len__(self) -> int:
         return len(self.y)
@@ -111,7 +117,9 @@ class Simulation:
             views["update"] = self.sketch(update)
         return views
 
-    def run(self, pictures: Tensor, labels: Tensor, clients: int, seed: int, kept: Kept, told: Told) -> Clients:
+    def run(
+        self, pictures: Tensor, labels: Tensor, clients: int, seed: int, kept: Kept, told: Told, *, whole: bool = False
+    ) -> Clients:
         """Simulates clients, which draw their pictures with replacement, mirrored and shifted at random.
 
         Args:
@@ -121,23 +129,28 @@ class Simulation:
             seed: For what they hold, their masks, orders and noise.
             kept: Keeps every :data:`CHUNK` of them.
             told: Called with the number that is finished.
+            whole: Whether their pictures are kept besides the coefficients.
         """
         parts: list[dict[str, Tensor]] = []
         for first in range(0, clients, CHUNK):
             own = range(first, min(first + CHUNK, clients))
-            parts.append(kept(f"clients-{seed}-{first}", partial(self._chunk, pictures, labels, own, seed, told)))
+            parts.append(
+                kept(f"clients-{seed}-{first}", partial(self._chunk, pictures, labels, own, seed, told, whole))
+            )
             told(own.stop)
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        y, targets = joined.pop("y"), joined.pop("targets")
-        return Clients(joined, y, targets)
+        y, targets, shown = joined.pop("y"), joined.pop("targets"), joined.pop("pictures", torch.zeros(0))
+        return Clients(joined, y, targets, shown)
 
-    def _chunk(self, pictures: Tensor, labels: Tensor, own: range, seed: int, told: Told) -> dict[str, Tensor]:
+    def _chunk(
+        self, pictures: Tensor, labels: Tensor, own: range, seed: int, told: Told, whole: bool
+    ) -> dict[str, Tensor]:
         module = arrange(self.setting.network.module(), self.rule)
         rows: dict[str, list[Tensor]] = {"y": [], "targets": []}
         for client in own:
             source = generator(seed, "client", client)
             drawn = torch.randint(len(labels), (self.count,), generator=source)
-            held = torch.stack([_varied(pictures[i], source) for i in drawn.tolist()])
+            held = torch.stack([varied(pictures[i], self.basis.size, source) for i in drawn.tolist()])
             order = in_order(labels[drawn], held)
             held, y = held[order], labels[drawn][order]
             # A real loader takes the pictures in any order, not by class.
@@ -147,6 +160,8 @@ class Simulation:
                 rows.setdefault(view, []).append(columns)
             rows["y"].append(y)
             rows["targets"].append(self.basis.coefficients(held))
+            if whole:
+                rows.setdefault("pictures", []).append(resized(held, self.basis.size))
             told(client)
         return {name: torch.stack(row) for name, row in rows.items()}
 
@@ -194,18 +209,21 @@ def resized(pictures: Tensor, size: tuple[int, int, int]) -> Tensor:
     return F.interpolate(pictures, size[1:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def basis_of(pictures: Tensor, size: tuple[int, int, int], components: int) -> Basis:
-    """Principal components of pictures and their mirror images, by a randomised decomposition.
+def basis_of(pictures: Tensor, size: tuple[int, int, int], components: int, seed: int) -> Basis:
+    """Principal components of pictures, varied as those of simulated clients are, by a randomised decomposition.
 
     Args:
         pictures: ``(P, C, H, W)`` in [0, 1].
         size: That of the components.
         components: The most that are kept.
+        seed: For the variation.
 
     Source: Halko, Martinsson and Tropp 2011, "Finding structure with randomness", arXiv:0909.4061.
     """
-    small = resized(pictures, size)
-    rows = torch.cat([small, small.flip(-1)]).flatten(1)
+    source = generator(seed, "basis")
+    # A map answers within this basis: few pictures without their variations would span too little of others.
+    drawn = torch.arange(SPREAD) % len(pictures)
+    rows = torch.cat([resized(varied(pictures[i], size, source)[None], size).flatten(1) for i in drawn.tolist()])
     mean = rows.mean(0)
     _, strength, directions = torch.svd_lowrank(rows - mean, min(components, *rows.shape), niter=2)
     # What is left of the last ones is rounding: centred pictures have one direction less than there are of them.
@@ -213,11 +231,18 @@ def basis_of(pictures: Tensor, size: tuple[int, int, int], components: int) -> B
     return Basis(mean, directions[:, real].T.contiguous(), size)
 
 
-def _varied(picture: Tensor, source: torch.Generator) -> Tensor:
-    """A picture, mirrored or not, and shifted; the border repeats."""
+def varied(picture: Tensor, size: tuple[int, int, int], source: torch.Generator) -> Tensor:
+    """A picture ``(C, H, W)``, mirrored or not, and cropped at random if it is larger than ``size``, else shifted."""
+    height, width = picture.shape[1:]
     if torch.rand(1, generator=source) < 0.5:
         picture = picture.flip(-1)
-    far = max(1, round(SHIFT * picture.shape[-1]))
+    if (height, width) != size[1:]:
+        share = float(CLOSEST + (1 - CLOSEST) * torch.rand(1, generator=source))
+        tall, wide = round(share * height), round(share * width)
+        top, left = (int(torch.randint(room + 1, (1,), generator=source)) for room in (height - tall, width - wide))
+        return resized(picture[None, :, top : top + tall, left : left + wide], (len(picture), height, width))[0]
+    far = max(1, round(SHIFT * width))
     down, right = torch.randint(2 * far + 1, (2,), generator=source).tolist()
+    # The border repeats.
     padded = F.pad(picture[None], (far, far, far, far), mode="replicate")[0]
-    return padded[:, down : down + picture.shape[-2], right : right + picture.shape[-1]]
+    return padded[:, down : down + height, right : right + width]
