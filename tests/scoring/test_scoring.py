@@ -143,7 +143,7 @@ def test_no_p_value_is_smaller_than_its_rate_on_null_ranks():
 
 def test_line_ups_that_share_distractors_cause_no_more_false_alarms_where_all_reconstructions_are_the_same():
     rng = np.random.default_rng(2)
-    assert spread([[(0, 1)], [(2, 3)]]) == 1
+    assert spread([[range(100 * i, 100 * i + 7 * i + 4)] for i in range(13)]) == 1
     for clients, others, alpha in ((12, 12, 0.02), (40, 60, 0.01)):
         galleries, wider = [[others + 1]] * clients, spread([[range(others)]] * clients)
         assert wider == pytest.approx(1 + (clients - 1) / (others + 2))

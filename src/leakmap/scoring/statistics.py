@@ -164,7 +164,8 @@ def spread(distractors: Sequence[Sequence[Sequence[int]]]) -> float:
         weights += of_client
         own += float(of_client @ of_client)
         independent += 1 - 1 / (1 + min(map(len, client))) ** 2
-    return 1 + max(0.0, float(weights @ weights) - own) / independent
+    # Where none is shared the difference is 0 but for its rounding, at which a beta-binomial has no digits left.
+    return 1 + round(max(0.0, float(weights @ weights) - own) / independent, 9)
 
 
 def rank_sum_p(ranks: Sequence[Sequence[float]], galleries: Sequence[Sequence[int]], spread: float = 1.0) -> float:
