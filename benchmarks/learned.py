@@ -259,7 +259,7 @@ def measured(case: Case, data: Path, searched: int, told: Progress) -> dict[str,
     attacking = (time.process_time() - began - fitting) / clients
     answer = _figures(pool, index, found, network)
     answer |= {"fit_seconds": fitting, "attack_seconds": attacking, "public": len(public)}
-    answer["likeness"] = {n: float(v) for n, v in fitted.state.items() if n.startswith("likeness/")}
+    answer["held_out"] = {n: float(v) for n, v in fitted.state.items() if n.startswith("ncc/")}
     answer["simulated"] = int(fitted.state["clients"])
     answer["class_mean"] = _class_mean(pool, public, public_y, index, case)
     if pool.training.numel():

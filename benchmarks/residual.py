@@ -2,7 +2,7 @@
 
     python -m benchmarks.residual --data npz:cifar10_subset.npz
 
-The network and the rule are those of the first reference client of docs/results/suite.md, the pictures those of
+The network and the rule are those of the first client of docs/results/reference-clients.md, the pictures those of
 rehearsals and so of no victim there. Each client is attacked by every member of the suite that applies. Of their
 results one is chosen by the update alone, by the update and the returned running statistics, or, as the most that any
 choice can reach, by the truth. Prints markdown.

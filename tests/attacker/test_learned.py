@@ -9,7 +9,7 @@ import torch
 from leakmap import LocalRule, Plan, ThreatModel, attack, attacks, build_network, observe, simulate
 from leakmap.attacker.attack import fit
 from leakmap.attacker.learned import simulation
-from leakmap.attacker.learned.rehearsal import mean_likeness
+from leakmap.attacker.learned.rehearsal import mean_ncc
 from leakmap.attacker.setting import Setting
 from leakmap.auditing.prepare import prepare
 from leakmap.client.simulate import Batch
@@ -51,7 +51,7 @@ def test_it_reads_more_than_its_floor(setup):
     floor = built.blind().restored(setting, ready.state)
     found: list[float] = []
     for truth, seen in observations(setup, LocalRule(), 12):
-        own, blind = (mean_likeness(attack(seen, way, seed=1).pictures, truth.pictures) for way in (ready, floor))
+        own, blind = (mean_ncc(attack(seen, way, seed=1).pictures, truth.pictures) for way in (ready, floor))
         found.append(float(own - blind))
     assert statistics.fmean(found) > 3 * statistics.stdev(found) / len(found) ** 0.5
 
@@ -60,9 +60,9 @@ def test_updates_and_buffers_are_views_that_both_read_more_than_nothing(setup):
     """On held-out clients, of which there are as many as simulated ones."""
     rule = LocalRule("delta", batch_size=1, lr=0.01, optimizer="adam")
     state = fit(attacks.build(f"{FEW},views=both"), setting_of(setup, rule), 5, quiet).state
-    likeness = {name.removeprefix("likeness/"): float(value) for name, value in state.items() if "likeness/" in name}
+    ncc = {name.removeprefix("ncc/"): float(value) for name, value in state.items() if "ncc/" in name}
     for view in ("statistics", "update"):
-        assert likeness[f"{view}/perceptron"] > likeness["nothing"] + 0.05
+        assert ncc[f"{view}/perceptron"] > ncc["nothing"] + 0.05
 
 
 def test_what_is_kept_of_an_interrupted_fit_is_not_made_again(setup, tmp_path, monkeypatch):

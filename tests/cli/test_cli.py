@@ -172,9 +172,9 @@ def test_wrong_input_gives_one_sentence_and_exit_code_3(call, words, expected, t
 
 @pytest.mark.parametrize("finished", [0, 2])
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_continues(finished, tmp_path):
-    """At once, while the workers are still starting, and in the middle."""
+    """At once, while a worker is still starting, and in the middle."""
     words = [sys.executable, "-m", "leakmap", "audit", "--model", "resnet,blocks=1,width=8", "--image-size", "16",
-             "--victims", "2", "--steps", "150", "--workers", "2", "--out", str(tmp_path / "o"),
+             "--victims", "2", "--steps", "60", "--workers", str(max(1, finished)), "--out", str(tmp_path / "o"),
              "--attack", "inverting_gradients"]  # fmt: skip
     running = subprocess.Popen(
         words,

@@ -95,8 +95,9 @@ PLAN = Plan(
 )
 
 
-def scores(store: Store) -> dict[str, dict]:
-    return {key: store.read(key).score.values for key in sorted(store.keys())}
+def scores(store: Store) -> dict[str, tuple]:
+    found = {key: store.read(key).score for key in sorted(store.keys())}
+    return {key: (score.values, score.ranks, score.pictures.numpy().tobytes()) for key, score in found.items()}
 
 
 def test_it_is_fitted_once_for_all_processes_and_once_more_after_an_interruption(tmp_path, fits):

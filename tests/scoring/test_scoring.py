@@ -9,7 +9,7 @@ import torch
 from leakmap import Batch, Reconstruction, metrics, score
 from leakmap.scoring.lineup import MIXED, cross_correlation, ncc, pick_distractors, rank
 from leakmap.scoring.match import matched
-from leakmap.scoring.statistics import mean_interval, paired_p, rank_sum_p, share_of_cases
+from leakmap.scoring.statistics import mean_interval, paired_p, rank_one_p, rank_sum_p, share_of_cases, spread
 from leakmap.scoring.verdict import LEVELS, Client, Evidence, judge, line_up
 from tests.conftest import pictures
 
@@ -139,6 +139,24 @@ def test_no_p_value_is_smaller_than_its_rate_on_null_ranks():
         draws = [[[int(rng.integers(1, g + 1))] for g in sizes] for _ in range(300)]
         rate = np.mean([rank_sum_p(ranks, [(g,) for g in sizes]) < 0.05 for ranks in draws])
         assert rate < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_line_ups_that_share_distractors_cause_no_more_false_alarms_where_all_reconstructions_are_the_same():
+    rng = np.random.default_rng(2)
+    assert spread([[range(100 * i, 100 * i + 7 * i + 4)] for i in range(13)]) == 1
+    for clients, others, alpha in ((12, 12, 0.02), (40, 60, 0.01)):
+        galleries, wider = [[others + 1]] * clients, spread([[range(others)]] * clients)
+        assert wider == pytest.approx(1 + (clients - 1) / (others + 2))
+        # The same reconstruction for all: how alike a picture is to it is one number, whoever asks.
+        truths, pools = rng.random((2000, clients, 1)), rng.random((2000, 1, others))
+        drawn = 1 + (pools > truths).sum(2)
+        false = alpha + 3 * np.sqrt(alpha / 2000)
+        rates = [np.mean([rank_sum_p(r[:, None], galleries, s) < alpha for r in drawn]) for s in (1.0, wider)]
+        assert rates[0] > false > rates[1] > alpha / 2
+        firsts = (drawn == 1).sum(1)
+        for hits in (1, 3):  # beta-binomial is exact here
+            p = rank_one_p(hits, clients, galleries, wider)
+            assert np.mean(firsts >= hits) == pytest.approx(p, abs=4 * np.sqrt(p / 2000))
 
 
 def test_the_sign_flip_test_cannot_be_small_with_few_clients():

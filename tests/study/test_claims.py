@@ -5,6 +5,7 @@ import pytest
 from leakmap.errors import BadSetting
 from leakmap.report.study import Cell
 from leakmap.result.evidence import LineUps
+from leakmap.scoring.statistics import rank_sum_p
 from leakmap.study.claims import judge_claim, read_claim
 from leakmap.study.paper import page, parts_of, together, write_judged
 from leakmap.study.planning import planned
@@ -28,8 +29,9 @@ def cell(knob, psnrs, ranks, control=1e-6, flags=None, unfinished=0):
         finished(i, (rank,), (100,), {"psnr": (psnr,), "ssim": (0.1,)}, FLOORS)
         for i, (psnr, rank) in enumerate(zip(psnrs, ranks, strict=True))
     ]
+    own = line_up(rank_sum_p([[rank] for rank in ranks], [[100]] * len(ranks)))
     line_ups = LineUps(
-        gallery=(100, 100), attack=None, any_pose=None, swapped=None, deranged=None, control=line_up(control)
+        gallery=(100, 100), attack=own, any_pose=None, swapped=None, deranged=None, control=line_up(control)
     )
     metrics = {"psnr": gain("prior_only")}
     result = made_up(*clients, line_up=line_ups, metrics=metrics, flags=flags or {}, unfinished=unfinished)

@@ -38,7 +38,7 @@ from leakmap.result.evidence import (
 from leakmap.result.method import UpdateCheck
 from leakmap.result.part import Rate
 from leakmap.result.result import Result
-from leakmap.runs.run import distractors_for, held_by
+from leakmap.runs.run import chosen_for, distractors_for, held_by
 from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Outcome, Trial
 from leakmap.scoring.bands import BANDS
@@ -121,9 +121,9 @@ def conclude(
     deranged = [f.deranged for f in finished if f.deranged is not None]
     attacked = [f.attacked for f in finished]
     control = [
-        Client(o.score.ranks, o.score.galleries, o.score.values)
-        for o in (outcomes.get(trial.key) for trial in planned["control"])
-        if o is not None and o.score is not None
+        Client(o.score.ranks, o.score.galleries, o.score.values, distractors=chosen_for(trial, prepared.control))
+        for trial in planned["control"]
+        if (o := outcomes.get(trial.key)) is not None and o.score is not None
     ]
     unfinished = sum(trial.key not in outcomes for of_role in planned.values() for trial in of_role)
     failures = _failures(planned, outcomes)
@@ -187,7 +187,7 @@ def _client(
         return LostClient(client=v, failure=failed[0] if failed else "not finished")
     own_score = own.score
     swap_score, prior_score = (None if o is None else o.score for o in floor_runs)
-    truth = held_by(planned["attack"][v], prepared.main)
+    truth, chosen = held_by(planned["attack"][v], prepared.main), chosen_for(planned["attack"][v], prepared.main)
     still = _stills(prepared.main.groups, v)
     of_still = {floor: metric_values(p, truth, (*ALWAYS, *plan.metrics)) for floor, p in still.items()}
     other = _of_other_client(plan, planned["attack"], outcomes, v, truth)
@@ -200,7 +200,7 @@ def _client(
         }
         for name in own_score.values
     }
-    swapped = _swapped(swap_score, own_score.galleries)
+    swapped = _swapped(swap_score, own_score.galleries, chosen)
     row = FinishedClient(
         client=v,
         classes=tuple(_told_classes(truth.y, prepared.main.groups.classes)),
@@ -236,9 +236,17 @@ def _client(
             floors,
             own_score.pose_ranks,
             own_score.band_ranks,
+            distractors=chosen,
         ),
         swapped,
-        own.deranged and Client(own.deranged.ranks, own.deranged.galleries, {}, pose_ranks=own.deranged.pose_ranks),
+        own.deranged
+        and Client(
+            own.deranged.ranks,
+            own.deranged.galleries,
+            {},
+            pose_ranks=own.deranged.pose_ranks,
+            distractors=chosen_for(planned["attack"][(v + 1) % plan.victims], prepared.main),
+        ),
         pictures,
         row,
         own,
@@ -282,11 +290,11 @@ def does_not_apply(outcome: Outcome) -> bool:
     return outcome.failure is not None and outcome.failure[0] == NotApplicable.__name__
 
 
-def _swapped(found: Score | None, galleries: tuple[int, ...]) -> Client:
+def _swapped(found: Score | None, galleries: tuple[int, ...], chosen: tuple[tuple[int, ...], ...]) -> Client:
     """The client of a swapped update; without a reconstruction all candidates tie, so the truth is in the middle."""
     if found is not None:
-        return Client(found.ranks, found.galleries, found.values, pose_ranks=found.pose_ranks)
-    return Client(tuple((size + 1) / 2 for size in galleries), galleries, {})
+        return Client(found.ranks, found.galleries, found.values, pose_ranks=found.pose_ranks, distractors=chosen)
+    return Client(tuple((size + 1) / 2 for size in galleries), galleries, {}, distractors=chosen)
 
 
 def _told_classes(y: Tensor, names: Sequence[str]) -> list[str]:

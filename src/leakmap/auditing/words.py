@@ -35,9 +35,11 @@ def _found(verdict: Verdict, clients: Sequence[Client]) -> str:
             f"{share.high:.1%} are exposed (95 % interval)."
         )
     found = line_up(clients)
+    if level == "partial" and not found.many_first:
+        found = line_up(clients, "any")
     first = (
-        f"first in {found.hits} of {found.n} line-ups ({found.rank_one.low:.0%} to {found.rank_one.high:.0%}, "
-        f"chance {found.chance:.1%})"
+        f"first in {found.hits} of {found.n} line-ups{' in any pose' if found.pose == 'any' else ''} "
+        f"({found.rank_one.low:.0%} to {found.rank_one.high:.0%}, chance {found.chance:.1%})"
     )
     if level == "none_found":
         bound = clients_exposed(clients).client_share.high
@@ -109,4 +111,6 @@ def what_leaks(bands: Sequence[str]) -> str:
         return "Neither colours, layout nor detail of the pictures, each alone, are above chance."
     tail = f", no {' and no '.join(rest)}" if rest else ""
     verb = "is" if above in (["layout"], ["detail"]) else "are"
-    return f"{' and '.join(above).capitalize()} of the pictures {verb} above chance{tail}."
+    return (
+        f"{', '.join([*above[:-2], ' and '.join(above[-2:])]).capitalize()} of the pictures {verb} above chance{tail}."
+    )

@@ -92,7 +92,9 @@ def told_chosen(result: Result, shown: Sequence[Shown], pictures: int) -> str:
         told += [f"Exposed pictures come first, the worst at the top{left}."]
     others, shown_others = pictures - exposed_ones, sum(not one.exposed for one in shown)
     if others > shown_others:
-        told += [f"Of the {others} others, {shown_others} are shown, evenly spread."]
+        told += [
+            f"Of the {others} {'others' if exposed_ones else 'pictures'}, {shown_others} are shown, evenly spread."
+        ]
     return " ".join(told)
 
 

@@ -175,26 +175,34 @@ def distractors_for(trial: Trial, setup: Setup) -> list[Tensor]:
 
     Of letterboxed pictures ``h`` and ``w`` are what lies between the bars of the true one, which the others are brought
     to: the shape of the bars identifies nobody.
-
-    Pictures of one class take turns through the distractors of that class, so that line-ups share none while there are
-    enough: shared ones would make ranks depend on each other.
     """
-    groups, members = setup.groups, _members(trial, setup)
-    before = groups.labels[members[: trial.client].flatten()].tolist()
+    groups = setup.groups
     found = []
-    for index in members[trial.client].tolist():
-        label = int(groups.labels[index])
-        chosen = pick_distractors(
-            groups.labels, label, groups.distractors, trial.gallery - 1, trial.seed, turn=before.count(label)
-        )
-        before.append(label)
-        candidates = groups.pictures(chosen)
+    for index, chosen in zip(_members(trial, setup)[trial.client].tolist(), chosen_for(trial, setup), strict=True):
+        candidates = groups.pictures(torch.tensor(chosen))
         if groups.areas.numel():
             truth = cut(groups.pictures(torch.tensor(index)), groups.areas[index])
-            pairs = zip(candidates, groups.areas[chosen], strict=True)
+            pairs = zip(candidates, groups.areas[list(chosen)], strict=True)
             candidates = torch.stack([resized(picture, area, truth) for picture, area in pairs])
         found.append(candidates)
     return found
+
+
+def chosen_for(trial: Trial, setup: Setup) -> tuple[tuple[int, ...], ...]:
+    """For each true picture, which pictures are the other candidates of its line-up.
+
+    Pictures of one class take turns through the distractors of that class, so that line-ups share none while there are
+    enough: shared ones make ranks depend on each other, see :func:`leakmap.scoring.statistics.spread`.
+    """
+    groups, members = setup.groups, _members(trial, setup)
+    before = groups.labels[members[: trial.client].flatten()].tolist()
+    found: list[tuple[int, ...]] = []
+    for label in groups.labels[members[trial.client]].tolist():
+        turn, count = before.count(label), trial.gallery - 1
+        indices = pick_distractors(groups.labels, label, groups.distractors, count, trial.seed, turn)
+        found.append(tuple(indices.tolist()))
+        before.append(label)
+    return tuple(found)
 
 
 def object_distractors_for(trial: Trial, setup: Setup) -> list[list[Tensor]]:

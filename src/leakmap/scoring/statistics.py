@@ -138,27 +138,60 @@ GRID = 2000
 MANY = 200
 
 
-def rank_sum_p(ranks: Sequence[Sequence[float]], galleries: Sequence[Sequence[int]]) -> float:
+def spread(distractors: Sequence[Sequence[Sequence[int]]]) -> float:
+    """How many times the variance of independent ranks their sum may have, because line-ups share distractors.
+
+    Two ranks are the more alike, the more distractors their line-ups share and the more alike the reconstructions rank
+    these. The worst case, the same reconstruction for every client, is no invention: it is what an attack that learns
+    nothing gives. There two truths that are compared with the same m distractors have ranks with a correlation of
+    1 / (m + 2), as in the test of Mann and Whitney.
+
+    Args:
+        distractors: Of each client's pictures, which pictures the truth stood among, at least one each.
+
+    Returns:
+        At least 1, which it is where no two clients share any.
+    """
+    # A fraction (rank - 1/2) / n counts its n - 1 distractors with 1 / n each. Each that two line-ups share adds 1/12
+    # of the product of its weights to their covariance.
+    count = 1 + max(index for client in distractors for others in client for index in others)
+    weights = np.zeros(count)
+    own = independent = 0.0
+    for client in distractors:
+        of_client = np.zeros(count)
+        for others in client:
+            of_client[list(others)] += 1 / (len(client) * (1 + len(others)))
+        weights += of_client
+        own += float(of_client @ of_client)
+        independent += 1 - 1 / (1 + min(map(len, client))) ** 2
+    # Where none is shared the difference is 0 but for its rounding, at which a beta-binomial has no digits left.
+    return 1 + round(max(0.0, float(weights @ weights) - own) / independent, 9)
+
+
+def rank_sum_p(ranks: Sequence[Sequence[float]], galleries: Sequence[Sequence[int]], spread: float = 1.0) -> float:
     """One-sided p-value that ranks are lower than chance: the distribution of a sum of uniform ranks.
 
     A rank counts as its fraction ``(rank - 1/2) / gallery``, and a client as the mean fraction of its pictures, as if
     they were one picture with its smallest gallery. The sum over clients has its exact distribution on a grid of
-    1/2000, rounded so that p can only come out larger; the normal one from 200 clients on.
+    1/2000, rounded so that p can only come out larger; the normal one from 200 clients on. Of ranks that are not
+    independent the sum counts as its deviation from the middle over the root of the spread.
 
     Args:
         ranks: Of each client's pictures.
         galleries: Candidates in each of these line-ups.
+        spread: See :func:`spread`.
     """
     fractions = [
         [(rank - 0.5) / size for rank, size in zip(*client, strict=True)]
         for client in zip(ranks, galleries, strict=True)
     ]
-    observed = sum(float(np.mean(client)) for client in fractions)
     sizes = [min(client) for client in galleries]
+    middle = len(sizes) / 2
+    observed = middle + (sum(float(np.mean(client)) for client in fractions) - middle) / math.sqrt(spread)
     if len(sizes) >= MANY:
         # A fraction (rank - 1/2) / n that is uniform over n ranks has mean 1/2 and variance (1 - 1 / n^2) / 12.
         variance = sum((1 - 1 / size**2) / 12 for size in sizes)
-        return float(stats.norm.cdf((observed - len(sizes) / 2) / math.sqrt(variance)))
+        return float(stats.norm.cdf((observed - middle) / math.sqrt(variance)))
     distribution = _rank_sums(tuple(sorted(sizes)))
     reached = math.floor(observed * GRID + 1e-6)
     # fftconvolve leaves rounding of either sign.
@@ -178,13 +211,27 @@ def _rank_sums(sizes: tuple[int, ...]) -> NDArray[np.float64]:
     return distribution
 
 
-def rank_one_p(hits: int, pictures: int, galleries: Sequence[Sequence[int]]) -> float:
-    """One-sided p-value that so many first ranks come by chance, at the effective size of one picture per client."""
+def rank_one_p(hits: int, pictures: int, galleries: Sequence[Sequence[int]], spread: float = 1.0) -> float:
+    """One-sided p-value that so many first ranks come by chance, at the effective size of one picture per client.
+
+    Of ranks that are not independent their number is beta-binomial, with the correlation that the spread implies. Where
+    all clients have the same distractors and the same reconstruction, that is exact.
+
+    Args:
+        hits: First ranks.
+        pictures: Line-ups.
+        galleries: Candidates in each of them, client by client.
+        spread: See :func:`spread`.
+    """
     clients = len(galleries)
     # Rounding down to whole clients makes p larger, never smaller; 1e-9 undoes the rounding of the division.
     whole = math.floor(hits / pictures * clients + 1e-9)
     chance = float(np.mean([1 / size for client in galleries for size in client]))
-    return float(stats.binom.sf(whole - 1, clients, chance))
+    if spread == 1 or clients == 1:
+        return float(stats.binom.sf(whole - 1, clients, chance))
+    correlation = min((spread - 1) / (clients - 1), 1 - 1e-9)  # the beta distribution has no point masses
+    cases = (1 - correlation) / correlation
+    return float(stats.betabinom.sf(whole - 1, clients, chance * cases, (1 - chance) * cases))
 
 
 def paired_p(differences: Sequence[float]) -> float:

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from leakmap.scoring.exposure import EXACT_PSNR, VISIBLE_SSIM, exposed
-from leakmap.scoring.statistics import Interval, mean_interval, paired_p, rank_one_p, rank_sum_p, share_interval
+from leakmap.scoring.statistics import (
+    Interval,
+    mean_interval,
+    paired_p,
+    rank_one_p,
+    rank_sum_p,
+    share_interval,
+    spread,
+)
 
 Level = Literal["inconclusive", "none_found", "statistical", "partial", "visual", "exact"]
 LEVELS: tuple[Level, ...] = ("inconclusive", "none_found", "statistical", "partial", "visual", "exact")
@@ -46,6 +54,7 @@ class Client:
         pose_ranks: Ranks in the line-up that allows any pose; empty where it was not computed.
         band_ranks: Band -> rank of each picture in the line-up of that band.
         bars: Metric -> what each picture must exceed to count as exposed, besides its floors; empty: nothing.
+        distractors: Which pictures stood in each of these line-ups beside the true one; empty: no two share any.
     """
 
     ranks: tuple[float, ...]
@@ -55,6 +64,7 @@ class Client:
     pose_ranks: tuple[float, ...] = ()
     band_ranks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     bars: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    distractors: tuple[tuple[int, ...], ...] = ()
 
     def posed(self) -> "Client":
         """The same with the ranks of the line-up that allows any pose, where it was computed."""
@@ -108,14 +118,16 @@ def line_up(clients: Sequence[Client], pose: Pose = "plain") -> LineUp:
     hits, n = [sum(rank == 1 for rank in client.ranks) for client in clients], len(ranks)
     galleries = [client.galleries for client in clients]
     sizes = [size for client in galleries for size in client]
+    sharing = [client.distractors for client in clients if client.distractors]
+    wider = spread(sharing) if sharing else 1.0
     return LineUp(
         sum(hits),
         n,
         share_interval(hits, [len(client.ranks) for client in clients]),
         sum(1 / size for size in sizes) / len(sizes),
         (ranks[(n - 1) // 2] + ranks[n // 2]) / 2,
-        rank_sum_p([client.ranks for client in clients], galleries),
-        rank_one_p(sum(hits), n, galleries),
+        rank_sum_p([client.ranks for client in clients], galleries, wider),
+        rank_one_p(sum(hits), n, galleries, wider),
         pose,
     )
 

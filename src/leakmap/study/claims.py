@@ -16,7 +16,6 @@ from leakmap.report.study import Cell as Concluded
 from leakmap.result.result import Result
 from leakmap.result.values import first_ranks, gain_over_best_floor, gain_over_floor, mean_score, rank_score
 from leakmap.scoring.effects import AxisLevel, Effect, contrast, holm
-from leakmap.scoring.statistics import rank_sum_p
 from leakmap.scoring.verdict import RANK_SUM_ALPHA
 
 Outcome = Literal["holds", "does not hold", "not informative", "not run"]
@@ -230,10 +229,7 @@ def _at(cell: Concluded, at: Mapping[str, AxisLevel]) -> bool:
 
 def _above_chance(cells: Sequence[Concluded]) -> bool:
     """Whether the line-ups of any of these cells tell the truth from the distractors, corrected for their number."""
-    ps = []
-    for cell in cells:
-        if clients := cell.result.finished:
-            ps.append(rank_sum_p([c.ranks for c in clients], [c.galleries for c in clients]))
+    ps = [found.p for cell in cells if (found := cell.result.line_up.attack) is not None]
     return any(p < RANK_SUM_ALPHA["plain"] for p in holm(ps))
 
 

@@ -190,7 +190,7 @@ class LearnedInverse:
         views = simulation.read(observation.update.tensors, observation.buffers) if self.sees else None
         pictures = inverse.pictures(views, y).clamp(0, 1)
         tick(1.0)
-        told = {f"held-out NCC of {name}": value for name, value in inverse.likeness.items()}
+        told = {f"held-out NCC of {name}": value for name, value in inverse.ncc.items()}
         return Reconstruction(
             resized(pictures, observation.network.task.shape),
             y,

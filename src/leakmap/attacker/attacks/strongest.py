@@ -49,7 +49,7 @@ def strongest(*, steps: int | None = None, restarts: int | None = None, **settin
     granted; dropout_inversion where dropout is active; dimitrov where mini-batches are shuffled from epoch to epoch.
 
     Where public pictures and the local rule are granted, every member first attacks a few simulated clients whose
-    public pictures nothing is fitted to, and is measured by the likeness (NCC) that it reaches there. Of a real client,
+    public pictures nothing is fitted to, and is measured by the NCC that it reaches there. Of a real client,
     the closed forms are tried; one that explains the update to 1e-6 answers. Else the member that rehearsed best
     answers, and the others are not run. Without rehearsals all run, and the lowest update residual wins: how far each
     result is from what the client sent.
@@ -190,9 +190,7 @@ class Strongest:
                 continue
             state |= {f"{name}/{key}": tensor for key, tensor in fitted.state.items()}
             if rehearsals is not None:
-                state[f"rehearsed/{name}"] = rehearsals.likeness(
-                    fitted, name, seed, own, lambda f, t=told: t((1 + f) / 2)
-                )
+                state[f"rehearsed/{name}"] = rehearsals.ncc(fitted, name, seed, own, lambda f, t=told: t((1 + f) / 2))
         return self.restored(setting, state)
 
     def restored(self, setting: Setting, state: Mapping[str, Tensor]) -> Fitted:

@@ -34,7 +34,7 @@ class Inverse:
         scalers: Of each view's columns, facts included.
         maps: ``VIEW/MAP`` -> a map.
         weights: The same names -> its share in the answer.
-        likeness: The same names, ``answer`` and ``nothing``, the answer for a client of whom nothing came -> NCC on
+        ncc: The same names, ``answer`` and ``nothing``, the answer for a client of whom nothing came -> NCC on
             held-out clients.
         count: Examples of a client.
         classes: Of the task.
@@ -44,7 +44,7 @@ class Inverse:
     scalers: Mapping[str, Scaler]
     maps: Mapping[str, Map]
     weights: Mapping[str, float]
-    likeness: Mapping[str, float]
+    ncc: Mapping[str, float]
     count: int
     classes: int
 
@@ -80,7 +80,7 @@ class Inverse:
         for name, weight in self.weights.items():
             found[f"weight/{name}"] = torch.tensor(weight)
             found |= {f"map/{name}/{key}": tensor for key, tensor in _state_of(self.maps[name]).items()}
-        found |= {f"likeness/{name}": torch.tensor(value) for name, value in self.likeness.items()}
+        found |= {f"ncc/{name}": torch.tensor(value) for name, value in self.ncc.items()}
         return found
 
 
@@ -141,8 +141,8 @@ def fitted_inverse(
     told = answers(columns)
     weights = _stacked(told, held_targets, targets.mean(0))
     told |= {"answer": _sum(weights, told), "nothing": _sum(weights, answers(blind))}
-    likeness = {name: likeness_of(basis, found, held.pictures) for name, found in told.items()}
-    return Inverse(basis, scalers, {n: maps[n] for n in weights}, weights, likeness, count, classes)
+    ncc = {name: ncc_of(basis, found, held.pictures) for name, found in told.items()}
+    return Inverse(basis, scalers, {n: maps[n] for n in weights}, weights, ncc, count, classes)
 
 
 def _sum(weights: Mapping[str, float], told: Mapping[str, Tensor]) -> Tensor:
@@ -162,7 +162,7 @@ def _stacked(told: Mapping[str, Tensor], truth: Tensor, mean: Tensor) -> dict[st
     return {name: float(share) for name, share in zip(told, shares, strict=True) if share > 0}
 
 
-def likeness_of(basis: Basis, found: Tensor, pictures: Tensor) -> float:
+def ncc_of(basis: Basis, found: Tensor, pictures: Tensor) -> float:
     """Mean NCC of predicted pictures with the true ones.
 
     Args:
@@ -189,7 +189,7 @@ def restored_inverse(state: Mapping[str, Tensor]) -> Inverse:
         {view: Scaler(state[f"scaler/{view}/center"], state[f"scaler/{view}/scale"]) for view in views},
         {name: (_ridge_of if name.endswith("/ridge") else _perceptron_of)(each) for name, each in own.items()},
         {name: float(state[f"weight/{name}"]) for name in names},
-        {name: float(value) for name, value in _under(state, "likeness/").items()},
+        {name: float(value) for name, value in _under(state, "ncc/").items()},
         int(state["count"]),
         int(state["classes"]),
     )

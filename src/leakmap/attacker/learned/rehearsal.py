@@ -37,7 +37,7 @@ class Rehearsals:
     pictures: Tensor
     y: Tensor
 
-    def likeness(self, attack: Fitted, name: str, seed: int, kept: Kept, tick: Tick) -> Tensor:
+    def ncc(self, attack: Fitted, name: str, seed: int, kept: Kept, tick: Tick) -> Tensor:
         """``(R,)`` NCC that an attack reaches on each client, the mean over its pictures; 0 where it has no result.
 
         Args:
@@ -61,7 +61,7 @@ class Rehearsals:
         except (LeakmapError, RuntimeError, ValueError):
             # What fails here reads nothing here; on a client the failure itself is recorded.
             return {"ncc": torch.zeros(())}
-        return {"ncc": mean_likeness(pictures.nan_to_num().clamp(0, 1), self.pictures[client]).cpu()}
+        return {"ncc": mean_ncc(pictures.nan_to_num().clamp(0, 1), self.pictures[client]).cpu()}
 
     def observation(self, client: int, seed: int) -> Observation:
         """What the server sees of a simulated client, with the facts that will be granted of real ones."""
@@ -113,7 +113,7 @@ def rehearsals_of(setting: Setting, seed: int) -> Rehearsals | None:
     )
 
 
-def mean_likeness(pictures: Tensor, truth: Tensor) -> Tensor:
+def mean_ncc(pictures: Tensor, truth: Tensor) -> Tensor:
     """Mean normalized cross-correlation of pictures with true ones, matched one to one; 0-dim.
 
     Args:
