@@ -45,6 +45,8 @@ MIXED = ("mlp,hidden=16", "linear")
 """The same of several pictures: some exactly, else mixtures."""
 LEAKY = ("convnet,width=16", "inverting_gradients,steps=40")
 SUITE = ("convnet,width=8", "strongest,steps=6")
+FITTED = ("resnet,blocks=1,width=8,preact=false", "strongest,steps=6,learned_inverse.clients=300")
+"""Clients in training mode return their buffers, which the suite's fitted member reads."""
 TINT = (70, 0, -70)
 """Of 255, in each channel."""
 FEW = 80
@@ -62,6 +64,7 @@ class Condition:
         null: Whether every update comes from other pictures.
         pool: What becomes of the source's pictures: ``few`` or ``doubled``.
         camera: Whether the clients' pictures, and those that a null audit's updates come from, have a tint.
+        public: Public pictures that are granted, of other photographs; the clients are then in training mode.
         least: The level that counts.
         goal: Share of audits that should reach it: at most this of null audits, at least this of others.
         audits: How many.
@@ -73,6 +76,7 @@ class Condition:
     null: bool = True
     pool: str = ""
     camera: bool = False
+    public: int = 0
     least: Level = "statistical"
     goal: float = 0.05
     audits: int = 60
@@ -86,6 +90,7 @@ CONDITIONS = {
     "camera": Condition("another camera: clients have a tint, others none", camera=True),
     "copies": Condition("every picture twice, as PNG and JPEG", pool="doubled"),
     "suite": Condition("the suite `strongest`, few steps", setups=(SUITE,)),
+    "fitted": Condition("the suite, fitted to public pictures and rehearsed", setups=(FITTED,), public=200),
     "ordinary": Condition(
         "a network known to leak", setups=(LEAKY,), null=False, least="partial", goal=0.95, audits=200
     ),
@@ -186,8 +191,8 @@ def planned(condition: Condition, seed: int, data: str = "samples") -> tuple[Pla
     plan = Plan(
         model,
         data,
-        rule=LocalRule(mode="eval"),
-        threat=ThreatModel("known", public=0),
+        rule=LocalRule(mode="train" if condition.public else "eval"),
+        threat=ThreatModel("known", public=condition.public),
         attack=Spec.parse(attack),
         image_size=PIXELS,
         victims=CLIENTS,
@@ -275,7 +280,8 @@ def page(found: dict[str, list[dict[str, object]]], data: str, seeds: int | None
         "",
         "Null audits take turns between two attacks: a search of 20 iterations on a convolutional network, and a "
         "closed form that reads the other pictures exactly, the most that a null audit can know. With eight pictures "
-        "each the closed form reads mixtures. The suite searches a convolutional network with 6 iterations each. "
+        "each the closed form reads mixtures. The suite searches a convolutional network with 6 iterations each; "
+        "fitted, it rehearses and reads returned buffers too. "
         "With another camera a tint lies on the clients' pictures and on those that the updates come from, but not on "
         "the line-ups and the other swapped pictures. In each "
         "condition at most 5 % of the audits may raise an alarm; the upper limit below 8 % is asked of all of them "

@@ -313,7 +313,7 @@ def test_files_that_are_absent_or_huge_are_refused(tmp_path, monkeypatch):
 
 
 def test_the_members_of_the_suite_are_tuned_in_turn_and_keep_their_own_settings():
-    plan = replace(PLAN, model="convnet,depth=1,width=4,norm=batch", attack=Spec("strongest", {"steps": 2}))
+    plan = replace(PLAN, model="convnet,depth=1,width=4,norm=batch", attack=Spec("strongest_v1", {"steps": 2}))
     found = search(plan, prepare(plan, rehearsals=1), budget=2)
     assert list(found.attacks) == ["inverting_gradients", "recovered_statistics", "proxy_statistics"]
     applied = found.applied_to(plan)
@@ -325,7 +325,7 @@ def test_the_members_of_the_suite_are_tuned_in_turn_and_keep_their_own_settings(
     assert audited.settings.column == "rehearsal-tuned"
     assert "rehearsed_elsewhere" not in audited.flags, "the tuning granted as many public pictures as the audit"
     with pytest.raises(BadSetting, match="not tuned with inverting_gradients: steps=3"):
-        found.applied_to(replace(plan, attack=Spec("strongest", {"steps": 3})))
+        found.applied_to(replace(plan, attack=Spec("strongest_v1", {"steps": 3})))
 
 
 def test_code_that_a_file_names_is_not_run(tmp_path):

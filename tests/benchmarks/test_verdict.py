@@ -15,7 +15,18 @@ def test_one_recovered_client_of_twelve_decides_the_level_and_the_exit_code(tmp_
     plan = planned(EXPOSED, 0)[0]
     command = [
         *("audit", "--model", plan.model, "--image-size", "16", "--victims", "12", "--mode", "eval", "--workers", "0"),
-        *("--labels", "known", "--attack", str(plan.attack), "--gate", "partial", "--out", str(tmp_path)),
+        *(
+            "--labels",
+            "known",
+            "--public",
+            "0",
+            "--attack",
+            str(plan.attack),
+            "--gate",
+            "partial",
+            "--out",
+            str(tmp_path),
+        ),
     ]
     found = CliRunner().invoke(app, command)
     assert found.exit_code == 1, found.output

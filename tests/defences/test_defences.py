@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from leakmap import LocalRule, Observation, Plan, ThreatModel, attack, audit, build_network, label_rules, simulate
-from leakmap.attacker.attacks.strongest import Strongest, strongest
+from leakmap.attacker.attacks.strongest import Strongest, strongest_v1
 from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.closed_form import diagnose
 from leakmap.attacker.gradients import mean_gradient
@@ -358,7 +358,7 @@ def test_epsilon_grows_with_rounds_and_falls_with_noise_and_sampling():
 
 
 def test_the_suite_runs_against_a_defended_client(task):
-    suite = strongest(steps=3)
+    suite = strongest_v1(steps=3)
     assert isinstance(suite, Strongest)
     for specification in ("sign", "dp_sgd,clip=0.1,noise=0.01"):
         _, observation = observed("mlp,hidden=32", task, rule=LocalRule(defence=specification), count=2)

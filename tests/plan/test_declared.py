@@ -17,6 +17,7 @@ from pydantic import ValidationError
 import leakmap
 from leakmap import LocalRule, Observation, Spec, ThreatModel, Update, build_network
 from leakmap.attacker.attacks import attacks
+from leakmap.attacker.protocol import CLOSED_FORM
 from leakmap.capturing.facts import as_toml, facts_of, read_facts
 from leakmap.capturing.flower import _RULE
 from leakmap.cli.main import app
@@ -136,7 +137,7 @@ def test_usual_values_are_not_printed():
 
 def test_the_usual_number_of_clients_follows_from_what_the_attack_costs(monkeypatch):
     monkeypatch.setattr(attacks, "_entries", dict(attacks._entries))
-    attacks.add("fitted_once")(lambda: SimpleNamespace(fits="a mean picture"))
+    attacks.add("fitted_once")(lambda: SimpleNamespace(fits="a mean picture", cost=CLOSED_FORM))
     study = 'model = "mlp"\nattack = ["linear", "fitted_once"]'
     for plans in (
         [typed(f"leakmap audit --model mlp --attack {name}")[0] for name in ("linear", "fitted_once")],

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.attacks.strongest import SUITE, applying
+from leakmap.attacker.attacks.strongest import MEMBERS, applying
 from leakmap.auditing.estimate import Expected, Foretold, expected
 from leakmap.auditing.prepare import Prepared, facts, granting
 from leakmap.auditing.recipe import rehearsals
@@ -121,9 +121,9 @@ def search(
 
 
 def _to_tune(clients: "_Clients") -> list[Spec]:
-    """The plan's attack; of the suite, the members that would run against such a client and can be tuned."""
+    """The plan's attack; of a suite, the members that would run against such a client and can be tuned."""
     attack = clients.plan.attack
-    if attack.name != SUITE:
+    if attack.name not in MEMBERS:
         return [attack]
     observation = seen_by_server(clients.trials(attack)[0], clients.setup)
     return [member for member in applying(attack, observation) if attacks.tunables(member.name)]

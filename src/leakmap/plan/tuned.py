@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from leakmap.attacker.attacks.strongest import SUITE, member_specs
+from leakmap.attacker.attacks.strongest import MEMBERS, member_specs
 from leakmap.errors import BadSetting
 from leakmap.files import read_typed
 from leakmap.plan.plan import Column, Plan, Scalar, Tuning
@@ -125,7 +125,7 @@ class Tuned:
             BadSetting: the attack was not tuned, or with other settings fixed.
         """
         name, typed = plan.attack.name, plan.attack.params
-        if name == SUITE:
+        if name in MEMBERS:
             return self._applied_to_suite(plan, file)
         found = self.attacks.get(name)
         if found is None:
@@ -139,7 +139,7 @@ class Tuned:
         for name, found in self.attacks.items():
             frozen = found.frozen(name, typed.get(name, {}), file)
             chosen |= {f"{name}.{key}": value for key, value in frozen.items()}
-        return replace(plan, attack=Spec(SUITE, chosen), tuned=self.origin(*self.attacks, file=file))
+        return replace(plan, attack=Spec(plan.attack.name, chosen), tuned=self.origin(*self.attacks, file=file))
 
     def origin(self, *names: str, file: Path | str = "tuned.json") -> Tuning:
         """What a plan remembers of where the settings of these attacks come from; of several, the mean scores."""
