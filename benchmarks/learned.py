@@ -1,11 +1,11 @@
 """What does an inverse that is fitted before any client answers read, where searches find nothing?
 
-    python -m benchmarks.learned --data DIR [--only CASE ...] [--out runs/learned]
+    python -m benchmarks.learned --data DIR [--only CASE ...] [--out runs/learned] [--page]
 
 DIR holds what the table names: ``cifar10/cifar10_subset.npz``, ``pneumoniamnist/pneumoniamnist_balanced.npz``, the
 folders ``imagenet_public/images`` and ``imagenet_samples/images`` with their ``labels.csv``, and ``weights``. A case
 takes minutes, the whole a few hours of one core. Each is stored when it is finished, and the same command continues.
-The whole writes docs/results/learned.md.
+With ``--page`` what is measured so far is written to docs/results/learned.md.
 
 Victims are test pictures; public pictures are training pictures, or those of ``imagenet_public``. A rank is that of the
 true picture among all test pictures of its class, on ImageNet, which has one a class, among all, by NCC with the
@@ -87,36 +87,53 @@ def _steps(count: int, **settings: Any) -> LocalRule:
 UPDATE = "learned_inverse,views=update"
 CASES = {
     "r20": Case("trained ResNet-20, returned buffers", "resnet20"),
-    "r20-b4": Case("the same, batches of 4", "resnet20", count=4),
-    "r20-b16": Case("the same, batches of 16", "resnet20", count=16),
-    "r20-k4": Case("the same, 4 local steps of 1 picture", "resnet20", _steps(4), count=4),
-    "r20-k16": Case("the same, 16 local steps of 1 picture", "resnet20", _steps(16), count=16),
-    "r20-strangers": Case("the same, public pictures are shrunk ImageNet crops", "resnet20", strangers=True),
-    "r20-both": Case("the same, buffers and gradient", "resnet20", attack="learned_inverse,views=both"),
-    "r20-grad": Case("the same, gradient only", "resnet20", attack=UPDATE, buffers=False),
-    "r20-eval": Case("the same in inference mode", "resnet20", LocalRule(mode="eval"), attack=UPDATE),
+    "r20-b4": Case("trained ResNet-20, returned buffers, batches of 4", "resnet20", count=4),
+    "r20-b16": Case("trained ResNet-20, returned buffers, batches of 16", "resnet20", count=16),
+    "r20-k4": Case("trained ResNet-20, returned buffers, 4 local steps of 1 picture", "resnet20", _steps(4), count=4),
+    "r20-k16": Case(
+        "trained ResNet-20, returned buffers, 16 local steps of 1 picture", "resnet20", _steps(16), count=16
+    ),
+    "r20-strangers": Case(
+        "trained ResNet-20, returned buffers; public pictures are shrunk ImageNet crops", "resnet20", strangers=True
+    ),
+    "r20-both": Case("trained ResNet-20, buffers and gradient", "resnet20", attack="learned_inverse,views=both"),
+    "r20-grad": Case("trained ResNet-20, gradient only", "resnet20", attack=UPDATE, buffers=False),
+    "r20-eval": Case(
+        "trained ResNet-20 in inference mode, gradient", "resnet20", LocalRule(mode="eval"), attack=UPDATE
+    ),
     "xray": Case("chest X-rays, trained small ResNet, returned buffers", "xray"),
-    "xray-b4": Case("the same, batches of 4", "xray", count=4),
-    "xray-b16": Case("the same, batches of 16", "xray", count=16),
-    "xray-grad": Case("the same, gradient only", "xray", attack=UPDATE, buffers=False),
-    "xray-k4": Case("the same, 4 local steps of 1 picture", "xray", _steps(4), count=4),
-    "xray-group": Case("the same with GroupNorm", "xray-group", attack=UPDATE),
+    "xray-b4": Case("chest X-rays, returned buffers, batches of 4", "xray", count=4),
+    "xray-b16": Case("chest X-rays, returned buffers, batches of 16", "xray", count=16),
+    "xray-grad": Case("chest X-rays, gradient only", "xray", attack=UPDATE, buffers=False),
+    "xray-k4": Case("chest X-rays, returned buffers, 4 local steps of 1 picture", "xray", _steps(4), count=4),
+    "xray-group": Case("chest X-rays, GroupNorm instead, gradient", "xray-group", attack=UPDATE),
     "small": Case("untrained small ResNet, gradient only", "small", attack=UPDATE, buffers=False),
-    "small-buffers": Case("the same, returned buffers", "small"),
-    "small-b4": Case("the same, gradient only, batches of 4", "small", count=4, attack=UPDATE, buffers=False),
-    "small-b8": Case("the same, gradient only, batches of 8", "small", count=8, attack=UPDATE, buffers=False),
-    "small-k4": Case("the same, update of 4 steps only", "small", _steps(4), 4, UPDATE, buffers=False),
+    "small-buffers": Case("untrained small ResNet, returned buffers", "small"),
+    "small-b4": Case(
+        "untrained small ResNet, gradient only, batches of 4", "small", count=4, attack=UPDATE, buffers=False
+    ),
+    "small-b8": Case(
+        "untrained small ResNet, gradient only, batches of 8", "small", count=8, attack=UPDATE, buffers=False
+    ),
+    "small-k4": Case("untrained small ResNet, update of 4 steps only", "small", _steps(4), 4, UPDATE, buffers=False),
     "small-adam": Case(
-        "the same, update of a step of Adam only",
+        "untrained small ResNet, update of a step of Adam only",
         "small",
         LocalRule("delta", optimizer="adam", lr=0.001),
         attack=UPDATE,
         buffers=False,
     ),
-    "small-dropout": Case("the same, gradient only, dropout .3", "small-dropout", attack=UPDATE, buffers=False),
+    "small-dropout": Case(
+        "untrained small ResNet, gradient only, dropout .3", "small-dropout", attack=UPDATE, buffers=False
+    ),
     **{
         f"small-{defence.partition(',')[0]}{i}": Case(
-            f"the same, gradient only, `{defence}`", "small", LocalRule(defence=defence), 1, UPDATE, buffers=False
+            f"untrained small ResNet, gradient only, `{defence}`",
+            "small",
+            LocalRule(defence=defence),
+            1,
+            UPDATE,
+            buffers=False,
         )
         for i, defence in enumerate(
             (
@@ -130,10 +147,10 @@ CASES = {
         )
     },
     "r18": Case("untrained CIFAR ResNet-18, gradient only", "resnet18", attack=UPDATE, buffers=False),
-    "r18-buffers": Case("the same, returned buffers", "resnet18"),
-    "r18-trained": Case("the same, trained for two epochs, returned buffers", "resnet18-trained"),
+    "r18-buffers": Case("untrained CIFAR ResNet-18, returned buffers", "resnet18"),
+    "r18-trained": Case("CIFAR ResNet-18 trained for two epochs, returned buffers", "resnet18-trained"),
     "mobilenet": Case("MobileNetV2, ImageNet weights, 224 px, returned buffers", "mobilenet"),
-    "mobilenet-b4": Case("the same, batches of 4", "mobilenet", count=4),
+    "mobilenet-b4": Case("MobileNetV2, ImageNet weights, 224 px, returned buffers, batches of 4", "mobilenet", count=4),
     "efficientnet": Case("EfficientNet-Lite0, ImageNet weights, 224 px, returned buffers", "efficientnet"),
     **{
         f"r20-m{clients}": Case(
@@ -354,6 +371,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES))
     parser.add_argument("--out", type=Path, default=Path("runs/learned"))
     parser.add_argument("--searched", type=int, default=SEARCHED, help="Victims that the search attacks too.")
+    parser.add_argument("--page", action="store_true", help=f"Write {PAGE} too.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -362,7 +380,7 @@ def main() -> None:
             if read_json(options.out / f"{key}.json") is None:
                 write_json(options.out / f"{key}.json", measured(CASES[key], options.data, options.searched, told))
     found = {key: entry for key in CASES if (entry := read_json(options.out / f"{key}.json")) is not None}
-    publish(page(found), options.out / "learned.md", *([PAGE] if len(found) == len(CASES) else []))
+    publish(page(found), options.out / "learned.md", *([PAGE] if options.page else []))
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
@@ -427,6 +445,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             for e in found.values()
         ],
     )
+    if missing := [case.title for key, case in CASES.items() if key not in found]:
+        lines += [f"Not measured yet: {'; '.join(missing)}.", ""]
     searched = {key: entry for key, entry in found.items() if "search" in entry}
     if searched:
         lines += [

@@ -68,6 +68,7 @@ def _member_of(name: str, attacked: Sequence[Outcome]) -> SuiteMember:
         ran=len(ran),
         failed=sum(r.failed for r in of_name),
         won=sum(o.notes.get("won") == name for o in attacked),
+        rehearsed=attacked[0].notes.get(f"rehearsed NCC of {name}"),
         why=next((r.note for r in of_name if r.note), ""),
         term=statistics.median(r.term for r in ran) if ran else None,
         first=sum(rank == 1 for rank in ranks),

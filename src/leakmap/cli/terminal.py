@@ -74,14 +74,15 @@ def describe(result: Result, console: Console) -> None:
 
 def _suite(suite: SuiteResult, console: Console) -> None:
     found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in (f"suite {suite.version}", "won", "median term", "first", "PSNR"):
+    for heading in (f"suite {suite.version}", "rehearsed NCC", "won", "median term", "first", "PSNR"):
         found.add_column(heading)
     for member in suite.members:
-        if member.ran:
-            first, psnr = f"{member.first} of {member.pictures}", _told(member.values["psnr"], ".1f")
-            found.add_row(member.name, str(member.won), _told(member.term, ".2g"), first, psnr)
+        if member.ran or member.rehearsed is not None:
+            own = _told(member.rehearsed, ".2f"), str(member.won)
+            first = f"{member.first} of {member.pictures}" if member.ran else "–"
+            found.add_row(member.name, *own, _told(member.term, ".2g"), first, _told(member.values.get("psnr"), ".1f"))
     console.print(found)
-    if left := [member.name for member in suite.members if not member.ran]:
+    if left := [member.name for member in suite.members if not member.ran and member.rehearsed is None]:
         console.print(Padding(f"[dim]did not apply[/] {', '.join(left)}", (0, 0, 0, 2)), highlight=False)
 
 

@@ -53,6 +53,8 @@ class SuiteMember(Part):
         ran: Clients on which it came to a result.
         failed: Clients on which it should have come to a result and did not.
         won: Clients whose result is this attack's.
+        rehearsed: NCC that it reached on simulated clients with public pictures, by which it was chosen; null without
+            rehearsals.
         why: Why it did not run; empty if it did.
         term: Median of what it leaves unexplained of what the clients sent; null if it did not run.
         first: Pictures that it ranked first.
@@ -65,6 +67,7 @@ class SuiteMember(Part):
     ran: int
     failed: int
     won: int
+    rehearsed: Number
     why: str
     term: Number
     first: int
