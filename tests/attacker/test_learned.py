@@ -115,6 +115,9 @@ def test_of_a_batch_pictures_come_in_the_order_of_their_classes(setup):
 
 def test_the_suite_answers_with_the_member_that_rehearsed_best(setup):
     suite = attacks.build("strongest,steps=2,learned_inverse.clients=300")
+    floor_of_it = attacks.build("prior_only,of=strongest,steps=2,learned_inverse.clients=300")
+    assert suite.fits == floor_of_it.fits, "one fit serves both, in every process: no address in memory is in its name"
+    assert suite.fits != attacks.build("strongest,steps=3,learned_inverse.clients=300").fits
     setting = setting_of(setup)
     ready = fit(suite, setting, 5, quiet)
     _, seen = next(iter(observations(setup, LocalRule(), 1)))

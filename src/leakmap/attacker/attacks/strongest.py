@@ -12,7 +12,7 @@ from torch import Tensor
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.buffers import assumed_rule
-from leakmap.attacker.learned.rehearsal import rehearsals_of
+from leakmap.attacker.learned.rehearsal import READ, rehearsals_of
 from leakmap.attacker.matching.context import SearchContext
 from leakmap.attacker.matching.residual import buffer_residual, update_residual
 from leakmap.attacker.matching.statistics import norm_layers
@@ -27,8 +27,6 @@ from leakmap.seeds import derive
 
 SUITE, VERSION = "strongest", "v2"
 FORMER, FORMER_VERSION = "strongest_v1", "v1"
-READ = 0.999
-"""NCC at which a rehearsal counts as read."""
 PLAIN, PROXY = "inverting_gradients", "proxy_statistics"
 """The searches whose floors are those of the suite without rehearsals."""
 SOLVED = 1e-6
@@ -93,7 +91,8 @@ def _suite(name: str, steps: int | None, restarts: int | None, settings: Mapping
     given = {key: value for key, value in (("steps", steps), ("restarts", restarts)) if value is not None}
     members = member_specs(Spec(name, {**given, **settings}))
     version, rehearses = (VERSION, True) if name == SUITE else (FORMER_VERSION, False)
-    return Strongest(tuple((member.name, attacks.build(member)) for member in members), version, rehearses)
+    built = tuple((member.name, attacks.build(member)) for member in members)
+    return Strongest(built, version, "; ".join(map(str, members)) if rehearses else "")
 
 
 def member_specs(suite: Spec) -> list[Spec]:
@@ -133,13 +132,14 @@ class Strongest:
     Args:
         members: By name, in the order in which they run.
         version: Of the suite.
-        rehearses: Whether members rehearse on public clients, where that can be done.
+        rehearses: The specifications of the members, where they rehearse on public clients if that can be done; empty
+            where they do not.
         sees: Whether it sees what came from the client; its floor does not.
     """
 
     members: tuple[tuple[str, Attack], ...]
     version: str = FORMER_VERSION
-    rehearses: bool = False
+    rehearses: str = ""
     sees: bool = True
 
     needs = frozenset({"count"})
@@ -161,7 +161,7 @@ class Strongest:
         fits = [f"{name}: {member.fits}" for name, member in self.members if member.fits]
         if self.rehearses:
             # A rehearsal runs every member as it is set up: other settings are another rehearsal.
-            fits.append(f"rehearsals of {self.members!r}")
+            fits.append(f"rehearsals of {self.rehearses}")
         return "; ".join(fits)
 
     def blind(self) -> "Strongest":
@@ -190,7 +190,9 @@ class Strongest:
                 continue
             state |= {f"{name}/{key}": tensor for key, tensor in fitted.state.items()}
             if rehearsals is not None:
-                state[f"rehearsed/{name}"] = rehearsals.ncc(fitted, name, seed, own, lambda f, t=told: t((1 + f) / 2))
+                state[f"rehearsed/{name}"] = rehearsals.ncc(
+                    fitted, name, seed, own, lambda f, t=told: t((1 + f) / 2), exact=name in CLOSED_FORMS
+                )
         return self.restored(setting, state)
 
     def restored(self, setting: Setting, state: Mapping[str, Tensor]) -> Fitted:

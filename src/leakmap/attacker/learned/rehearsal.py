@@ -19,6 +19,8 @@ from leakmap.seeds import derive, generator
 
 CLIENTS = 6
 """Simulated clients that every member of a suite rehearses on."""
+READ = 0.999
+"""NCC at which a picture counts as read."""
 SHARE = 4
 """At most one public picture of so many is kept for rehearsals."""
 
@@ -37,7 +39,7 @@ class Rehearsals:
     pictures: Tensor
     y: Tensor
 
-    def ncc(self, attack: Fitted, name: str, seed: int, kept: Kept, tick: Tick) -> Tensor:
+    def ncc(self, attack: Fitted, name: str, seed: int, kept: Kept, tick: Tick, *, exact: bool = False) -> Tensor:
         """``(R,)`` NCC that an attack reaches on each client, the mean over its pictures; 0 where it has no result.
 
         Args:
@@ -46,13 +48,17 @@ class Rehearsals:
             seed: For clients and attack.
             kept: Keeps the figure of every client.
             tick: Called with the finished fraction.
+            exact: Whether it reads a picture or does not: once it did not, it is not tried on further clients, which
+                count as that one.
         """
         found: list[Tensor] = []
         for client in range(len(self.y)):
             told = lambda fraction, c=client: tick((c + fraction) / len(self.y))  # noqa: E731
             make = partial(self._tried, attack, client, derive(seed, "rehearsal", client), told)
             found.append(kept(f"rehearsed-{name}-{client}", make)["ncc"])
-        return torch.stack(found)
+            if exact and found[-1] < READ:
+                break
+        return torch.stack(found + found[-1:] * (len(self.y) - len(found)))
 
     def _tried(self, attack: Fitted, client: int, seed: int, tick: Tick) -> dict[str, Tensor]:
         observation = self.observation(client, seed)
