@@ -127,6 +127,7 @@ def test_the_suite_answers_with_the_member_that_rehearsed_best(setup):
     assert {attempt.name for attempt in found.attempts if attempt.pictures is not None} == {"learned_inverse"}
     told = {attempt.name: attempt.note for attempt in found.attempts}
     assert "below the" in told["inverting_gradients"]
+    assert "dropout_inversion" not in rehearsed, "what does not apply to such clients is not rehearsed"
     assert "convolution" in told["linear"]
     floor = attack(seen, suite.blind().restored(setting, ready.state), seed=1)
     blind = (

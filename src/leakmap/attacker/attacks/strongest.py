@@ -189,7 +189,7 @@ class Strongest:
                 state |= {f"refused/{name}/{error}": torch.zeros(0)}
                 continue
             state |= {f"{name}/{key}": tensor for key, tensor in fitted.state.items()}
-            if rehearsals is not None:
+            if rehearsals is not None and not member.why_not(rehearsals.observation(0, seed)):
                 state[f"rehearsed/{name}"] = rehearsals.ncc(
                     fitted, name, seed, own, lambda f, t=told: t((1 + f) / 2), exact=name in CLOSED_FORMS
                 )
