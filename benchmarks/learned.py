@@ -379,7 +379,9 @@ def main() -> None:
         for key in options.only:
             if read_json(options.out / f"{key}.json") is None:
                 write_json(options.out / f"{key}.json", measured(CASES[key], options.data, options.searched, told))
-    found = {key: entry for key in CASES if (entry := read_json(options.out / f"{key}.json")) is not None}
+    stored = {key: read_json(options.out / f"{key}.json") for key in CASES}
+    # Titles are today's: a row keeps its meaning where those before it are not measured.
+    found = {key: entry | {"case": asdict(CASES[key])} for key, entry in stored.items() if entry is not None}
     publish(page(found), options.out / "learned.md", *([PAGE] if options.page else []))
 
 
