@@ -17,6 +17,7 @@ from leakmap.errors import NotApplicable, NotGranted
 from leakmap.observation.contents import Public
 from leakmap.runs.fitting import fitted, forget_fitted
 from leakmap.threat import known_before
+from tests.attacker.test_strongest import Failing
 
 FEW, THREAT = "learned_inverse,clients=400", ThreatModel(public=60)
 quiet = lambda fraction: None  # noqa: E731
@@ -138,6 +139,17 @@ def test_the_suite_answers_with_the_member_that_rehearsed_best(setup):
         )
     )
     assert torch.equal(floor.pictures, attack(seen, blind, seed=1).pictures)
+
+
+def test_a_member_that_fails_in_its_rehearsal_is_run_and_its_failure_recorded(setup):
+    suite = attacks.build("strongest,steps=2,learned_inverse.clients=50")
+    broken = replace(suite, members=tuple((n, Failing() if n == "dimitrov" else m) for n, m in suite.members))
+    ready = fit(broken, setting_of(setup), 5, quiet)
+    _, seen = next(iter(observations(setup, LocalRule(), 1)))
+    told = {attempt.name: attempt for attempt in attack(seen, ready, seed=1).attempts}
+    assert told["dimitrov"].failed
+    assert "it left the finite numbers" in told["dimitrov"].note
+    assert told["learned_inverse"].pictures is not None
 
 
 def test_the_suite_leaves_out_rehearsals_where_nothing_is_public_and_a_closed_form_still_answers_first(setup):

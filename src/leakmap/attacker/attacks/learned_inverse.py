@@ -196,7 +196,9 @@ class LearnedInverse:
             y,
             math.nan,
             notes={**label_notes(observation, labels), **fitted_to, **told},
-            used=facts_used(observation, labels) | {"public"} | ({"buffers"} if simulation.statistics else set()),
+            used=facts_used(observation, labels)
+            | {"public"}
+            | ({"buffers"} if views and simulation.statistics else set()),
         )
 
 

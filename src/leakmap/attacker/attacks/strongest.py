@@ -213,7 +213,7 @@ class Strongest:
 
     def _floor(self, setting: Setting, state: Mapping[str, Tensor], rehearsed: Mapping[str, float]) -> Fitted:
         members = dict(self.members)
-        best = max(rehearsed, key=lambda name: rehearsed[name], default="")
+        best = max(rehearsed, key=lambda name: _ncc(rehearsed, name), default="")
         if best and members[best].fits:
             return members[best].blind().restored(setting, _own(best, state))
         plain = setting.public is None or not norm_layers(setting.network.module())
@@ -242,7 +242,7 @@ class Strongest:
         }
         order = [name for name, why in skipped.items() if not why]
         if rehearsed:
-            order.sort(key=lambda name: (name not in CLOSED_FORMS, -rehearsed.get(name, 0.0)))
+            order.sort(key=lambda name: (name not in CLOSED_FORMS, -_ncc(rehearsed, name)))
         attempts: dict[str, Attempt] = {name: Attempt(name, note=why) for name, why in skipped.items() if why}
         results: dict[str, Reconstruction] = {}
         lowest = math.inf
@@ -250,8 +250,8 @@ class Strongest:
             if lowest <= SOLVED:
                 attempts[name] = Attempt(name, note=f"the update is already explained to {SOLVED:g}")
                 continue
-            better = [other for other in results if rehearsed.get(other, 0.0) >= rehearsed.get(name, 0.0)]
-            if rehearsed and better and name not in CLOSED_FORMS:
+            better = [other for other in results if _ncc(rehearsed, other) >= _ncc(rehearsed, name)]
+            if rehearsed and better and name not in CLOSED_FORMS and not math.isnan(rehearsed.get(name, 0.0)):
                 attempts[name] = Attempt(name, note=_outdone(name, better[0], rehearsed))
                 continue
             started = time.perf_counter()
@@ -275,7 +275,7 @@ class Strongest:
             kind = LeakmapError if any(attempt.failed for attempt in told) else NotApplicable
             raise kind(f"No member of the suite came to a result ({why}).")
         if rehearsed and lowest > SOLVED:
-            name = max(results, key=lambda name: rehearsed.get(name, 0.0))
+            name = max(results, key=lambda name: _ncc(rehearsed, name))
         else:
             name = min(results, key=lambda name: attempts[name].term)
         best = results[name]
@@ -294,10 +294,15 @@ def _read_all(state: Mapping[str, Tensor]) -> bool:
     return any(bool(ncc.min() >= READ) for ncc in _own("rehearsed", state).values())
 
 
+def _ncc(rehearsed: Mapping[str, float], name: str) -> float:
+    """What a member rehearsed; 0 where it failed or did not rehearse."""
+    ncc = rehearsed.get(name, 0.0)
+    return 0.0 if math.isnan(ncc) else ncc
+
+
 def _outdone(name: str, better: str, rehearsed: Mapping[str, float]) -> str:
     """Why a member is not run on a client."""
-    ncc = rehearsed.get(name, 0.0)
-    return f"rehearsed at NCC {ncc:.2f}, below the {rehearsed.get(better, 0.0):.2f} of {better}"
+    return f"rehearsed at NCC {_ncc(rehearsed, name):.2f}, below the {_ncc(rehearsed, better):.2f} of {better}"
 
 
 def _under(member: str, kept: Kept) -> Kept:

@@ -12,7 +12,7 @@ from leakmap.attacker.protocol import Fitted, Kept
 from leakmap.attacker.reconstruction import Tick
 from leakmap.attacker.setting import Setting
 from leakmap.client_step import arrange, local_signal
-from leakmap.errors import LeakmapError
+from leakmap.errors import NotApplicable, NotGranted
 from leakmap.observation.contents import SHOWN, Public, Update
 from leakmap.observation.observation import Observation
 from leakmap.seeds import derive, generator
@@ -40,7 +40,8 @@ class Rehearsals:
     y: Tensor
 
     def ncc(self, attack: Fitted, name: str, seed: int, kept: Kept, tick: Tick, *, exact: bool = False) -> Tensor:
-        """``(R,)`` NCC that an attack reaches on each client, the mean over its pictures; 0 where it has no result.
+        """``(R,)`` NCC that an attack reaches on each client, the mean over its pictures; 0 where it does not
+        apply, NaN where it failed.
 
         Args:
             attack: Fitted to the setting.
@@ -64,9 +65,11 @@ class Rehearsals:
         observation = self.observation(client, seed)
         try:
             pictures = attack(observation, derive(seed, "attack"), tick).pictures
-        except (LeakmapError, RuntimeError, ValueError):
-            # What fails here reads nothing here; on a client the failure itself is recorded.
+        except (NotApplicable, NotGranted):
             return {"ncc": torch.zeros(())}
+        except Exception:
+            # A suite runs on real clients what failed here, whoever rehearsed better: so the failure goes on record.
+            return {"ncc": torch.tensor(torch.nan)}
         return {"ncc": mean_ncc(pictures.nan_to_num().clamp(0, 1), self.pictures[client]).cpu()}
 
     def observation(self, client: int, seed: int) -> Observation:
