@@ -29,9 +29,9 @@ SMALL = 64
 """Side in pixels up to which pictures are predicted as they are; of larger ones only the layout can be known."""
 COARSE = 32
 """Side in pixels at which larger pictures are predicted, and then enlarged."""
-STATISTICS, UPDATES, LARGE = 6000, 16_000, 3000
-"""Most simulated clients unless told otherwise: of whom statistics are read, of whom updates are read, which say less
-of the pictures, and of whom pictures are larger than :data:`SMALL`. More still help (docs/results/learned.md)."""
+STATISTICS, UPDATES = 6000, 16_000
+"""Most simulated clients unless told otherwise: of whom statistics are read, and of whom updates are read, which say
+less of the pictures. More still help (docs/results/learned.md)."""
 WORK, LEAST = 10**13, 1000
 """Floating-point operations that all simulated clients may take, minutes of a core, and how many clients there are
 whatever they take. Operations and not seconds are counted, so that every machine fits the same."""
@@ -40,6 +40,9 @@ FEWEST = 4
 HELD = 10
 """One public picture of so many is kept for held-out clients."""
 HELD_CLIENTS = 400
+OFTEN = 10
+"""Public pictures of a class, on average, from which on the class tells something: a rarer one would name pictures that
+the map was fitted to."""
 OUTPUTS = 8192
 """Most numbers that a map predicts, for all pictures of a client together."""
 COMPONENTS = 768
@@ -55,14 +58,15 @@ def learned_inverse(
     """Reads the pictures off a client's answer with a map that was fitted to simulated clients.
 
     The server simulates clients that hold public pictures, through the same client step and defence, reads what each
-    would send, and fits ridge regression and a perceptron from that to the pictures. Where returned BatchNorm buffers
-    move, they are what is read: the mean and the log variance of every channel. Else it is the update: of every tensor
-    its direction, as a count sketch, and its log norm. What a client sends is decoded in milliseconds. The answer is
-    about the mean of all pictures that would have sent the same: colours and layout, blurred.
+    would send, and fits ridge regression, a perceptron and a convolutional decoder from that to the pictures. Where
+    returned BatchNorm buffers move, they are what is read: the mean and the log variance of every channel. Else it is
+    the update: of every tensor its direction, as a count sketch, and its log norm. What a client sends is decoded in
+    milliseconds. The answer is about the mean of all pictures that would have sent the same: colours and layout,
+    blurred.
 
     Args:
-        clients: Simulated clients; 0: 6,000 of whom statistics are read, 16,000 of whom updates are, 3,000 with
-            pictures above 64 pixels, fewer where a step takes long, down to 1,000, and where memory ends.
+        clients: Simulated clients; 0: 6,000 of whom statistics are read, 16,000 of whom updates are, fewer where a
+            step takes long, down to 1,000, and where memory ends.
         views: What is read: ``statistics`` (returned buffers), ``update``, ``both``, or ``auto``: statistics where they
             move, else the update.
         labels: ``auto``, or the name of a label rule.
@@ -123,7 +127,7 @@ class LearnedInverse:
         held, own = order[:apart], order[apart:]
         basis = basis_of(public.pictures[own], _predicted(setting), min(COMPONENTS, OUTPUTS // count), seed)
         simulation = self._simulation(setting, rule, count, basis)
-        clients = self._number(setting, simulation, count)
+        clients, classes = self._number(setting, simulation, count), setting.network.task.classes
         total = clients + min(HELD_CLIENTS, clients)
 
         def run(index: Tensor, number: int, role: str, before: int) -> Clients:
@@ -140,8 +144,9 @@ class LearnedInverse:
         fitted = fitted_inverse(
             run(own, clients, "simulated", 0),
             run(held, total - clients, "held-out", clients),
+            simulation.widths,
             basis,
-            setting.network.task.classes,
+            classes if len(order) >= OFTEN * classes else 0,
             derive(seed, "maps"),
             kept,
             lambda fraction: tick(0.7 + 0.3 * fraction),
@@ -170,10 +175,9 @@ class LearnedInverse:
     def _number(self, setting: Setting, simulation: Simulation, count: int) -> int:
         """Simulated clients: those asked for, or what is usual and worth its work, as far as memory reaches."""
         usual = UPDATES if simulation.sketch else STATISTICS
-        if max(setting.network.task.shape[1:]) > SMALL:
-            usual = min(usual, LARGE)
         wanted = self.clients or max(min(usual, WORK // max(1, simulation.work())), LEAST)
-        numbers = simulation.columns + count * (setting.network.task.classes + len(simulation.basis.components))
+        columns = sum(map(sum, simulation.widths.values()))
+        numbers = columns + count * (setting.network.task.classes + len(simulation.basis.components))
         return max(FEWEST, min(wanted, MEMORY // (4 * numbers)))
 
     def _decode(

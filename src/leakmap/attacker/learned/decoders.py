@@ -1,6 +1,8 @@
-"""Maps from standardised columns to pictures, fitted by squared error: ridge regression and a perceptron."""
+"""Maps from standardised columns to pictures, fitted by squared error: ridge regression, a perceptron and a
+convolutional decoder."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +14,12 @@ from leakmap.seeds import derive, generator
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Regularisations that are tried, in units of the mean square of a standardised column."""
 HIDDEN, EPOCHS, BATCH, DROPOUT = 1024, 15, 128, 0.2
-RATE, DECAY = 1e-3, 1e-2
+CHANNELS = (64, 32, 16)
+"""Of the convolutional decoder, at an eighth, a quarter and half of the pictures' size."""
+DECAY = 1e-2
 """Of AdamW, with a one-cycle schedule."""
 WIDEST = 16_384
-"""Columns beyond which the perceptron is left out: its first layer would take longer than all simulated clients."""
+"""Columns beyond which only ridge regression is fitted: other first layers would take longer than all clients."""
 FARTHEST = 6.0
 """Standardised columns are clipped here: a client far from all simulated ones must not be extrapolated to."""
 
@@ -31,21 +35,35 @@ class Scaler:
     Args:
         center: ``(columns,)``.
         scale: ``(columns,)``, positive.
+        weight: ``(columns,)``, positive: how much each counts.
     """
 
     center: Tensor
     scale: Tensor
+    weight: Tensor
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """``(n, columns)``, in deviations; a column that never varied says nothing and becomes 0."""
-        return ((rows - self.center) / self.scale).clamp(-FARTHEST, FARTHEST)
+        """``(n, columns)``, in weighted deviations; a column that never varied says nothing and becomes 0."""
+        return ((rows - self.center) / self.scale).clamp(-FARTHEST, FARTHEST) * self.weight
 
 
-def scaler_of(rows: Tensor) -> Scaler:
-    """From simulated clients, ``(n, columns)``."""
+def scaler_of(rows: Tensor, widths: Sequence[int]) -> Scaler:
+    """From simulated clients.
+
+    Args:
+        rows: ``(n, columns)``.
+        widths: Columns that belong together. Each group counts alike, however many columns it has: the many channels
+            of deep layers would drown those of early ones, which say most of the picture. Columns after all groups
+            count as the average one does.
+    """
     center, scale = rows.mean(0), rows.std(0)
     still = scale <= 1e-6 * center.abs().clamp(min=1e-6)
-    return Scaler(center, scale.masked_fill(still, torch.inf))
+    mean = sum(widths) / max(1, len(widths))
+    weight = torch.cat(
+        [torch.full((width,), math.sqrt(mean / width)) for width in widths if width]
+        + [torch.ones(rows.shape[1] - sum(widths))]
+    )
+    return Scaler(center, scale.masked_fill(still, torch.inf), weight.to(rows))
 
 
 @dataclass(frozen=True)
@@ -65,14 +83,14 @@ class Ridge:
         return z @ self.weight + self.bias
 
 
-def ridge(z: Tensor, targets: Tensor, held: Tensor, held_targets: Tensor) -> Ridge:
+def ridge(z: Tensor, targets: Tensor, held: Tensor, worth: Callable[[Tensor], float]) -> Ridge:
     """Ridge regression, its regularisation chosen on held-out clients.
 
     Args:
         z: ``(n, columns)`` standardised.
         targets: ``(n, outputs)``.
         held: ``(h, columns)`` of clients that are not among the former.
-        held_targets: ``(h, outputs)``.
+        worth: Of what is predicted of them, ``(h, outputs)``; more is better.
     """
     bias = targets.mean(0)
     left = targets - bias
@@ -87,9 +105,9 @@ def ridge(z: Tensor, targets: Tensor, held: Tensor, held_targets: Tensor) -> Rid
         shifted = gram + strength * unit * torch.eye(len(gram)).to(gram)
         solved = torch.cholesky_solve(right, torch.linalg.cholesky(shifted)).float()
         weight = z.T @ solved if dual else solved
-        error = float(F.mse_loss(held @ weight + bias, held_targets))
-        if best is None or error < best[0]:
-            best = error, weight
+        found = worth(held @ weight + bias)
+        if best is None or found > best[0]:
+            best = found, weight
     assert best is not None
     return Ridge(best[1], bias)
 
@@ -100,13 +118,71 @@ def perceptron(columns: int, outputs: int) -> nn.Sequential:
     def hidden(inputs: int) -> list[nn.Module]:
         return [nn.Linear(inputs, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.GELU(), nn.Dropout(DROPOUT)]
 
-    return nn.Sequential(*hidden(columns), *hidden(HIDDEN), nn.Linear(HIDDEN, outputs))
+    return nn.Sequential(*hidden(columns), *hidden(HIDDEN), nn.Linear(HIDDEN, outputs), Unit())
 
 
-def trained_perceptron(z: Tensor, targets: Tensor, seed: int, told: Told) -> nn.Sequential:
-    """The perceptron after AdamW with a one-cycle schedule, by squared error.
+class Convolutional(nn.Module):
+    """A decoder that draws pictures from coarse to fine.
 
     Args:
+        columns: Of its inputs.
+        count: Pictures.
+        size: ``(C, h, w)`` of each.
+        components: ``(Q, C h w)`` orthonormal rows, in which it answers like the other maps.
+    """
+
+    components: Tensor
+
+    def __init__(self, columns: int, count: int, size: tuple[int, int, int], components: Tensor) -> None:
+        super().__init__()
+        channels, self.height, self.width = size
+        self.coarse = (CHANNELS[0], math.ceil(self.height / 8), math.ceil(self.width / 8))
+        self.register_buffer("components", components, persistent=False)
+        self.dense = nn.Sequential(
+            nn.Linear(columns, HIDDEN // 2),
+            nn.BatchNorm1d(HIDDEN // 2),
+            nn.GELU(),
+            nn.Dropout(DROPOUT),
+            nn.Linear(HIDDEN // 2, math.prod(self.coarse)),
+        )
+        before, after = (CHANNELS[0], *CHANNELS), (*CHANNELS, count * channels)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm2d(i), nn.GELU(), nn.Conv2d(i, o, 3, padding=1))
+            for i, o in zip(before, after, strict=True)
+        )
+        self.count, self.unit = count, Unit()
+
+    def forward(self, z: Tensor) -> Tensor:
+        """``(n, columns) -> (n, count x Q)``."""
+        drawn = self.dense(z).unflatten(1, self.coarse)
+        for place, block in enumerate(self.blocks):
+            if place:
+                drawn = F.interpolate(drawn, scale_factor=2.0, mode="bilinear", align_corners=False)
+            drawn = block(drawn)
+        pictures = drawn[:, :, : self.height, : self.width].unflatten(1, (self.count, -1)).flatten(2)
+        return self.unit((pictures @ self.components.T).flatten(1))
+
+
+class Unit(nn.Module):
+    """What maps answer in: networks learn targets of about 1, whatever the pictures' contrast is."""
+
+    value: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return x * self.value
+
+
+def trained(make: Callable[[], nn.Module], rate: float, z: Tensor, targets: Tensor, seed: int, told: Told) -> nn.Module:
+    """A map after AdamW with a one-cycle schedule, by squared error.
+
+    Args:
+        make: Makes it; it holds one :class:`Unit`, its last step.
+        rate: The highest learning rate.
         z: ``(n, columns)`` standardised.
         targets: ``(n, outputs)``.
         seed: For weights, order and dropout; the caller's stream is not touched.
@@ -118,10 +194,10 @@ def trained_perceptron(z: Tensor, targets: Tensor, seed: int, told: Told) -> nn.
     unit = targets.square().mean().sqrt().clamp(min=1e-12)
     source = generator(seed, "order")
     with torch.random.fork_rng(devices=[z.device] if z.is_cuda else []):
-        torch.manual_seed(derive(seed, "perceptron"))
-        network = perceptron(z.shape[1], targets.shape[1]).to(z.device)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=EPOCHS * rounds)
+        torch.manual_seed(derive(seed, "weights"))
+        network = make().to(z.device)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=DECAY)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=EPOCHS * rounds)
         for epoch in range(EPOCHS):
             order = torch.randperm(len(z), generator=source).to(z.device)
             for place in range(rounds):
@@ -131,9 +207,7 @@ def trained_perceptron(z: Tensor, targets: Tensor, seed: int, told: Told) -> nn.
                 optimiser.step()
                 schedule.step()
             told((epoch + 1) / EPOCHS)
-    with torch.no_grad():
-        last = network[-1]
-        assert isinstance(last, nn.Linear)
-        last.weight.mul_(unit)
-        last.bias.mul_(unit)
+    for part in network.modules():
+        if isinstance(part, Unit):
+            part.value.copy_(unit)
     return network.eval().requires_grad_(False)

@@ -54,9 +54,10 @@ class Statistics:
     forwards: int
 
     @property
-    def width(self) -> int:
-        """Columns."""
-        return 2 * sum(self.sent[f"{layer.name}.{RUNNING[0]}"].numel() for layer in self.layers)
+    def widths(self) -> tuple[int, ...]:
+        """Columns of the means and of the variances of every layer."""
+        channels = [self.sent[f"{layer.name}.{RUNNING[0]}"].numel() for layer in self.layers]
+        return tuple(number for number in channels for _ in RUNNING)
 
     def __call__(self, returned: Mapping[str, Tensor]) -> Tensor:
         """``(2 x channels of all layers,)`` float32."""
@@ -86,28 +87,26 @@ class Sketch:
     Args:
         columns: ``(elements,)`` column of every element of all tensors together.
         signs: ``(elements,)`` of -1 and 1.
-        folded: Columns of all sketches together.
-        tensors: How many tensors.
+        folded: Columns of the sketch of every tensor.
 
     Source: Charikar, Chen and Farach-Colton 2002, "Finding frequent items in data streams".
     """
 
     columns: Tensor
     signs: Tensor
-    folded: int
-    tensors: int
+    folded: tuple[int, ...]
 
     @property
-    def width(self) -> int:
-        """Columns."""
-        return self.folded + self.tensors
+    def widths(self) -> tuple[int, ...]:
+        """Columns of every tensor, and of all norms."""
+        return (*self.folded, len(self.folded))
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """``(folded + tensors,)`` float32."""
+        """``(columns of all sketches + tensors,)`` float32."""
         flat = [tensor.detach().flatten().float() for tensor in tensors.values()]
         norms = torch.stack([tensor.norm() for tensor in flat])
         directions = torch.cat([tensor / norm.clamp(min=SMALLEST) for tensor, norm in zip(flat, norms, strict=True)])
-        sketch = directions.new_zeros(self.folded).index_add_(0, self.columns, directions * self.signs)
+        sketch = directions.new_zeros(sum(self.folded)).index_add_(0, self.columns, directions * self.signs)
         return torch.cat([sketch, norms.clamp(min=SMALLEST).log()])
 
 
@@ -137,13 +136,13 @@ def sketch_of(setting: Setting) -> Sketch:
     each = min(WIDE, max(NARROW, WIDTH // len(sizes)))
     source = generator(0, "sketch")
     columns: list[Tensor] = []
+    folded = tuple(min(size, each) for size in sizes)
     first = 0
-    for size in sizes:
-        width = min(size, each)
+    for size, width in zip(sizes, folded, strict=True):
         # A tensor that fits keeps its elements apart; only a longer one is folded.
         own = torch.arange(size) if size == width else torch.randint(width, (size,), generator=source)
         columns.append(first + own)
         first += width
     signs = torch.randint(2, (sum(sizes),), generator=source, dtype=torch.int8) * 2 - 1
     device = setting.device
-    return Sketch(torch.cat(columns).to(device), signs.to(device), first, len(sizes))
+    return Sketch(torch.cat(columns).to(device), signs.to(device), folded)

@@ -1,28 +1,32 @@
 """A fitted inverse: from what is read of a client to its pictures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from scipy.optimize import nnls
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leakmap.attacker.learned.decoders import (
     WIDEST,
+    Convolutional,
     Map,
     Ridge,
     Scaler,
     perceptron,
     ridge,
     scaler_of,
-    trained_perceptron,
+    trained,
 )
 from leakmap.attacker.learned.simulation import Basis, Clients
 from leakmap.attacker.protocol import Kept
 from leakmap.seeds import derive
 
 State = dict[str, Tensor]
+RATES = {"perceptron": 1e-3, "convolutional": 2e-3}
+"""Networks, and their learning rates."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Inverse:
         ncc: The same names, ``answer`` and ``nothing``, the answer for a client of whom nothing came -> NCC on
             held-out clients.
         count: Examples of a client.
-        classes: Of the task.
+        classes: Of the task; 0: classes are no columns.
     """
 
     basis: Basis
@@ -76,7 +80,7 @@ class Inverse:
             "classes": torch.tensor(self.classes),
         }
         for view, scaler in self.scalers.items():
-            found |= {f"scaler/{view}/center": scaler.center, f"scaler/{view}/scale": scaler.scale}
+            found |= {f"scaler/{view}/{part}": tensor for part, tensor in vars(scaler).items()}
         for name, weight in self.weights.items():
             found[f"weight/{name}"] = torch.tensor(weight)
             found |= {f"map/{name}/{key}": tensor for key, tensor in _state_of(self.maps[name]).items()}
@@ -85,21 +89,29 @@ class Inverse:
 
 
 def facts_of(y: Tensor, classes: int) -> Tensor:
-    """``(M, B)`` ascending classes -> ``(M, B x classes)``: which class stands at which place."""
-    return F.one_hot(y, classes).flatten(1).float()
+    """``(M, B)`` ascending classes -> ``(M, B x classes)``: which class stands at which place; none of 0 classes."""
+    return F.one_hot(y, classes).flatten(1).float() if classes else torch.zeros(len(y), 0, device=y.device)
 
 
 def fitted_inverse(
-    clients: Clients, held: Clients, basis: Basis, classes: int, seed: int, kept: Kept, tick: Callable[[float], None]
+    clients: Clients,
+    held: Clients,
+    widths: Mapping[str, Sequence[int]],
+    basis: Basis,
+    classes: int,
+    seed: int,
+    kept: Kept,
+    tick: Callable[[float], None],
 ) -> Inverse:
     """Fits every map and combines them by stacking: non-negative least squares on held-out clients.
 
     Args:
         clients: To fit to.
         held: Of pictures that the former do not hold; with their whole pictures.
+        widths: Of each view's columns, those that belong together.
         basis: Of their pictures.
-        classes: Of the task.
-        seed: For the perceptron.
+        classes: Of the task; 0: classes are no columns.
+        seed: For the networks.
         kept: Keeps every fitted map.
         tick: Called with the finished fraction.
 
@@ -112,36 +124,37 @@ def fitted_inverse(
     maps: dict[str, Map] = {}
     for place, (view, columns) in enumerate(clients.views.items()):
         rows = torch.cat([columns, facts], 1)
-        scalers[view] = scaler_of(rows)
+        scalers[view] = scaler_of(rows, widths[view])
         z = scalers[view](rows)
         held_z = scalers[view](torch.cat([held.views[view], held_facts], 1))
         del rows
-        maps[f"{view}/ridge"] = _ridge_of(
-            kept(f"{view}-ridge", lambda z=z, h=held_z: _state_of(ridge(z, targets, h, held_targets)))
+        worth = partial(contrast_of, basis, pictures=held.pictures)
+        maps[f"{view}/ridge"] = Ridge(
+            **kept(f"{view}-ridge", lambda z=z, h=held_z, w=worth: _state_of(ridge(z, targets, h, w)))
         )
-        begin, share = (place + 0.3) / len(clients.views), 0.7 / len(clients.views)
+        begin, share = (place + 0.1) / len(clients.views), 0.45 / len(clients.views)
         tick(begin)
-        if z.shape[1] <= WIDEST:
-
-            def train(z: Tensor = z, view: str = view, begin: float = begin, share: float = share) -> State:
-                told = lambda fraction: tick(begin + share * fraction)  # noqa: E731
-                return _state_of(trained_perceptron(z, targets, derive(seed, view), told))
-
-            maps[f"{view}/perceptron"] = _perceptron_of(kept(f"{view}-perceptron", train))
+        for kind, rate in RATES.items() if z.shape[1] <= WIDEST else ():
+            make = partial(_network, kind, z.shape[1], count, basis)
+            told = lambda fraction, begin=begin, share=share: tick(begin + share * fraction)  # noqa: E731
+            train = partial(trained, make, rate, z, targets, derive(seed, view, kind), told)
+            maps[f"{view}/{kind}"] = _restored(make(), kept(f"{view}-{kind}", lambda train=train: _state_of(train())))
+            begin += share
     columns = {view: torch.cat([held.views[view], held_facts], 1) for view in scalers}
     # Of a client of whom nothing is known, every column but its facts is at its mean.
     blind = {
-        v: torch.cat([scalers[v].center[: -facts.shape[1]].expand_as(held.views[v]), held_facts], 1) for v in scalers
+        v: torch.cat([scalers[v].center[: clients.views[v].shape[1]].expand_as(held.views[v]), held_facts], 1)
+        for v in scalers
     }
 
     def answers(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         z = {view: scaler(rows[view]) for view, scaler in scalers.items()}
         return {name: mapped(z[name.partition("/")[0]]) for name, mapped in maps.items()}
 
-    told = answers(columns)
-    weights = _stacked(told, held_targets, targets.mean(0))
-    told |= {"answer": _sum(weights, told), "nothing": _sum(weights, answers(blind))}
-    ncc = {name: ncc_of(basis, found, held.pictures) for name, found in told.items()}
+    found = answers(columns)
+    weights = _stacked(found, held_targets, targets.mean(0))
+    found |= {"answer": _sum(weights, found), "nothing": _sum(weights, answers(blind))}
+    ncc = {name: ncc_of(basis, each, held.pictures) for name, each in found.items()}
     return Inverse(basis, scalers, {n: maps[n] for n in weights}, weights, ncc, count, classes)
 
 
@@ -170,12 +183,33 @@ def ncc_of(basis: Basis, found: Tensor, pictures: Tensor) -> float:
         found: ``(M, B x Q)`` coefficients.
         pictures: ``(M, B, C, h, w)``, the true ones, whole: what lies outside of the basis counts as missed.
     """
+    one, other = _standardised(basis, found, pictures)
+    return float((one * other).sum(1).mean())
+
+
+def contrast_of(basis: Basis, found: Tensor, pictures: Tensor) -> float:
+    """How far true pictures stand out from those of other clients by NCC with what is predicted, in deviations.
+
+    Squared error alone prefers a smoother answer, nearer to the mean picture, from which fewer pictures are picked out.
+
+    Args:
+        basis: Of the predicted ones.
+        found: ``(M, B x Q)`` coefficients.
+        pictures: ``(M, B, C, h, w)``, the true ones.
+    """
+    one, other = _standardised(basis, found, pictures)
+    every = one @ other.T
+    return float(((every.diagonal() - every.mean(1)) / every.std(1).clamp(min=1e-6)).mean())
+
+
+def _standardised(basis: Basis, found: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Predicted and true pictures as rows of mean 0 and norm 1."""
     told = basis.pictures(found.reshape(-1, len(basis.components)))
     one, other = (
         F.normalize(rows - rows.mean(1, keepdim=True), dim=1)
         for rows in (told.flatten(1), pictures.flatten(2).flatten(0, 1))
     )
-    return float((one * other).sum(1).mean())
+    return one, other
 
 
 def restored_inverse(state: Mapping[str, Tensor]) -> Inverse:
@@ -183,14 +217,21 @@ def restored_inverse(state: Mapping[str, Tensor]) -> Inverse:
     names = [key.removeprefix("weight/") for key in state if key.startswith("weight/")]
     views = dict.fromkeys(name.partition("/")[0] for name in names)
     channels, height, width = state["basis/size"].tolist()
-    own = {name: _under(state, f"map/{name}/") for name in names}
+    basis = Basis(state["basis/mean"], state["basis/components"], (channels, height, width))
+    scalers = {view: Scaler(**_under(state, f"scaler/{view}/")) for view in views}
+    count = int(state["count"])
+    maps: dict[str, Map] = {}
+    for name in names:
+        view, _, kind = name.partition("/")
+        own, columns = _under(state, f"map/{name}/"), len(scalers[view].center)
+        maps[name] = Ridge(**own) if kind == "ridge" else _restored(_network(kind, columns, count, basis), own)
     return Inverse(
-        Basis(state["basis/mean"], state["basis/components"], (channels, height, width)),
-        {view: Scaler(state[f"scaler/{view}/center"], state[f"scaler/{view}/scale"]) for view in views},
-        {name: (_ridge_of if name.endswith("/ridge") else _perceptron_of)(each) for name, each in own.items()},
+        basis,
+        scalers,
+        maps,
         {name: float(state[f"weight/{name}"]) for name in names},
         {name: float(value) for name, value in _under(state, "ncc/").items()},
-        int(state["count"]),
+        count,
         int(state["classes"]),
     )
 
@@ -200,18 +241,15 @@ def _under(state: Mapping[str, Tensor], prefix: str) -> State:
 
 
 def _state_of(mapped: Map) -> State:
-    if isinstance(mapped, Ridge):
-        return {"weight": mapped.weight, "bias": mapped.bias}
-    assert isinstance(mapped, torch.nn.Module)
-    return dict(mapped.state_dict())
+    return dict(mapped.state_dict()) if isinstance(mapped, nn.Module) else dict(vars(mapped))
 
 
-def _ridge_of(state: Mapping[str, Tensor]) -> Ridge:
-    return Ridge(state["weight"], state["bias"])
+def _network(kind: str, columns: int, count: int, basis: Basis) -> nn.Module:
+    if kind == "convolutional":
+        return Convolutional(columns, count, basis.size, basis.components)
+    return perceptron(columns, count * len(basis.components))
 
 
-def _perceptron_of(state: Mapping[str, Tensor]) -> Map:
-    last = max(state)  # "9.weight" would sort after "10.weight": the perceptron has nine layers, 0 to 8
-    network = perceptron(state["0.weight"].shape[1], state[last].shape[0])
+def _restored(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     network.load_state_dict(dict(state))
-    return network.to(state[last].device).eval().requires_grad_(False)
+    return network.to(next(iter(state.values())).device).eval().requires_grad_(False)

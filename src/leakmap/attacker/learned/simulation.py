@@ -98,9 +98,10 @@ class Simulation:
     basis: Basis
 
     @property
-    def columns(self) -> int:
-        """That are read of a client, in all views."""
-        return (self.statistics.width if self.statistics else 0) + (self.sketch.width if self.sketch else 0)
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """Columns of each view, by what they are read of: a statistic of a layer, or a tensor."""
+        readers = {"statistics": self.statistics, "update": self.sketch}
+        return {view: reader.widths for view, reader in readers.items() if reader}
 
     def read(self, update: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """``(columns,)`` of each view of a client's answer.
