@@ -36,7 +36,7 @@ class LocalRule:
         share: ``gradient``: of the loss over all its pictures; ``delta``: weights after local training minus before.
         mode: ``train`` uses batch statistics and dropout, ``eval`` running statistics and none.
         epochs: Passes over the pictures (``delta`` only).
-        batch_size: Pictures of one local step, in their order, the last one possibly partial; None: all of them.
+        batch_size: Pictures of one local step, in their order, the last one of an epoch possibly partial; None: all.
         lr: Learning rate (``delta`` only).
         momentum: Of SGD, in [0, 1).
         weight_decay: L2 for SGD and Adam, decoupled for AdamW.
@@ -45,6 +45,8 @@ class LocalRule:
         accumulate: Micro-batches that the pictures of a step are split into (gradient accumulation): gradients are
             averaged over the pictures, BatchNorm sees every micro-batch alone.
         shuffle: Whether each epoch goes through the pictures in an order of its own (``delta`` only).
+        drop_last: Whether the last batch of an epoch is left out where it is partial, as a data loader's option of this
+            name does; a client with fewer pictures than one batch still takes them.
         defence: Specification of what it does to its update, see :mod:`leakmap.defences`.
     """
 
@@ -77,6 +79,7 @@ class LocalRule:
     ] = None
     accumulate: Annotated[int, Declared("Micro-batches of a step.", least=1, limit=10**4, later=True)] = 1
     shuffle: Annotated[bool, Declared("A new order each epoch.", later=True, local=True)] = False
+    drop_last: Annotated[bool, Declared("Leaves a partial last batch out.", later=True, local=True)] = False
     defence: Annotated[str, Declared("NAME[,key=value…].", limit=512, later=True, note="NAME[,key=value...]")] = NONE
 
     def __post_init__(self) -> None:
@@ -98,13 +101,34 @@ class LocalRule:
 
     def steps(self, count: int) -> int:
         """Local steps that a client with ``count`` pictures takes."""
-        return self.epochs * -(-count // (self.batch_size or count))
+        return self.epochs * len(self._batches(count))
 
     def forwards(self, count: int) -> int:
         """Forward passes in training that a client with ``count`` pictures makes: BatchNorm counts each of them."""
+        sizes = (part.stop - part.start for part in self._batches(count))
+        return self.epochs * sum(len(list(_slices(size, self._micro(size)))) for size in sizes)
+
+    def held_by(self, step: int, count: int, order_seed: int | None = None) -> Tensor:
+        """Which of a client's pictures a local step holds.
+
+        Args:
+            step: Its number, from 0 to ``steps(count) - 1``.
+            count: The client's pictures.
+            order_seed: Seeds the orders of a rule that shuffles; None keeps the pictures' own.
+
+        Returns:
+            ``(B,)`` indices.
+        """
+        batches = self._batches(count)
+        epoch, place = divmod(step, len(batches))
+        if not self.shuffle or order_seed is None:
+            return torch.arange(count)[batches[place]]
+        return torch.randperm(count, generator=generator(order_seed, "epoch", epoch))[batches[place]]
+
+    def _batches(self, count: int) -> list[slice]:
         size = self.batch_size or count
-        parts = (min(size, count - first) for first in range(0, count, size))
-        return self.epochs * sum(len(list(_slices(part, self._micro(part)))) for part in parts)
+        batches = list(_slices(count, size))
+        return batches[:-1] if self.drop_last and count % size and len(batches) > 1 else batches
 
     def _micro(self, part: int) -> int:
         return -(-part // self.accumulate)
@@ -225,14 +249,9 @@ class Training:
             y: What the loss takes, first dimension ``N``.
             order_seed: Seeds the orders of a rule that shuffles; None keeps the order of ``x``.
         """
-        size = self._rule.batch_size or len(y)
-        epoch, place = divmod(step, -(-len(y) // size))
-        held = x[epoch] if x.ndim == 5 else x
-        part = slice(place * size, min((place + 1) * size, len(y)))
-        if not self._rule.shuffle or order_seed is None:
-            return held[part], y[part]
-        order = torch.randperm(len(y), generator=generator(order_seed, "epoch", epoch)).to(x.device)[part]
-        return held[order], y[order]
+        own = x[step * self._rule.epochs // self._rule.steps(len(y))] if x.ndim == 5 else x
+        held = self._rule.held_by(step, len(y), order_seed).to(x.device)
+        return own[held], y[held]
 
     def objective(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor, factors: Tensor | None = None) -> Tensor:
         """The mean loss of one mini-batch, micro-batch after micro-batch; carries a graph.
@@ -306,6 +325,7 @@ def local_signal(
     order_seed: int | None = None,
     noise_seed: int | None = None,
     tensors: bool = True,
+    steps: int | None = None,
 ) -> Signal:
     """What a client that starts from ``weights`` and holds ``(x, y)`` shares.
 
@@ -320,6 +340,8 @@ def local_signal(
         order_seed: Seeds the orders of a rule that shuffles; None keeps the order of ``x``.
         noise_seed: Seeds what is random in the rule's defence; None leaves it out.
         tensors: False leaves the shared tensors out where the buffers do not depend on them, after a single local step.
+        steps: Stops a client on its way, after so many local steps of a ``delta``, before its defence treats what it
+            would share; None: it takes all.
 
     Raises:
         ModelError: see :func:`check_examples_apart`.
@@ -336,7 +358,7 @@ def local_signal(
             with torch.no_grad():
                 training.objective(parameters, *training.batch(0, x, y, order_seed))
             return Signal({}, training.buffers)
-        for step in range(rule.steps(len(y))):
+        for step in range(rule.steps(len(y)) if steps is None else steps):
             batch = training.batch(step, x, y, order_seed)
             value = training.objective(parameters, *batch, training.factors(parameters, *batch))
             shared = list(torch.autograd.grad(value, parameters, materialize_grads=True))
@@ -348,7 +370,8 @@ def local_signal(
                 parameters = [p.requires_grad_() for p in parameters]
     if rule.share == "delta":
         shared = [after.detach() - before.detach() for after, before in zip(parameters, training.start, strict=True)]
-    shared = defence.share(shared, source)
+    if steps is None:
+        shared = defence.share(shared, source)
     return Signal(dict(zip(training.names, shared, strict=True)), training.buffers)
 
 

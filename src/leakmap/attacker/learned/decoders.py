@@ -3,7 +3,8 @@ convolutional decoder."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ DECAY = 1e-2
 """Of AdamW, with a one-cycle schedule."""
 WIDEST = 16_384
 """Columns beyond which only ridge regression is fitted: other first layers would take longer than all clients."""
+ALIGNED = 1000
+"""Simulated clients that suffice to say how much a group of columns counts."""
 FARTHEST = 6.0
 """Standardised columns are clipped here: a client far from all simulated ones must not be extrapolated to."""
 
@@ -47,23 +50,50 @@ class Scaler:
         return ((rows - self.center) / self.scale).clamp(-FARTHEST, FARTHEST) * self.weight
 
 
-def scaler_of(rows: Tensor, widths: Sequence[int]) -> Scaler:
+def scaler_of(rows: Tensor, widths: Sequence[int], targets: Tensor) -> Scaler:
     """From simulated clients.
+
+    Columns that belong together count by how well they alone would predict, the centred alignment of their inner
+    products with those of the targets, and however many they are: else the thousands of channels of deep layers drown
+    the few of early ones, which say most of the picture.
 
     Args:
         rows: ``(n, columns)``.
-        widths: Columns that belong together. Each group counts alike, however many columns it has: the many channels
-            of deep layers would drown those of early ones, which say most of the picture. Columns after all groups
-            count as the average one does.
+        widths: Columns that belong together, group by group. Those after all groups count as the average one does.
+        targets: ``(n, outputs)``.
+
+    Source: Cortes, Mohri and Rostamizadeh 2012, "Algorithms for Learning Kernels Based on Centered Alignment".
     """
     center, scale = rows.mean(0), rows.std(0)
     still = scale <= 1e-6 * center.abs().clamp(min=1e-6)
-    mean = sum(widths) / max(1, len(widths))
-    weight = torch.cat(
-        [torch.full((width,), math.sqrt(mean / width)) for width in widths if width]
-        + [torch.ones(rows.shape[1] - sum(widths))]
-    )
-    return Scaler(center, scale.masked_fill(still, torch.inf), weight.to(rows))
+    plain = Scaler(center, scale.masked_fill(still, torch.inf), torch.ones_like(center))
+    some = slice(0, ALIGNED)
+    wanted = targets[some] - targets[some].mean(0)
+    z = plain(rows[some])
+    shares = [_alignment(z[:, part], wanted) for part in _parts(widths)]
+    # A group's inner products grow with its columns: the weight of one column makes up for that.
+    unit = sum(widths) / max(1e-12, sum(shares))
+    weight = torch.ones_like(center)
+    for part, share in zip(_parts(widths), shares, strict=True):
+        weight[part] = math.sqrt(unit * share / max(1, part.stop - part.start))
+    return replace(plain, weight=weight)
+
+
+def _parts(widths: Sequence[int]) -> list[slice]:
+    ends = list(accumulate(widths))
+    return [slice(end - width, end) for width, end in zip(widths, ends, strict=True)]
+
+
+def _alignment(z: Tensor, targets: Tensor) -> float:
+    """In [0, 1], of ``(n, columns)`` and centred ``(n, outputs)``."""
+    z = z - z.mean(0)
+    norm = _gram_norm(z) * _gram_norm(targets)
+    return float((z.T @ targets).square().sum() / norm) if norm > 0 else 0.0
+
+
+def _gram_norm(rows: Tensor) -> float:
+    """Frobenius norm of all inner products of rows, by the smaller of the two matrices that have it."""
+    return float((rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows).norm())
 
 
 @dataclass(frozen=True)

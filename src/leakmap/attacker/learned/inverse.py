@@ -124,7 +124,7 @@ def fitted_inverse(
     maps: dict[str, Map] = {}
     for place, (view, columns) in enumerate(clients.views.items()):
         rows = torch.cat([columns, facts], 1)
-        scalers[view] = scaler_of(rows, widths[view])
+        scalers[view] = scaler_of(rows, widths[view], targets)
         z = scalers[view](rows)
         held_z = scalers[view](torch.cat([held.views[view], held_facts], 1))
         del rows
