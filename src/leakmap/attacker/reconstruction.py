@@ -21,6 +21,7 @@ class Attempt:
         seconds: Wall time.
         note: Why there are no pictures.
         failed: Whether it should have come to a result.
+        last: Whether it speaks of the pictures of the client's last local step alone.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Attempt:
     seconds: float = 0.0
     note: str = ""
     failed: bool = False
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Reconstruction:
     """What an attacker says the client held.
 
     Args:
-        pictures: ``(N, C, H, W)`` in [0, 1].
+        pictures: ``(N, C, H, W)`` in [0, 1], one for each of the client's; fewer if ``last``.
         y: ``(N,)`` classes that the attack worked with.
         objective: The matching term of what is returned, by which restarts are chosen; of a suite its residual, by
             which attacks are; NaN where a closed form has none.
@@ -45,6 +47,7 @@ class Reconstruction:
         notes: For the record: label rule, chosen restart, what was assumed.
         attempts: Of a suite, what each of its attacks came to.
         used: The facts of the Observation that it rests on besides the update.
+        last: Whether it speaks of the pictures of the client's last local step alone, in any order.
     """
 
     pictures: Tensor
@@ -54,3 +57,4 @@ class Reconstruction:
     notes: dict[str, str | int | float] | None = None
     attempts: tuple[Attempt, ...] = ()
     used: frozenset[str] = frozenset()
+    last: bool = False

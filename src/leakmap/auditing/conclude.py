@@ -38,7 +38,7 @@ from leakmap.result.evidence import (
 from leakmap.result.method import UpdateCheck
 from leakmap.result.part import Rate
 from leakmap.result.result import Result
-from leakmap.runs.run import chosen_for, distractors_for, held_by
+from leakmap.runs.run import chosen_for, distractors_for, held_by, places_of
 from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Outcome, Trial
 from leakmap.scoring.bands import BANDS
@@ -81,7 +81,8 @@ class Audit:
 class _Finished:
     """A client all of whose runs finished: its numbers, pictures and row of the table.
 
-    ``deranged`` is its reconstruction in the line-ups of the next client.
+    ``deranged`` is its reconstruction in the line-ups of the next client, ``places`` which pictures are scored; empty:
+    all.
     """
 
     judged: Client
@@ -92,6 +93,7 @@ class _Finished:
     attacked: Outcome
     objects: Client | None = None
     swapped_objects: Client | None = None
+    places: tuple[int, ...] = ()
 
 
 def conclude(
@@ -121,7 +123,12 @@ def conclude(
     deranged = [f.deranged for f in finished if f.deranged is not None]
     attacked = [f.attacked for f in finished]
     control = [
-        Client(o.score.ranks, o.score.galleries, o.score.values, distractors=chosen_for(trial, prepared.control))
+        Client(
+            o.score.ranks,
+            o.score.galleries,
+            o.score.values,
+            distractors=chosen_for(trial, prepared.control, o.score.places),
+        )
         for trial in planned["control"]
         if (o := outcomes.get(trial.key)) is not None and o.score is not None
     ]
@@ -187,8 +194,11 @@ def _client(
         return LostClient(client=v, failure=failed[0] if failed else "not finished")
     own_score = own.score
     swap_score, prior_score = (None if o is None else o.score for o in floor_runs)
-    truth, chosen = held_by(planned["attack"][v], prepared.main), chosen_for(planned["attack"][v], prepared.main)
-    still = _stills(prepared.main.groups, v)
+    trial, places = planned["attack"][v], own_score.places
+    if any(floor is not None and floor.places != places for floor in (swap_score, prior_score)):
+        return LostClient(client=v, failure="its floors speak of other pictures of the client than the attack does")
+    truth, chosen = held_by(trial, prepared.main, places or None), chosen_for(trial, prepared.main, places)
+    still = _stills(prepared.main.groups, v, places)
     of_still = {floor: metric_values(p, truth, (*ALWAYS, *plan.metrics)) for floor, p in still.items()}
     other = _of_other_client(plan, planned["attack"], outcomes, v, truth)
     floors = {
@@ -245,13 +255,14 @@ def _client(
             own.deranged.galleries,
             {},
             pose_ranks=own.deranged.pose_ranks,
-            distractors=chosen_for(planned["attack"][(v + 1) % plan.victims], prepared.main),
+            distractors=_others_of_next(planned["attack"][(v + 1) % plan.victims], prepared.main, last=bool(places)),
         ),
         pictures,
         row,
         own,
         Client(own_score.object_ranks, own_score.object_galleries, {}),
         swap_score and Client(swap_score.object_ranks, swap_score.object_galleries, {}),
+        places,
     )
 
 
@@ -272,15 +283,20 @@ def _of_other_client(
     return None
 
 
+def _others_of_next(trial: Trial, setup: Setup, *, last: bool) -> tuple[tuple[int, ...], ...]:
+    return chosen_for(trial, setup, places_of(last, trial, setup))
+
+
 def _with_bars(finished: Sequence[_Finished], setup: Setup, planned: Sequence[Trial]) -> list[Client]:
     """The clients with what their pictures must exceed to count as exposed, besides their floors."""
     clients = [found.judged for found in finished]
     if not exposed(clients):
         return clients
     trials = [planned[found.row.client] for found in finished]
+    all_places = [found.places or None for found in finished]
     all_held = [
-        held(client, held_by(trial, setup), distractors_for(trial, setup))
-        for client, trial in zip(clients, trials, strict=True)
+        held(client, held_by(trial, setup, places), distractors_for(trial, setup, places))
+        for client, trial, places in zip(clients, trials, all_places, strict=True)
     ]
     return with_bars(clients, bars_of(all_held, [found.pictures for found in finished]))
 
@@ -377,9 +393,10 @@ def _objects(finished: Sequence[_Finished]) -> ObjectLineUps | None:
     return ObjectLineUps(attack=_line_up(own), swapped=_line_up(swapped))
 
 
-def _stills(groups: Groups, v: int) -> dict[str, Tensor]:
+def _stills(groups: Groups, v: int, places: Sequence[int]) -> dict[str, Tensor]:
     """Floors that need no run: the mean of the known pictures, and the one of them nearest to each original."""
     nearest = groups.pictures(groups.nearest[0][v])
+    nearest = nearest[list(places)] if places else nearest
     return {"mean_picture": groups.mean_picture.expand_as(nearest), "nearest_public": nearest}
 
 

@@ -186,7 +186,7 @@ class _Clients:
             return WORST[self.objective]
         if self.objective != "ncc":
             return statistics.fmean(outcome.score.values[self.objective])
-        truth = held_by(outcome.trial, self.setup).pictures
+        truth = held_by(outcome.trial, self.setup, outcome.score.places or None).pictures
         return ncc(outcome.score.pictures, truth)
 
 

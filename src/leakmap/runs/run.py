@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -53,7 +53,6 @@ def run(
     started = time.perf_counter()
     versions = versions_of(setup.network.device)
     try:
-        truth, others = held_by(trial, setup), distractors_for(trial, setup)
         ready = fitted_for(trial, setup, fitted_in, lambda fraction: progress(fraction / 2))
         begin = 0.5 if ready.state else 0.0
         found = attack(
@@ -62,8 +61,11 @@ def run(
             derive(trial.seed, "attack", trial.client),
             lambda fraction: progress(begin + (1 - begin) * fraction),
         )
-        scored = score(found, truth, others, trial.metrics, object_distractors_for(trial, setup))
-        reached = tuple(_reached(attempt, truth, others, trial.metrics) for attempt in found.attempts)
+        places = places_of(found.last, trial, setup)
+        truth, others = held_by(trial, setup, places), distractors_for(trial, setup, places)
+        scored = score(found, truth, others, trial.metrics, object_distractors_for(trial, setup, places))
+        scored = replace(scored, places=places if found.last else ())
+        reached = tuple(_reached(attempt, trial, setup) for attempt in found.attempts)
         deranged = _deranged(found, trial, setup)
     except (Exception, SystemExit) as error:
         return failed(trial, error, time.perf_counter() - started, versions)
@@ -91,11 +93,13 @@ def failed(
     return Outcome(trial, failure=failure, seconds=seconds, versions=dict(versions or {}))
 
 
-def _reached(attempt: Attempt, truth: Batch, others: list[Tensor], metrics: tuple[str, ...]) -> Reached:
+def _reached(attempt: Attempt, trial: Trial, setup: Setup) -> Reached:
     told = (attempt.name, attempt.term, attempt.seconds, attempt.note, attempt.failed)
     if attempt.pictures is None or attempt.y is None:
         return Reached(*told)
-    scored = score(Reconstruction(attempt.pictures, attempt.y, attempt.term), truth, others, metrics, plain=True)
+    places = places_of(attempt.last, trial, setup)
+    truth, others = held_by(trial, setup, places), distractors_for(trial, setup, places)
+    scored = score(Reconstruction(attempt.pictures, attempt.y, attempt.term), truth, others, trial.metrics, plain=True)
     return Reached(*told, scored.ranks, scored.values)
 
 
@@ -105,7 +109,8 @@ def _deranged(found: Reconstruction, trial: Trial, setup: Setup) -> Deranged | N
     if trial.group != "victims" or count < 2:
         return None
     other = replace(trial, client=(trial.client + 1) % count)
-    scored = score(found, held_by(other, setup), distractors_for(other, setup), trial.metrics)
+    places = places_of(found.last, other, setup)
+    scored = score(found, held_by(other, setup, places), distractors_for(other, setup, places), trial.metrics)
     return Deranged(scored.ranks, scored.galleries, scored.pose_ranks, scored.values)
 
 
@@ -136,7 +141,7 @@ def seen_by_server(trial: Trial, setup: Setup) -> Observation:
     if captured is not None and not trial.swap:
         round = Round(network, trial.rule, truth, captured.update, captured.buffers or {})
     else:
-        round = simulate(network, trial.rule, shared, derive(trial.seed, "client", trial.client))
+        round = simulate(network, trial.rule, shared, _client_seed(trial))
     return observe(
         round,
         trial.threat,
@@ -156,9 +161,30 @@ def _captured(trial: Trial, setup: Setup) -> Observation | None:
     return setup.captured[trial.client] if setup.captured and trial.group == "victims" else None
 
 
-def held_by(trial: Trial, setup: Setup) -> Batch:
-    """The true batch of a trial's client."""
+def places_of(last: bool, trial: Trial, setup: Setup) -> tuple[int, ...]:
+    """Which pictures of a trial's client a reconstruction speaks of, by their places among its pictures.
+
+    Args:
+        last: Whether it speaks of the last local step alone. Of a captured client the true pictures are taken to be in
+            the order of its last epoch.
+        trial: Names the client.
+        setup: What the trial points to.
+    """
+    count = _members(trial, setup).shape[1]
+    if not last:
+        return tuple(range(count))
+    own = None if _captured(trial, setup) is not None else derive(_client_seed(trial), "order")
+    return tuple(trial.rule.held_by(trial.rule.steps(count) - 1, count, own).tolist())
+
+
+def _client_seed(trial: Trial) -> int:
+    return derive(trial.seed, "client", trial.client)
+
+
+def held_by(trial: Trial, setup: Setup, places: Sequence[int] | None = None) -> Batch:
+    """The true batch of a trial's client, or of it what stands in these places."""
     index = _members(trial, setup)[trial.client]
+    index = index if places is None else index[list(places)]
     device = setup.network.device
     areas = setup.groups.areas[index] if setup.groups.areas.numel() else None
     return Batch(setup.groups.pictures(index).to(device), setup.targets(index).to(device), areas)
@@ -170,15 +196,17 @@ def _members(trial: Trial, setup: Setup) -> Tensor:
     return {"victims": groups.victims, "controls": groups.controls, "rehearsals": groups.rehearsals}[trial.group]
 
 
-def distractors_for(trial: Trial, setup: Setup) -> list[Tensor]:
-    """For each true picture, the other candidates of its line-up, ``(G - 1, C, h, w)`` in [0, 1].
+def distractors_for(trial: Trial, setup: Setup, places: Sequence[int] | None = None) -> list[Tensor]:
+    """For each true picture, or each in these places, the other candidates, ``(G - 1, C, h, w)`` in [0, 1].
 
     Of letterboxed pictures ``h`` and ``w`` are what lies between the bars of the true one, which the others are brought
     to: the shape of the bars identifies nobody.
     """
     groups = setup.groups
     found = []
-    for index, chosen in zip(_members(trial, setup)[trial.client].tolist(), chosen_for(trial, setup), strict=True):
+    members, every = _members(trial, setup)[trial.client].tolist(), chosen_for(trial, setup)
+    for place in range(len(members)) if places is None else places:
+        index, chosen = members[place], every[place]
         candidates = groups.pictures(torch.tensor(chosen))
         if groups.areas.numel():
             truth = cut(groups.pictures(torch.tensor(index)), groups.areas[index])
@@ -188,8 +216,8 @@ def distractors_for(trial: Trial, setup: Setup) -> list[Tensor]:
     return found
 
 
-def chosen_for(trial: Trial, setup: Setup) -> tuple[tuple[int, ...], ...]:
-    """For each true picture, which pictures are the other candidates of its line-up.
+def chosen_for(trial: Trial, setup: Setup, places: Sequence[int] = ()) -> tuple[tuple[int, ...], ...]:
+    """For each true picture, or each in these places, which pictures are the other candidates of its line-up.
 
     Pictures of one class take turns through the distractors of that class, so that line-ups share none while there are
     enough: shared ones make ranks depend on each other, see :func:`leakmap.scoring.statistics.spread`.
@@ -202,11 +230,11 @@ def chosen_for(trial: Trial, setup: Setup) -> tuple[tuple[int, ...], ...]:
         indices = pick_distractors(groups.labels, label, groups.distractors, count, trial.seed, turn)
         found.append(tuple(indices.tolist()))
         before.append(label)
-    return tuple(found)
+    return tuple(found[place] for place in places) if places else tuple(found)
 
 
-def object_distractors_for(trial: Trial, setup: Setup) -> list[list[Tensor]]:
-    """For each true picture and each large object in it, the other candidates of its line-up, ``(G - 1, C, h, w)``."""
+def object_distractors_for(trial: Trial, setup: Setup, places: Sequence[int]) -> list[list[Tensor]]:
+    """For each true picture in these places, and each large object, the other candidates, ``(G - 1, C, h, w)``."""
     groups = setup.groups
     kinds, candidates = setup.spare_objects if setup.network.task.objects else (torch.tensor([]), [])
     if not candidates:
@@ -224,7 +252,7 @@ def object_distractors_for(trial: Trial, setup: Setup) -> list[list[Tensor]]:
             before.append(label)
             line_ups.append(torch.stack([resized(candidates[i], None, truth) for i in chosen.tolist()]))
         found.append(line_ups)
-    return found
+    return [found[place] for place in places]
 
 
 def versions_of(device: torch.device) -> dict[str, str]:

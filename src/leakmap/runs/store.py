@@ -139,7 +139,7 @@ class Store:
             scored = record.pop("score")
             if scored is not None:
                 scored |= {name: _tuples(scored[name]) for name in ("values", "band_ranks")}
-                listed = ("ranks", "galleries", "pose_ranks", "object_ranks", "object_galleries")
+                listed = ("ranks", "galleries", "pose_ranks", "object_ranks", "object_galleries", "places")
                 scored |= {name: tuple(scored[name]) for name in listed}
                 scored = Score(pictures=pictures, **scored)
             record["reached"] = tuple(_reached(each) for each in record["reached"])

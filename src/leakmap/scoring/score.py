@@ -33,6 +33,7 @@ class Score:
         band_ranks: Band -> rank of each picture in the line-up of that band, see :mod:`leakmap.scoring.bands`.
         object_ranks: In the line-up of crops, of each large object.
         object_galleries: Candidates in each of these.
+        places: Of the scored pictures among those of the client; empty: all are scored.
     """
 
     pictures: Tensor
@@ -44,6 +45,7 @@ class Score:
     band_ranks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     object_ranks: tuple[float, ...] = ()
     object_galleries: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
 
 
 def score(

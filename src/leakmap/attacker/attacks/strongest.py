@@ -264,7 +264,9 @@ class Strongest:
             except Exception as error:
                 attempts[name] = Attempt(name, note=f"{type(error).__name__}: {error}", failed=True)
                 continue
-            attempts[name] = Attempt(name, found.pictures, found.y, term, time.perf_counter() - started)
+            attempts[name] = Attempt(
+                name, found.pictures, found.y, term, time.perf_counter() - started, last=found.last
+            )
             results[name] = found
             lowest = min(lowest, distance)
         tick(1.0)
@@ -277,7 +279,7 @@ class Strongest:
         if rehearsed and lowest > SOLVED:
             name = max(results, key=lambda name: _ncc(rehearsed, name))
         else:
-            name = min(results, key=lambda name: attempts[name].term)
+            name = min(results, key=lambda name: (math.isnan(attempts[name].term), attempts[name].term))
         best = results[name]
         chosen = {f"rehearsed NCC of {name}": ncc for name, ncc in rehearsed.items()}
         return replace(
@@ -320,6 +322,9 @@ def _residuals(observation: Observation, rule: LocalRule, found: Reconstruction,
     Raises:
         NonFinite: its pictures or the update residual are not finite.
     """
+    if found.last:
+        # What it says of a part of the pictures does not tell what the client would have sent.
+        return math.inf, math.nan
     context = SearchContext(observation, rule, found.y, derive(seed, "yardstick"))
     x = observation.network.task.normalize(found.pictures)
     distance = update_residual(context, x)

@@ -64,13 +64,18 @@ class Rehearsals:
     def _tried(self, attack: Fitted, client: int, seed: int, tick: Tick) -> dict[str, Tensor]:
         observation = self.observation(client, seed)
         try:
-            pictures = attack(observation, derive(seed, "attack"), tick).pictures
+            found = attack(observation, derive(seed, "attack"), tick)
         except (NotApplicable, NotGranted):
             return {"ncc": torch.zeros(())}
         except Exception:
             # A suite runs on real clients what failed here, whoever rehearsed better: so the failure goes on record.
             return {"ncc": torch.tensor(torch.nan)}
-        return {"ncc": mean_ncc(pictures.nan_to_num().clamp(0, 1), self.pictures[client]).cpu()}
+        truth = self.pictures[client]
+        if found.last:
+            rule, count = self.setting.rule, len(truth)
+            assert rule is not None
+            truth = truth[rule.held_by(rule.steps(count) - 1, count, derive(seed, "order"))]
+        return {"ncc": mean_ncc(found.pictures.nan_to_num().clamp(0, 1), truth).cpu()}
 
     def observation(self, client: int, seed: int) -> Observation:
         """What the server sees of a simulated client, with the facts that will be granted of real ones."""
