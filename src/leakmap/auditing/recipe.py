@@ -49,8 +49,8 @@ def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
     planted = replace(base, setup=control, rule=rule, threat=threat, group="controls", metrics=ALWAYS)
     return {
         "attack": [replace(base, client=v, swap=own) for v in victims],
-        "swapped": [replace(base, client=v, swap=own + 1) for v in victims],
-        "prior_only": [replace(base, client=v, swap=own, attack=prior) for v in victims],
+        "swapped": [replace(base, client=v, swap=own + 1, scoring="line-ups") for v in victims],
+        "prior_only": [replace(base, client=v, swap=own, attack=prior, scoring="metrics") for v in victims],
         "control": [replace(planted, client=k) for k in range(CONTROLS)],
     }
 

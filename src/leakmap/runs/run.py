@@ -62,8 +62,10 @@ def run(
             ready,
             derive(trial.seed, "attack", trial.client),
             lambda fraction: progress(begin + (1 - begin) * fraction),
+            fresh=True,
         )
-        scored = score(found, truth, others, trial.metrics, object_distractors_for(trial, setup))
+        objects, plain = object_distractors_for(trial, setup), trial.scoring == "metrics"
+        scored = score(found, truth, others, trial.metrics, objects, plain=plain)
         reached = tuple(_reached(attempt, truth, others, trial.metrics) for attempt in found.attempts)
         deranged = _deranged(found, trial, setup)
     except (Exception, SystemExit) as error:
@@ -103,7 +105,7 @@ def _reached(attempt: Attempt, truth: Batch, others: list[Tensor], metrics: tupl
 def _deranged(found: Reconstruction, trial: Trial, setup: Setup) -> Deranged | None:
     """How a victim's reconstruction fares against the pictures of the next victim; no run is needed for it."""
     count = len(_members(trial, setup))
-    if trial.group != "victims" or count < 2:
+    if trial.group != "victims" or trial.scoring != "full" or count < 2:
         return None
     other = replace(trial, client=(trial.client + 1) % count)
     scored = score(found, held_by(other, setup), distractors_for(other, setup), trial.metrics)
