@@ -46,7 +46,7 @@ steps = 150
 
 AUDIT = (
     *("--model", "resnet,blocks=1-1,width=8,preact=false", "--data", "samples", "--image-size", "16"),
-    *("--attack", "learned_inverse,clients=3000", "--labels", "known", "--victims", "60"),
+    *("--attack", "learned_inverse,clients=1200", "--labels", "known", "--victims", "120"),
 )
 PICKLES = (b"\x80\x02\x8a", b"\x80\x02}", b"\x80\x03}", b"\x80\x04\x95", b"\x80\x05\x95", b"PK\x03\x04")
 """How files begin that pickle writes, and the archives that torch.save puts pickles into."""

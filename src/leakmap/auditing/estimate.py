@@ -111,8 +111,8 @@ class Pace:
     def seconds(self, attack: Spec) -> float:
         """Of one run of an attack that is fitted. What it stops early is not foreseen."""
         if attack.name not in MEMBERS or self.observation is None:
-            return RUN + sum(map(self._attacking, attacks.build(attack).cost.parts))
-        each = [self._attacking(attacks.build(one).cost) for one in applying(attack, self.observation)]
+            return RUN + self._once_fitted(attacks.build(attack))
+        each = [self._once_fitted(attacks.build(one)) for one in applying(attack, self.observation)]
         # A suite that rehearsed runs the closed forms and one search at most, the costliest one at worst.
         return RUN + (max(each) if attack.name == SUITE and self.observation.public is not None else sum(each))
 
@@ -120,6 +120,11 @@ class Pace:
         """Seconds of a fit. What a suite leaves out on the way is not foreseen."""
         simulated = cost.clients * (self.step + SIMULATED)
         return simulated + cost.operations / operations_a_second() + sum(map(self._attacking, cost.rehearsed))
+
+    def _once_fitted(self, how: Attack) -> float:
+        # What was fitted and does not iterate decodes an answer, in no time beside a client step.
+        decodes = how.fits and not how.cost.members and not how.cost.iterations
+        return 0.0 if decodes else sum(map(self._attacking, how.cost.parts))
 
     def _attacking(self, cost: Cost) -> float:
         if not cost.iterations:
