@@ -46,7 +46,7 @@ steps = 150
 
 AUDIT = (
     *("--model", "resnet,blocks=1-1,width=8,preact=false", "--data", "samples", "--image-size", "16"),
-    *("--attack", "learned_inverse,clients=1200", "--labels", "known", "--victims", "120"),
+    *("--attack", "learned_inverse,clients=1200", "--labels", "known", "--victims", "90"),
 )
 PICKLES = (b"\x80\x02\x8a", b"\x80\x02}", b"\x80\x03}", b"\x80\x04\x95", b"\x80\x05\x95", b"PK\x03\x04")
 """How files begin that pickle writes, and the archives that torch.save puts pickles into."""
@@ -105,7 +105,8 @@ def _study(options: argparse.Namespace) -> dict[str, bool]:
 def _fitted(options: argparse.Namespace) -> dict[str, bool]:
     """An audit by an attack that is fitted first: what holds."""
     whole, killed = options.out / "whole", options.out / "killed"
-    _audit(whole, options.workers).wait()
+    if code := _audit(whole, options.workers).wait():
+        sys.exit(f"The audit ended with exit code {code} without any kill.")
     random.seed(options.seed)
     seen: dict[str, int] = {}
     again: list[str] = []

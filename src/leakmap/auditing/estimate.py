@@ -74,13 +74,15 @@ class Fitting:
         fits: How many: one for each setting that clients are attacked in.
         clients: That are simulated, for all of them together.
         memory: Bytes held at most at once, of what is read of simulated clients.
-        seconds: Until all are finished, but for what a suite leaves out on the way.
+        seconds: Until all are finished.
+        at_most: Whether less may do: a suite leaves out what its rehearsals show to be needless.
     """
 
     fits: int
     clients: int
     memory: int
     seconds: float
+    at_most: bool = False
 
     def __add__(self, then: "Fitting") -> "Fitting":
         """One after the other."""
@@ -89,6 +91,7 @@ class Fitting:
             self.clients + then.clients,
             max(self.memory, then.memory),
             self.seconds + then.seconds,
+            self.at_most or then.at_most,
         )
 
 
@@ -255,6 +258,7 @@ def _fitting(trials: Sequence[Trial], paces: _Paces, folder: Path | None, proces
         sum(cost.clients for _, cost in missing),
         sum(sorted((cost.memory for _, cost in missing), reverse=True)[:at_once]),
         max(max(each), sum(each) / at_once),
+        any(cost.rehearsed for _, cost in missing),
     )
 
 
@@ -276,7 +280,7 @@ def fitting_to(how: Attack, setting: Setting) -> Fitting | None:
         seconds = Pace(_timed(network, rule, batch)).fitting(cost)
     except LeakmapError:
         return None
-    return Fitting(1, cost.clients, cost.memory, seconds)
+    return Fitting(1, cost.clients, cost.memory, seconds, bool(cost.rehearsed))
 
 
 @cache
