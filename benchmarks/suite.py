@@ -48,6 +48,8 @@ NETWORKS = {
 }
 UNTRAINED = "convnet,depth=4,width=32,activation=gelu,head=pool"
 """In place of the trained network, where there are no weights."""
+TIE = 1e-3
+"""NCC that nobody sees: closed forms that read a picture differ in its last digits, by the same amount each time."""
 CELLS = tuple(f"{network}-{mode}" for network in NETWORKS for mode in ("train", "eval"))
 
 
@@ -156,7 +158,7 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
     used = [name for name in names if any(name in entry["ncc"] for entry in found.values())]
     compared_to = {cell: compared(entry) for cell, entry in found.items()}
     # As good as the best within the interval: what the clients show does not exclude it.
-    good = [cell for cell, (_, gains) in compared_to.items() if mean_interval(gains).high >= 0]
+    good = [cell for cell, (_, gains) in compared_to.items() if mean_interval(gains).high >= -TIE]
     first: Mapping[str, Any] = next(iter(found.values()), {})
     lines = [
         "# The suite beside its members",
