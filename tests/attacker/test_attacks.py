@@ -11,7 +11,7 @@ from leakmap.attacker.matching.context import SearchContext
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.restarts import Run, choose
-from leakmap.attacker.protocol import Cost, nothing_to_fit, nothing_to_restore, trying_shows
+from leakmap.attacker.protocol import Cost, free_to_fit, nothing_to_fit, nothing_to_restore, trying_shows
 from leakmap.errors import BadSetting, NonFinite, NotApplicable
 from leakmap.plan.plan import check
 from tests.conftest import batch_of, matching_term, observed
@@ -94,7 +94,7 @@ def test_a_rule_that_is_not_granted_is_assumed_and_said(task):
 def test_an_attack_without_a_floor_of_its_own_is_refused(task, monkeypatch):
     class Floorless:
         needs, leaky_model, cost, fits = frozenset({"count"}), "convnet", Cost(), ""
-        why_not, fit, restored = trying_shows, nothing_to_fit, nothing_to_restore
+        why_not, fit_cost, fit, restored = trying_shows, free_to_fit, nothing_to_fit, nothing_to_restore
 
         def __call__(self, observation, seed, tick):
             raise AssertionError("it must not run")

@@ -11,7 +11,7 @@ from leakmap.attacker.attacks import strongest as module
 from leakmap.attacker.attacks.strongest import MEMBERS, Strongest
 from leakmap.attacker.matching.context import SearchContext
 from leakmap.attacker.matching.residual import buffer_residual, update_residual
-from leakmap.attacker.protocol import CLOSED_FORM, nothing_to_fit, nothing_to_restore, trying_shows
+from leakmap.attacker.protocol import CLOSED_FORM, free_to_fit, nothing_to_fit, nothing_to_restore, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
@@ -116,6 +116,7 @@ class Failing:
     cost = CLOSED_FORM
     why_not = trying_shows
     fits = ""
+    fit_cost = free_to_fit
     fit = nothing_to_fit
     restored = nothing_to_restore
 
@@ -129,6 +130,7 @@ class Hollow:
     cost = CLOSED_FORM
     why_not = trying_shows
     fits = ""
+    fit_cost = free_to_fit
     fit = nothing_to_fit
     restored = nothing_to_restore
 

@@ -282,7 +282,7 @@ def test_victims_never_reach_an_attack(monkeypatch):
 
     handed = []
     original = room.attack
-    monkeypatch.setattr(room, "attack", lambda o, *rest: handed.append(o) or original(o, *rest))
+    monkeypatch.setattr(room, "attack", lambda o, *rest, **named: handed.append(o) or original(o, *rest, **named))
     prepared = prepare(PLAN)
     trial = trials(PLAN, *prepared.digests)["attack"][0]
     assert run(trial, prepared.main).failure is None

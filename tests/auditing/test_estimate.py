@@ -1,16 +1,23 @@
 """What is said beforehand about the time that runs will take."""
 
-import pytest
+from dataclasses import replace
 
+import pytest
+from torch import nn
+
+from leakmap import ThreatModel, attacks
 from leakmap.attacker.protocol import Cost
 from leakmap.auditing import estimate
 from leakmap.auditing.estimate import CLOSED_FORM, EVALUATION, ITERATION, RUN, STARTUP, Pace, expected
+from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.auditing.recipe import in_order, trials
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
-from leakmap.runs.run import seen_by_server
-from leakmap.runs.runner import HERE, Local
+from leakmap.runs.fitting import FOLDER
+from leakmap.runs.run import seen_by_server, setting_for
+from leakmap.runs.runner import FITTING, HERE, Local
+from leakmap.runs.store import Store
 
 PLAN = Plan("mlp,hidden=4", attack=Spec("inverting_gradients", {"steps": 10}), image_size=16, victims=2)
 
@@ -46,3 +53,26 @@ def test_missing_runs_add_up_over_processes_and_nothing_that_goes_wrong_here_sto
     assert tuned.seconds == pytest.approx(3 * alone.seconds)
     monkeypatch.setattr(estimate, "step_seconds", lambda trial, setup: 1 / 0)
     assert expected(found, setups, HERE).seconds is None
+
+
+def test_a_fit_is_foretold_with_its_clients_and_memory_until_it_is_kept(tmp_path):
+    """The audited network and the planted control are fitted to apart, each to 20 clients and 20 held-out ones."""
+    plan = replace(PLAN, model="resnet,blocks=1,width=4,preact=false", attack=Spec("learned_inverse", {"clients": 20}))
+    plan = replace(plan, threat=ThreatModel(public=12))
+    prepared = prepare(plan)
+    foretold, told = [], []
+    store = Store(tmp_path)
+    perform(plan, prepared, store, progress=lambda *one: told.append(one), foretold=foretold.append)
+    fitting = foretold[0].fitting
+    assert (fitting.fits, fitting.clients) == (2, 80)
+    before, after = told.index((FITTING, 1.0)), next(i for i, (what, _) in enumerate(told) if what.startswith("run"))
+    assert before < after, "the bar of the fit fills up before that of the runs"
+    trial, *_ = in_order(trials(plan, *prepared.digests))
+    cost = attacks.build(plan.attack).fit_cost(setting_for(trial, prepared.main))
+    layers = prepared.main.network.module().modules()
+    columns = 2 * sum(layer.num_features for layer in layers if isinstance(layer, nn.BatchNorm2d))
+    assert cost.memory <= fitting.memory
+    assert cost.memory == 4 * 40 * (2 * columns + min(768, 3 * 16 * 16))
+    setups = {one.digest: one for one in (prepared.main, prepared.control)}
+    assert expected([trial], setups, HERE, tmp_path / FOLDER).fitting is None, "it is kept"
+    assert expected([trial], setups, HERE).fitting.clients == 40

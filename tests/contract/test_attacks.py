@@ -10,7 +10,7 @@ import torch
 
 from leakmap import LocalRule, Spec, Task, ThreatModel, attack, attacks
 from leakmap.attacker.attack import fit
-from leakmap.attacker.protocol import Cost, checked
+from leakmap.attacker.protocol import Cost, FitCost, checked
 from leakmap.errors import NotApplicable, NotGranted
 from leakmap.threat import known_before
 from tests.conftest import observed
@@ -67,6 +67,8 @@ def test_by_name_fitted_before_and_restored_it_gives_the_same_sound_result(name,
     assert how.needs <= found.used <= set(FACTS)
     assert all(torch.equal(found.pictures, other.pictures) for other in others)
     assert observation.digest() == before
+    assert all(torch.equal(tensor, second.state[key]) for key, tensor in first.state.items()), "left as it was fitted"
+    assert isinstance(how.fit_cost(setting), FitCost)
 
 
 def test_it_has_all_that_an_attack_must_have(name, task):

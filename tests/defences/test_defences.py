@@ -372,6 +372,7 @@ def test_a_withheld_defence_is_flagged():
         distractors=torch.arange(60),
         victims=torch.arange(1)[None],
         nearest=(torch.zeros(1, 1).long(), torch.zeros(1, 1)),
+        objects=torch.zeros(0),
     )
     groups.classes = ("a",)
     told, untold = (

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from leakmap.attacker.labels import recover
-from leakmap.attacker.protocol import CLOSED_FORM, Fitted, trying_shows
+from leakmap.attacker.protocol import CLOSED_FORM, Fitted, free_to_fit, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction
 
 HERE = Path(__file__).parent
@@ -40,6 +40,7 @@ class ClassMeans:
     leaky_model = "convnet"
     cost = CLOSED_FORM
     why_not = trying_shows
+    fit_cost = free_to_fit
     fits = "means of public pictures by class"
 
     def blind(self):

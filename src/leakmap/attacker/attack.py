@@ -21,6 +21,8 @@ def attack(
     how: Attack | Fitted | Spec | str = DEFAULT,
     seed: int = 0,
     tick: Tick | None = None,
+    *,
+    fresh: bool = False,
 ) -> Reconstruction:
     """Attacks an Observation.
 
@@ -33,6 +35,8 @@ def attack(
         how: An attack, or its specification ``NAME[,key=value…]``; or one that is fitted already, to these weights.
         seed: All randomness of the attack comes from it.
         tick: Called with the finished fraction, in [0, 1].
+        fresh: Whether the Observation has just been through its file form and is nobody else's, as what
+            :func:`leakmap.observe` returns; it is then not written and read once more.
 
     Raises:
         NotGranted: the attack needs a fact that is not granted.
@@ -50,7 +54,8 @@ def attack(
         begin = 0.5 if runner.fits else 0.0
         runner = fit(runner, setting_of(observation), seed, lambda fraction: tick(begin * fraction))
     with _seeded(observation.network.device, seed):
-        found = runner(observation.through_bytes(), seed, lambda fraction: tick(begin + (1 - begin) * fraction))
+        seen = observation if fresh else observation.through_bytes()
+        found = runner(seen, seed, lambda fraction: tick(begin + (1 - begin) * fraction))
     task = observation.network.task
     pictures = found.pictures.detach()
     if pictures.shape[1:] != task.shape or len(pictures) != len(found.y):

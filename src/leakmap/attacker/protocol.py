@@ -5,6 +5,7 @@ called with the Observation of one client after the other. A search or a closed 
 its class body::
 
     fits = ""
+    fit_cost = free_to_fit
     fit = nothing_to_fit
     restored = nothing_to_restore
 """
@@ -56,6 +57,33 @@ class Cost:
 
 
 CLOSED_FORM = Cost()
+
+
+@dataclass(frozen=True)
+class FitCost:
+    """What fitting an attack takes, before any client answers.
+
+    Args:
+        clients: That are simulated.
+        memory: Bytes held at most at once, of what is read of all of them and of what they held.
+        operations: Floating-point operations of what is fitted to them.
+        rehearsed: What is run on simulated clients, as often as its cost stands here.
+    """
+
+    clients: int = 0
+    memory: int = 0
+    operations: int = 0
+    rehearsed: tuple[Cost, ...] = ()
+
+    def __add__(self, then: "FitCost") -> "FitCost":
+        """One after the other."""
+        return FitCost(
+            self.clients + then.clients,
+            max(self.memory, then.memory),
+            self.operations + then.operations,
+            self.rehearsed + then.rehearsed,
+        )
+
 
 Kept = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
 """``kept(name, make)``: what was made under this name before an interruption, else what ``make()`` returns."""
@@ -119,6 +147,15 @@ class Attack(Protocol):
         """Why it does not apply, or adds nothing to a plainer attack; empty if it does or if only trying will show."""
         ...
 
+    def fit_cost(self, setting: Setting) -> FitCost:
+        """What :meth:`fit` takes, known before it allocates or simulates anything.
+
+        Raises:
+            NotGranted: the setting lacks a needed fact.
+            NotApplicable: a precondition does not hold.
+        """
+        ...
+
     def fit(self, setting: Setting, seed: int, tick: Tick, kept: Kept) -> Fitted:
         """Fits, before any client answers; all randomness comes from ``seed``, and ``kept`` keeps parts of long work.
 
@@ -140,6 +177,11 @@ class _Ready(Protocol):
     def needs(self) -> frozenset[str]: ...
 
     def __call__(self, observation: Observation, seed: int, tick: Tick) -> Reconstruction: ...
+
+
+def free_to_fit(attack: _Ready, setting: Setting) -> FitCost:
+    """The price of a first phase that there is none of."""
+    return FitCost()
 
 
 def nothing_to_fit(attack: _Ready, setting: Setting, seed: int, tick: Tick, kept: Kept) -> Fitted:

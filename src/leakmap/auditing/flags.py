@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from leakmap.attacker.attacks import attacks
+from leakmap.attacker.attacks.strongest import MEMBERS, member_specs
 from leakmap.auditing.prepare import facts
 from leakmap.client.copies import CLOSE
 from leakmap.client.groups import FEWEST_OF_A_CLASS, Groups
@@ -72,6 +74,11 @@ def flags_of(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Ou
         flags["label_order_unknown"] = (
             "The order of the pictures in the client's mini-batches is unknown; the attack simulates one of its own."
         )
+    if missing_facts := _unfitted(plan, bool(groups.objects.numel())):
+        flags["fitting_withheld"] = (
+            f"{missing_facts} An attacker who has this may find more: the suite then also fits an inverse to simulated "
+            "clients, and rehearses which of its attacks answers."
+        )
     if close := int((groups.nearest[1] > CLOSE).sum()):
         flags["public_copy"] = (
             f"{close} of {groups.victims.numel()} pictures of clients have a public picture within {CLOSE:.0f} dB: "
@@ -88,6 +95,18 @@ def flags_of(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Ou
     if right and statistics.mean(right) < 1:
         flags["labels_wrong"] = f"Inferred classes were right in {statistics.mean(right):.0%} of the cases."
     return flags
+
+
+def _unfitted(plan: Plan, objects: bool) -> str:
+    """Which facts attacks of the suite lack that are fitted before any client answers, and how to grant them."""
+    built = [attacks.build(spec) for spec in member_specs(plan.attack)] if plan.attack.name in MEMBERS else []
+    facts = {fact for one in built if one.fits for fact in one.needs - plan.threat.facts}
+    if not facts or objects:
+        return ""
+    if "public" not in facts:
+        return f"The server is not granted: {', '.join(sorted(facts))}."
+    spare = "--others" if plan.captured else "the spare pictures of --data, where it has more than the clients need"
+    return f"The server holds no public pictures (--public auto takes them from {spare})."
 
 
 def tuning_flags(plan: Plan, setup: Setup) -> dict[str, str]:

@@ -11,8 +11,9 @@ from leakmap.auditing.update_check import check_update
 from leakmap.client.simulate import Batch
 from leakmap.plan.plan import Plan, Progress
 from leakmap.result.method import UpdateCheck
+from leakmap.runs.fitting import FOLDER
 from leakmap.runs.run import held_by, network_of
-from leakmap.runs.runner import HERE, Runner, jobs_of, run_trials
+from leakmap.runs.runner import FITTING, HERE, Runner, jobs_of, run_trials
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome, Trial
 
@@ -74,8 +75,9 @@ def perform(
     try:
         chosen, jobs = jobs_of(missing, {"victims": prepared.main, "control": prepared.control}, store, runner)
         if missing and foretold is not None:
-            foretold(expected(missing, {one.digest: one for one in (prepared.main, prepared.control)}, chosen))
-        run_trials(chosen, jobs, done, told)
+            setups = {one.digest: one for one in (prepared.main, prepared.control)}
+            foretold(expected(missing, setups, chosen, None if store is None else store.folder / FOLDER))
+        run_trials(chosen, jobs, done, told, lambda fraction: progress(FITTING, fraction))
     except KeyboardInterrupt:
         if store is not None:
             conclusion().save(store.folder)

@@ -32,7 +32,7 @@ def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
     """Every run of an audit, by role, from the digests of its setups.
 
     ``attack`` is what is judged; ``swapped`` and ``prior_only`` are its floors; ``control`` is the planted client that
-    is known to leak: an architecture that leaks to this attack, in inference mode, one picture.
+    is known to leak: an architecture that leaks to this attack, in inference mode unless buffers are read, one picture.
     """
     own = 1 if plan.null else 0
     base = replace(_trial(plan, main, plan.attack), metrics=(*ALWAYS, *plan.metrics))
@@ -40,13 +40,17 @@ def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
     if prior.name != "prior_only":
         prior = Spec("prior_only", {"of": plan.attack.name, **plan.attack.params})
     victims = range(plan.victims)
+    how = attacks.build(plan.attack)
     # What leaks without public pictures needs none, and then nothing is fitted and rehearsed for the control alone.
-    threat = plan.threat if "public" in attacks.build(plan.attack).needs else replace(plan.threat, public=0)
-    planted = replace(base, setup=control, rule=LocalRule(mode="eval"), threat=threat, group="controls", metrics=ALWAYS)
+    threat = plan.threat if "public" in how.needs else replace(plan.threat, public=0)
+    # An attack that is fitted is proved on what it reads of the audited clients: buffers where they move and come back.
+    buffers = bool(how.fits) and threat.buffers and threat.public != 0
+    rule = LocalRule(mode=plan.rule.mode if buffers else "eval")
+    planted = replace(base, setup=control, rule=rule, threat=threat, group="controls", metrics=ALWAYS)
     return {
         "attack": [replace(base, client=v, swap=own) for v in victims],
-        "swapped": [replace(base, client=v, swap=own + 1) for v in victims],
-        "prior_only": [replace(base, client=v, swap=own, attack=prior) for v in victims],
+        "swapped": [replace(base, client=v, swap=own + 1, scoring="line-ups") for v in victims],
+        "prior_only": [replace(base, client=v, swap=own, attack=prior, scoring="metrics") for v in victims],
         "control": [replace(planted, client=k) for k in range(CONTROLS)],
     }
 

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -26,8 +28,9 @@ from leakmap.files import read_json, write_json
 from leakmap.plan.plan import Column, Plan, Progress, Scalar, check_needs
 from leakmap.plan.tuned import Objective, Try, Tuned, TunedAttack
 from leakmap.registry.spec import Spec, Tunable
+from leakmap.runs.fitting import FOLDER
 from leakmap.runs.run import held_by, seen_by_server, versions_of
-from leakmap.runs.runner import HERE, Runner, jobs_of, run_trials
+from leakmap.runs.runner import FITTING, HERE, Runner, jobs_of, run_trials
 from leakmap.runs.setup import Setup
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome, Trial
@@ -139,7 +142,14 @@ def _expected(clients: "_Clients", specs: Sequence[Spec], budget: int) -> Expect
     """What is run at most: all rehearsals of all choices, those too that are finished."""
     setups, runner = {clients.setup.digest: clients.setup}, clients.runner
     parts = [
-        expected(clients.trials(spec), setups, runner, times=budget if _space(spec) else 1, worth=WORTH_PROCESSES)
+        expected(
+            clients.trials(spec),
+            setups,
+            runner,
+            None if clients.store is None else clients.store.folder / FOLDER,
+            times=budget if _space(spec) else 1,
+            worth=WORTH_PROCESSES,
+        )
         for spec in specs
     ]
     seconds = [part.seconds for part in parts if part.seconds is not None]
@@ -148,7 +158,7 @@ def _expected(clients: "_Clients", specs: Sequence[Spec], budget: int) -> Expect
         runs=sum(part.runs for part in parts),
         seconds=sum(seconds) if len(seconds) == len(parts) else None,
         processes=None if parts[0].processes is None else max(part.processes or 0 for part in parts),
-        fits=any(part.fits for part in parts),
+        fitting=reduce(add, fits) if (fits := [part.fitting for part in parts if part.fitting]) else None,
         at_most=True,
     )
 
@@ -195,7 +205,11 @@ class _StoppedEarly(Exception):
 
 
 def _rehearse(
-    clients: _Clients, attack: Spec, hopeless: Callable[[list[float]], bool], told: Callable[[float], None]
+    clients: _Clients,
+    attack: Spec,
+    hopeless: Callable[[list[float]], bool],
+    told: Callable[[float], None],
+    fitting: Callable[[float], None],
 ) -> tuple[Try, list[Outcome]]:
     """Rehearses one choice of settings on client after client, until it is hopeless.
 
@@ -229,7 +243,7 @@ def _rehearse(
                 count(stored)
         missing = [trial for trial in planned if trial.client not in outcomes]
         chosen, jobs = jobs_of(missing, {clients.group: clients.setup}, clients.store, clients.runner)
-        run_trials(chosen, jobs, done, report)
+        run_trials(chosen, jobs, done, report, fitting)
     except _StoppedEarly:
         pass
     counted = [outcomes[client] for client in range(len(scores))]
@@ -255,7 +269,10 @@ def _search(clients: _Clients, spec: Spec, study: "Study", budget: int, told: Pr
         what = f"{spec.name}: setting {number + 1} of {budget}"
         return lambda fraction: told(what, (number + fraction) / budget)
 
-    default, outcomes = _rehearse(clients, Spec(spec.name, defaults), lambda scores: False, heard(0))
+    def fitting(fraction: float) -> None:
+        told(f"{spec.name}: {FITTING}", fraction)
+
+    default, outcomes = _rehearse(clients, Spec(spec.name, defaults), lambda scores: False, heard(0), fitting)
     if _quick(outcomes) and clients.runner.here.device == clients.runner.device:
         clients = replace(clients, runner=clients.runner.here)
     known = {key: defaults[key] for key in marks}
@@ -274,7 +291,7 @@ def _search(clients: _Clients, spec: Spec, study: "Study", budget: int, told: Pr
             return asked.should_prune()
 
         chosen = {key: float(f"{v:.3g}") if isinstance(v, float) else v for key, v in asked.params.items()}
-        one, _ = _rehearse(clients, Spec(spec.name, defaults | chosen), hopeless, heard(number))
+        one, _ = _rehearse(clients, Spec(spec.name, defaults | chosen), hopeless, heard(number), fitting)
         tried.append(one)
         state = optuna.trial.TrialState.PRUNED if one.stopped else optuna.trial.TrialState.COMPLETE
         study.tell(asked, None if one.stopped else one.score - default.score, state)

@@ -11,6 +11,12 @@ from leakmap.scoring.exposure import clients_exposed, exposed
 from leakmap.scoring.verdict import Client, Verdict, line_up
 from leakmap.threat import letter_of
 
+SEEN = {
+    ("colour",): "an overall colour or brightness at most, nothing of what is shown",
+    ("layout",): "light and dark masses at most, neither colours nor detail",
+    ("colour", "layout"): "masses and colours at most, no detail",
+}
+"""Bands above chance, where detail is at chance, and what a person sees who has no more than these."""
 RECOVERED = {"exact": "almost pixel by pixel", "visual": "so that they can be recognised"}
 
 
@@ -104,13 +110,14 @@ def typical(clients: Sequence[Client]) -> str:
 
 
 def what_leaks(bands: Sequence[str]) -> str:
-    """The aspects of the pictures that are above chance, in a sentence."""
+    """The aspects of the pictures that are above chance, and what a person would see of them, if not detail."""
     named = {"colour": "colours", "layout": "layout", "detail": "detail"}
     above, rest = [named[b] for b in bands], [word for band, word in named.items() if band not in bands]
     if not above:
         return "Neither colours, layout nor detail of the pictures, each alone, are above chance."
     tail = f", no {' and no '.join(rest)}" if rest else ""
     verb = "is" if above in (["layout"], ["detail"]) else "are"
-    return (
-        f"{', '.join([*above[:-2], ' and '.join(above[-2:])]).capitalize()} of the pictures {verb} above chance{tail}."
-    )
+    named_ones = ", ".join([*above[:-2], " and ".join(above[-2:])]).capitalize()
+    found = f"{named_ones} of the pictures {verb} above chance{tail}."
+    seen = SEEN.get(tuple(bands))
+    return f"{found} A person sees {seen}." if seen else found

@@ -16,7 +16,7 @@ from leakmap.capturing.files import capture_files
 from leakmap.capturing.typed import read_observation
 from leakmap.cli.options import AsJson, Model, OwnLoss
 from leakmap.cli.runners import Device
-from leakmap.cli.terminal import progress_bar
+from leakmap.cli.terminal import foretell_fit, progress_bar
 from leakmap.doctor.attacking import attack_file
 from leakmap.doctor.checks import check
 from leakmap.doctor.examine import examine
@@ -144,9 +144,7 @@ def attack_(
     spec = spec if steps is None else Spec(spec.name, spec.params | {"steps": steps})
     observation = read_observation(file, model, loss).to(device)
     with progress_bar() as progress:
-        found = attack_file(
-            observation, spec, out, seed=seed, progress=lambda fraction: progress("attacking", fraction)
-        )
+        found = attack_file(observation, spec, out, seed=seed, progress=progress, foretold=foretell_fit)
     if as_json:
         typer.echo(json.dumps(found.record, indent=2, ensure_ascii=False))
         return

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from leakmap.auditing.estimate import Expected
+from leakmap.auditing.estimate import Expected, Fitting
 from leakmap.plan.tuned import Tuned
 from leakmap.report import told
 from leakmap.report.page import metric_name
@@ -188,7 +188,17 @@ def progress_bar() -> Iterator[Any]:
     )
     with Progress(*columns, console=console, transient=True, expand=True, speed_estimate_period=120) as bar:
         task = bar.add_task("starting", total=1.0)
-        yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
+        phase = ""
+
+        def moved(what: str, fraction: float) -> None:
+            nonlocal phase
+            if (now := re.sub(r"\d+", "", what)) != phase:
+                # What is left is told from the pace of what is being done, not from that of what came before.
+                bar.reset(task, description=what)
+                phase = now
+            bar.update(task, description=what, completed=fraction)
+
+        yield moved
 
 
 def duration(seconds: float) -> str:
@@ -210,8 +220,23 @@ def foretell(expected: Expected) -> None:
             about += " of computing on the cluster"
         elif expected.processes:
             about += f" with {_many(expected.processes, 'process', 'processes')}"
-        about += ", plus fitting" if expected.fits else ""
+    if expected.fitting:
+        foretell_fit(expected.fitting)
     sys.stderr.write(f"{clients}, {runs}{about}; Ctrl-C keeps what is finished.\n")
+
+
+def foretell_fit(fitting: Fitting) -> None:
+    """Says on stderr what is fitted before any client is attacked, how long that may take and what it holds."""
+    several = f" for {fitting.fits} settings" if fitting.fits > 1 else ""
+    takes = (
+        f"{'at most ' if fitting.at_most else ''}about {duration(fitting.seconds)}, {size(fitting.memory)} of memory"
+    )
+    sys.stderr.write(f"Fitted first to {fitting.clients:,} simulated clients{several}: {takes}.\n")
+
+
+def size(count: int) -> str:
+    """Bytes as a person says them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6))} MB"
 
 
 def _many(count: int, one: str, more: str = "") -> str:

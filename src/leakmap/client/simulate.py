@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from leakmap.client_step import LocalRule, arrange, local_signal
 from leakmap.errors import ModelError, in_words
@@ -46,6 +46,16 @@ class Round:
     buffers: Mapping[str, Tensor]
 
 
+_last: list[tuple[Network, LocalRule, nn.Module]] = []
+
+
+def _arranged(network: Network, rule: LocalRule) -> nn.Module:
+    """The module of a network, arranged; that of the last one is at hand, as nothing of a module changes in a step."""
+    if not _last or _last[0][0] is not network or _last[0][1] != rule:
+        _last[:] = [(network, rule, arrange(network.module(), rule))]
+    return _last[0][2]
+
+
 def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> Round:
     """Runs one client.
 
@@ -58,7 +68,7 @@ def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> 
     Raises:
         ModelError: the step fails, as BatchNorm does on a single value per channel in training mode, or DP-SGD on any.
     """
-    module = arrange(network.module(), rule)
+    module = _arranged(network, rule)
     x = network.task.normalize(batch.pictures)
     try:
         signal = local_signal(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,18 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from leakmap.attacker.attack import attack
-from leakmap.attacker.reconstruction import Tick
+from leakmap.attacker.attack import attack, fit
+from leakmap.attacker.attacks import attacks
+from leakmap.attacker.setting import setting_of
+from leakmap.auditing.estimate import Fitting, fitting_to
 from leakmap.errors import UsageError
 from leakmap.files import read_json, write_json, write_tensors, written
 from leakmap.observation.observation import Observation
+from leakmap.plan.plan import Progress
 from leakmap.registry.spec import Spec
 from leakmap.registry.user_code import user_code_digest
 from leakmap.report.pictures import drawn
+from leakmap.runs.runner import FITTING
 
 GAP = 2
 """Pixels between the pictures of a sheet."""
@@ -45,7 +50,8 @@ def attack_file(
     out: Path | str | None = None,
     *,
     seed: int = 0,
-    progress: Tick = lambda fraction: None,
+    progress: Progress = lambda what, fraction: None,
+    foretold: Callable[[Fitting], None] = lambda fitting: None,
 ) -> Attacked:
     """Attacks an Observation and writes what the attacker says; the same attack in the same folder is not repeated.
 
@@ -54,7 +60,8 @@ def attack_file(
         how: The attack.
         out: Folder to write into; None for one in ``runs`` that is named after what decides the result.
         seed: All randomness of the attack comes from it.
-        progress: Called with the finished fraction.
+        progress: Called with what is being done and the finished fraction.
+        foretold: Called with what fitting the attack takes, where it is fitted.
 
     Raises:
         NotGranted: the attack needs a fact that the file does not have.
@@ -66,7 +73,13 @@ def attack_file(
     if isinstance(known, dict) and known.get("key") == key and (folder / "reconstruction.safetensors").is_file():
         return Attacked(folder, known, resumed=True)
     started = time.perf_counter()
-    found = attack(observation, how, seed, progress)
+    built = attacks.build(how)
+    observation.need(*sorted(built.needs))
+    setting = setting_of(observation)
+    if (fitting := fitting_to(built, setting)) is not None:
+        foretold(fitting)
+    ready = fit(built, setting, seed, lambda fraction: progress(FITTING, fraction))
+    found = attack(observation, ready, seed, lambda fraction: progress("attacking", fraction))
     record = {
         "key": key,
         "attack": str(how),

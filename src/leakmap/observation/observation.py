@@ -176,7 +176,9 @@ class Observation:
         return cls.from_bytes(path.read_bytes(), code=code, where=str(path))
 
     def to(self, device: torch.device | str) -> "Observation":
-        """The same Observation on a device."""
+        """The same Observation on a device; this one, where it is there already."""
+        if all(tensor.device == torch.device(device) for _, tensor in self._tensors()):
+            return self
 
         def move(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
             return None if tensors is None else {name: t.to(device) for name, t in tensors.items()}

@@ -46,7 +46,7 @@ def _view(section: Section) -> dict[str, Any]:
     names = names_of(shown)
     drawn = iter(uris([one.picture(name) for one in shown for name in names]))
     line_ups = told.line_ups(result)
-    control = f"planted control ({result.control_model}, inference mode)"
+    control = f"planted control ({result.control_model})"
     return {
         "title": section.title or f"{result.plan.model}, {mode} mode",
         "result": result,

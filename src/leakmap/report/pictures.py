@@ -15,8 +15,9 @@ from leakmap.result.result import Result
 
 EXPOSED_ROWS = 64
 """Exposed pictures that are shown, the worst first."""
-PICTURE_ROWS = 16
-"""Other pictures that are shown, evenly spread over the clients; all of them stay in the numbers."""
+PICTURE_ROWS = 17
+"""Other pictures that are shown, evenly spread from the best to the worst; all of them stay in the numbers. An odd
+number, so that the median is among them."""
 SHOWN_SIDE, SMALL_SIDE = 224, 84
 """Largest side of a picture in a page of few pictures, and of very many."""
 PIXELS = 5_000_000
@@ -78,7 +79,9 @@ def chosen(result: Result, rows: Sequence[Mapping[str, Tensor]], most_exposed: i
     }
     others = [shown for shown in every.values() if not shown.exposed]
     if len(others) > PICTURE_ROWS:
-        others = [others[i] for i in np.linspace(0, len(others) - 1, PICTURE_ROWS).astype(int)]
+        quality = {client.client: client.scores["psnr"] for client in result.finished}
+        others.sort(key=lambda shown: -_psnr(quality[shown.client][shown.place]))
+        others = [others[i] for i in np.linspace(0, len(others) - 1, PICTURE_ROWS).round().astype(int)]
     return [every[at] for at in by_level][:most_exposed] + others
 
 
@@ -93,9 +96,15 @@ def told_chosen(result: Result, shown: Sequence[Shown], pictures: int) -> str:
     others, shown_others = pictures - exposed_ones, sum(not one.exposed for one in shown)
     if others > shown_others:
         told += [
-            f"Of the {others} {'others' if exposed_ones else 'pictures'}, {shown_others} are shown, evenly spread."
+            f"Of the {others} {'others' if exposed_ones else 'pictures'}, {shown_others} are shown, evenly spread from "
+            "the best to the worst by PSNR; the one in the middle is the median."
         ]
     return " ".join(told)
+
+
+def _psnr(value: float | None) -> float:
+    """A PSNR; None stands for one that is infinite."""
+    return math.inf if value is None else value
 
 
 def _caption(client: FinishedClient, place: int, level: str) -> str:

@@ -58,11 +58,14 @@ def path_of(folder: Path, key: str) -> Path:
 
 
 _held: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+_ready: dict[str, list[tuple[Attack, Fitted]]] = {}
 _failed: dict[str, Exception] = {}
 
 
 def fitted(attack: Attack, setting: Setting, key: str, seed: int, folder: Path | None, tick: Tick) -> Fitted:
     """An attack that is fitted to a setting: restored from what is kept, else fitted and kept.
+
+    A process restores it once, and attacks client after client with it.
 
     Args:
         attack: The attack, or a floor.
@@ -84,15 +87,22 @@ def fitted(attack: Attack, setting: Setting, key: str, seed: int, folder: Path |
             _failed[key] = error
             raise
         while len(_held) > STATES_HELD:
-            _held.popitem(last=False)
+            _ready.pop(_held.popitem(last=False)[0], None)
     _held.move_to_end(key)
+    for other, ready in _ready.setdefault(key, []):
+        if other == attack:
+            return ready
     # Restored even where it has just been fitted: so the first trial works with what all others will read.
-    return attack.restored(setting.copied(), {n: t.to(setting.device, copy=True) for n, t in _held[key].items()})
+    state = {name: tensor.to(setting.device, copy=True) for name, tensor in _held[key].items()}
+    ready = attack.restored(setting.copied(), state)
+    _ready[key].append((attack, ready))
+    return ready
 
 
 def forget_fitted() -> None:
     """Lets go of what this process keeps at hand."""
     _held.clear()
+    _ready.clear()
     _failed.clear()
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from leakmap.attacker.attack import attack
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.protocol import Fitted
+from leakmap.attacker.protocol import Attack, Fitted
 from leakmap.attacker.reconstruction import Attempt, Reconstruction, Tick
+from leakmap.attacker.setting import Setting
 from leakmap.client.simulate import Batch, Round, simulate
 from leakmap.errors import in_words
 from leakmap.models.network import Network
@@ -60,10 +61,12 @@ def run(
             ready,
             derive(trial.seed, "attack", trial.client),
             lambda fraction: progress(begin + (1 - begin) * fraction),
+            fresh=True,
         )
         places = places_of(found.last, trial, setup)
         truth, others = held_by(trial, setup, places), distractors_for(trial, setup, places)
-        scored = score(found, truth, others, trial.metrics, object_distractors_for(trial, setup, places))
+        objects, plain = object_distractors_for(trial, setup, places), trial.scoring == "metrics"
+        scored = score(found, truth, others, trial.metrics, objects, plain=plain)
         scored = replace(scored, places=places if found.last else ())
         reached = tuple(_reached(attempt, trial, setup) for attempt in found.attempts)
         deranged = _deranged(found, trial, setup)
@@ -106,7 +109,7 @@ def _reached(attempt: Attempt, trial: Trial, setup: Setup) -> Reached:
 def _deranged(found: Reconstruction, trial: Trial, setup: Setup) -> Deranged | None:
     """How a victim's reconstruction fares against the pictures of the next victim; no run is needed for it."""
     count = len(_members(trial, setup))
-    if trial.group != "victims" or count < 2:
+    if trial.group != "victims" or trial.scoring != "full" or count < 2:
         return None
     other = replace(trial, client=(trial.client + 1) % count)
     places = places_of(found.last, other, setup)
@@ -123,11 +126,28 @@ def fitted_for(trial: Trial, setup: Setup, folder: Path | None = None, tick: Tic
         folder: Where what was fitted is kept; None keeps it in this process.
         tick: Called with the finished fraction of the fit.
     """
-    how, network, captured = attacks.build(trial.attack), network_of(trial, setup), _captured(trial, setup)
-    own = replace(setup, network=network).network_digest if how.fits and captured is not None else ""
+    how = attacks.build(trial.attack)
+    return fitted(how, setting_for(trial, setup), recipe_for(trial, setup, how), trial.seed, folder, tick)
+
+
+def setting_for(trial: Trial, setup: Setup) -> Setting:
+    """What the server knows before a trial's client answers."""
     count = _members(trial, setup).shape[1]
-    setting = known_before(network, trial.rule, count, trial.threat, setup.public)
-    return fitted(how, setting, recipe(trial, how, own), trial.seed, folder, tick)
+    return known_before(network_of(trial, setup), trial.rule, count, trial.threat, setup.public)
+
+
+def recipe_for(trial: Trial, setup: Setup, how: Attack) -> str:
+    """Names what a trial's attack is fitted to, see :func:`leakmap.runs.fitting.recipe`.
+
+    Args:
+        trial: One that waits for it.
+        setup: What the trial points to.
+        how: Its attack.
+    """
+    own = ""
+    if how.fits and _captured(trial, setup) is not None:
+        own = replace(setup, network=network_of(trial, setup)).network_digest
+    return recipe(trial, how, own)
 
 
 def seen_by_server(trial: Trial, setup: Setup) -> Observation:

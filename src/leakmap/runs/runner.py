@@ -10,12 +10,15 @@ import torch
 
 from leakmap.errors import WorkerDied
 from leakmap.runs.fitting import FOLDER, forget_fitted
-from leakmap.runs.jobs import InMemory, Job, Report, SetupFile, Source, TrialJob, fit_jobs, forget_setups
+from leakmap.runs.jobs import InMemory, Job, Report, SetupFile, Source, Tick, TrialJob, fit_jobs, forget_setups
 from leakmap.runs.pool import run_in_pool
 from leakmap.runs.run import failed
 from leakmap.runs.setup import Setup
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome, Trial
+
+FITTING = "fitting the attack"
+"""What is said to be done before the first trial, where an attack is fitted."""
 
 T = TypeVar("T")
 J = TypeVar("J", bound=Job)
@@ -137,7 +140,9 @@ def run_jobs(
                     finished(key, dead(left[key], alone))
 
 
-def run_trials(runner: Runner, jobs: Sequence[TrialJob], done: Callable[[Outcome], None], told: Report) -> None:
+def run_trials(
+    runner: Runner, jobs: Sequence[TrialJob], done: Callable[[Outcome], None], told: Report, fitting: Tick
+) -> None:
     """Runs trials, after what their attacks are fitted to.
 
     A trial that ends its process even when it runs alone is a failure on record, and the rest goes on.
@@ -147,18 +152,18 @@ def run_trials(runner: Runner, jobs: Sequence[TrialJob], done: Callable[[Outcome
         jobs: Of the trials; see :func:`jobs_of` where their setups are at hand.
         done: Called with each outcome, as it comes.
         told: Called with the progress of running trials.
+        fitting: Called with the finished fraction of all that is fitted first, where something is.
     """
     fits = fit_jobs(jobs)
-    first = {fit.key: fit.trials[0].key for fit in fits}
-    # A fit is told as the first half of the first trial that waits for it; why one failed, its trials will say.
-    run_jobs(
-        runner, fits, _ignored, lambda key, fraction: told(first[key], fraction / 2), lambda fit, error: str(error)
-    )
+    fractions = {fit.key: 0.0 for fit in fits}
+
+    def heard(key: str, fraction: float) -> None:
+        fractions[key] = max(fractions[key], fraction)
+        fitting(sum(fractions.values()) / len(fractions))
+
+    # Why a fit failed, the trials that wait for it will say.
+    run_jobs(runner, fits, lambda key, why: heard(key, 1.0), heard, lambda fit, error: str(error))
     run_jobs(runner, jobs, lambda key, outcome: done(outcome), told, lambda job, error: failed(job.trial, error))
-
-
-def _ignored(key: str, made: object) -> None:
-    pass
 
 
 def jobs_of(

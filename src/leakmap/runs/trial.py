@@ -37,6 +37,7 @@ class Trial:
         gallery: Candidates wanted in a line-up.
         metrics: What to compute.
         code: SHA-256 of the user's files that the attack names.
+        scoring: ``full``, or what is asked of a floor: its ``line-ups`` too, or ``metrics`` alone.
     """
 
     setup: str
@@ -50,6 +51,7 @@ class Trial:
     gallery: int = GALLERY
     metrics: tuple[str, ...] = ALWAYS
     code: str = ""
+    scoring: Literal["full", "line-ups", "metrics"] = "full"
 
     @cached_property
     def key(self) -> str:

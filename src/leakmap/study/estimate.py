@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from leakmap.auditing.estimate import Pace, step_seconds
+from leakmap.attacker.attacks import attacks
+from leakmap.auditing.estimate import Pace, fits_missing, step_seconds
 from leakmap.auditing.prepare import gather
 from leakmap.errors import LeakmapError
 from leakmap.models.network import build_network
 from leakmap.plan.plan import Plan, Progress
+from leakmap.runs.fitting import FOLDER, path_of, recipe
 from leakmap.runs.setup import Setup
 from leakmap.study.file import Study
 from leakmap.study.planning import Planned, only, pictures_of
@@ -53,47 +55,55 @@ def study_status(
     """
     whole = standing(study, folder)
     found = replace(whole, planned=tuple(only(whole.planned, filters)))
-    return Status(found, _seconds_left(found, progress))
+    return Status(found, _seconds_left(found, folder / FOLDER, progress))
 
 
-def _seconds_left(standing: Standing, progress: Callable[[str, float], None]) -> float:
-    """Seconds that the missing runs will take one after the other.
+def _seconds_left(standing: Standing, fitted: Path, progress: Callable[[str, float], None]) -> float:
+    """Seconds that the missing runs, and what attacks are fitted to before, will take one after the other.
 
     By the runs of the same cell that are finished; for cells without, by timing one client step of the network and
     counting the evaluations of the attack. What an attack stops early is not foreseen.
     """
     missing = set(standing.missing)
     open_cells = [one for one in standing.planned if any(trial.key in missing for trial in one.all())]
-    steps: dict[tuple[object, ...], float | None] = {}
+    timed: dict[tuple[object, ...], tuple[float, float] | None] = {}
     for number, one in enumerate(open_cells):
         key = _timed_as(one.cell.plan)
-        if key not in steps:
+        if key not in timed:
             progress("timing networks", number / len(open_cells))
-            steps[key] = _step_seconds(one) if len(steps) < TIMED else None
-    known = [seconds for seconds in steps.values() if seconds is not None]
-    usual = statistics.fmean(known) if known else 0.0
+            timed[key] = _seconds_of(one) if len(timed) < TIMED else None
+    known = [seconds for seconds in timed.values() if seconds is not None] or [(0.0, 0.0)]
+    usual = (statistics.fmean(step for step, _ in known), statistics.fmean(fit for _, fit in known))
+    fits: set[Path] = set()
     total = 0.0
     for one in open_cells:
-        step = steps[_timed_as(one.cell.plan)] or usual
+        step, fit = timed[_timed_as(one.cell.plan)] or usual
         for trials in one.trials.values():
             own = [trial for trial in trials if trial.key in missing]
             missing.difference_update(trial.key for trial in own)
             spent = [standing.seconds[t.key] for t in trials if t.key in standing.seconds]
             each = statistics.fmean(spent) if spent else Pace(step).seconds(trials[0].attack)
             total += len(own) * each
+            if own and (how := attacks.build(own[0].attack)).fits:
+                open_ = {path_of(fitted, recipe(trial, how)) for trial in own} - fits
+                fits |= open_
+                total += fit * sum(not path.is_file() for path in open_)
     return total
 
 
 def _timed_as(plan: Plan) -> tuple[object, ...]:
-    return plan.model, plan.data, plan.image_size, plan.batch_size, plan.rule
+    fits = attacks.build(plan.attack).fits and (str(plan.attack), plan.threat)
+    return plan.model, plan.data, plan.image_size, plan.batch_size, plan.rule, fits
 
 
-def _step_seconds(one: Planned) -> float | None:
-    """Seconds of one client's local training; None where it cannot be run."""
+def _seconds_of(one: Planned) -> tuple[float, float] | None:
+    """Seconds of one client's local training, and of fitting its attack; None where it cannot be run."""
     plan = one.cell.plan
     try:
         groups, task = gather(plan, pictures_of(plan))
         setup = Setup(build_network(task, plan.model, seed=plan.seed), groups, one.names.main)
-        return step_seconds(one.trials["attack"][0], setup)
+        trial = one.trials["attack"][0]
+        step = step_seconds(trial, setup)
+        return step, sum(Pace(step).fitting(cost) for _, cost in fits_missing([trial], {setup.digest: setup}, None))
     except LeakmapError:
         return None

@@ -15,7 +15,7 @@ from leakmap.errors import StoreError
 from leakmap.files import write_text, written
 from leakmap.plan.plan import Progress
 from leakmap.runs.fitting import FOLDER
-from leakmap.runs.runner import HERE, Runner, run_jobs, run_trials
+from leakmap.runs.runner import FITTING, HERE, Runner, run_jobs, run_trials
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome
 from leakmap.study.file import Study
@@ -127,7 +127,7 @@ def run_study(
         finished.add(outcome.trial.key)
         told(outcome.trial.key, 1.0)
 
-    run_trials(runner, work, done, told)
+    run_trials(runner, work, done, told, lambda fraction: progress(FITTING, fraction))
     return _standing(cells, store)
 
 

@@ -13,7 +13,7 @@ from leakmap.attacker.closed_form import first_attention
 from leakmap.attacker.equations import facts_used, label_notes
 from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import recover
-from leakmap.attacker.protocol import CLOSED_FORM, nothing_to_fit, nothing_to_restore, trying_shows
+from leakmap.attacker.protocol import CLOSED_FORM, free_to_fit, nothing_to_fit, nothing_to_restore, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.errors import NotApplicable
 from leakmap.models.network import Network
@@ -51,6 +51,7 @@ class April:
     blind = floor_of_search
     why_not = trying_shows
     fits = ""
+    fit_cost = free_to_fit
     fit = nothing_to_fit
     restored = nothing_to_restore
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.equations import facts_used, label_notes
 from leakmap.attacker.labels import recover
+from leakmap.attacker.learned import price
 from leakmap.attacker.learned.features import sketch_of, statistics_of
 from leakmap.attacker.learned.inverse import Inverse, fitted_inverse, restored_inverse
 from leakmap.attacker.learned.simulation import Basis, Clients, Simulation, basis_of, resized
 from leakmap.attacker.matching.settings import Whole
-from leakmap.attacker.protocol import CLOSED_FORM, Fitted, Kept
+from leakmap.attacker.protocol import CLOSED_FORM, FitCost, Fitted, Kept
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.attacker.setting import Setting
 from leakmap.client_step import LocalRule
@@ -114,6 +115,29 @@ class LearnedInverse:
             return "it reads pictures with a class, not with objects"
         return "" if observation.public is not None else "no public pictures are granted to fit it to"
 
+    def fit_cost(self, setting: Setting) -> FitCost:
+        """Simulated clients and held-out ones, what is held of them, and the arithmetic of the maps.
+
+        Raises:
+            NotGranted: public pictures, the rule or the number of examples are withheld.
+            NotApplicable: the task is detection, there are too few public pictures, or nothing that is read is sent.
+        """
+        rule, count, public = _granted(setting)
+        size = _predicted(setting)
+        most = min(COMPONENTS, OUTPUTS // count, math.prod(size))
+        # A basis as large as can be, which takes no memory: which components it has, only the pictures say.
+        pixels = torch.empty(most, math.prod(size), device="meta")
+        simulation = self._simulation(setting, rule, count, Basis(pixels[0], pixels, size))
+        clients = self._number(setting, simulation, count)
+        held = min(HELD_CLIENTS, clients)
+        facts = count * _classes_read(setting, len(public.pictures))
+        views = [sum(widths) + facts for widths in simulation.widths.values()]
+        return FitCost(
+            clients + held,
+            price.memory(clients + held, sum(views), count * most),
+            sum(price.operations(clients, held, columns, count * most, size, count) for columns in views),
+        )
+
     def fit(self, setting: Setting, seed: int, tick: Tick, kept: Kept) -> Fitted:
         """Simulates clients and fits the maps.
 
@@ -127,7 +151,7 @@ class LearnedInverse:
         held, own = order[:apart], order[apart:]
         basis = basis_of(public.pictures[own], _predicted(setting), min(COMPONENTS, OUTPUTS // count), seed)
         simulation = self._simulation(setting, rule, count, basis)
-        clients, classes = self._number(setting, simulation, count), setting.network.task.classes
+        clients = self._number(setting, simulation, count)
         total = clients + min(HELD_CLIENTS, clients)
 
         def run(index: Tensor, number: int, role: str, before: int) -> Clients:
@@ -146,7 +170,7 @@ class LearnedInverse:
             run(held, total - clients, "held-out", clients),
             simulation.widths,
             basis,
-            classes if len(order) >= OFTEN * classes else 0,
+            _classes_read(setting, len(order)),
             derive(seed, "maps"),
             kept,
             lambda fraction: tick(0.7 + 0.3 * fraction),
@@ -223,6 +247,12 @@ def _granted(setting: Setting) -> tuple[LocalRule, int, Public]:
     if (have := len(setting.public.pictures)) < FEWEST:
         raise NotApplicable(f"An inverse is fitted to at least {FEWEST} public pictures; {have} are granted.")
     return setting.rule, setting.count, setting.public
+
+
+def _classes_read(setting: Setting, pictures: int) -> int:
+    """Classes that are columns besides what is read; 0 where public pictures of each are too few."""
+    classes = setting.network.task.classes
+    return classes if pictures >= OFTEN * classes else 0
 
 
 def _predicted(setting: Setting) -> tuple[int, int, int]:

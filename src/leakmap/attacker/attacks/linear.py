@@ -12,7 +12,7 @@ from leakmap.attacker.closed_form import qualifying_layer
 from leakmap.attacker.equations import facts_used, label_notes, ordered
 from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import recover
-from leakmap.attacker.protocol import CLOSED_FORM, nothing_to_fit, nothing_to_restore, trying_shows
+from leakmap.attacker.protocol import CLOSED_FORM, free_to_fit, nothing_to_fit, nothing_to_restore, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
@@ -46,6 +46,7 @@ class Linear:
     blind = floor_of_search
     why_not = trying_shows
     fits = ""
+    fit_cost = free_to_fit
     fit = nothing_to_fit
     restored = nothing_to_restore
 

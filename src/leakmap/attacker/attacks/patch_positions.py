@@ -12,7 +12,7 @@ from leakmap.attacker.equations import facts_used, label_notes
 from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.labels import recover
 from leakmap.attacker.patches import readable_patches
-from leakmap.attacker.protocol import CLOSED_FORM, nothing_to_fit, nothing_to_restore, trying_shows
+from leakmap.attacker.protocol import CLOSED_FORM, free_to_fit, nothing_to_fit, nothing_to_restore, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.errors import NotApplicable
 from leakmap.observation.observation import Observation
@@ -47,6 +47,7 @@ class PatchPositions:
     blind = floor_of_search
     why_not = trying_shows
     fits = ""
+    fit_cost = free_to_fit
     fit = nothing_to_fit
     restored = nothing_to_restore
 

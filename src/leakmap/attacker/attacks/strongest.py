@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from leakmap.attacker.learned.rehearsal import READ, rehearsals_of
 from leakmap.attacker.matching.context import SearchContext
 from leakmap.attacker.matching.residual import buffer_residual, update_residual
 from leakmap.attacker.matching.statistics import norm_layers
-from leakmap.attacker.protocol import Attack, Cost, Fitted, Kept, trying_shows
+from leakmap.attacker.protocol import Attack, Cost, FitCost, Fitted, Kept, trying_shows
 from leakmap.attacker.reconstruction import Attempt, Reconstruction, Tick
 from leakmap.attacker.setting import Setting
 from leakmap.client_step import LocalRule
@@ -168,6 +169,18 @@ class Strongest:
         """Its floor: that of the member which rehearsed best; else its plain search, with public statistics where these
         are granted."""
         return replace(self, sees=False)
+
+    def fit_cost(self, setting: Setting) -> FitCost:
+        """That of its members together, and their rehearsals. What is left out on the way is not foreseen."""
+        rehearsals = rehearsals_of(setting, 0) if self.rehearses else None
+        total = FitCost()
+        for name, member in self._able(setting).items():
+            with suppress(NotApplicable):
+                total += member.fit_cost(setting if rehearsals is None else rehearsals.setting)
+            if rehearsals is not None and not member.why_not(rehearsals.observation(0, 0)):
+                tried = 1 if name in CLOSED_FORMS else len(rehearsals.y)
+                total += FitCost(rehearsed=(member.cost,) * tried)
+        return total
 
     def fit(self, setting: Setting, seed: int, tick: Tick, kept: Kept) -> Fitted:
         """Fits the members whose needs are granted, each as if it were alone, and has them rehearse."""

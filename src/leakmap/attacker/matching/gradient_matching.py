@@ -20,7 +20,7 @@ from leakmap.attacker.matching.priors import Prior, TotalVariation, total_variat
 from leakmap.attacker.matching.restarts import Run, choose
 from leakmap.attacker.matching.starts import Start, first_guess
 from leakmap.attacker.matching.weighting import Weighting
-from leakmap.attacker.protocol import Cost, nothing_to_fit, nothing_to_restore
+from leakmap.attacker.protocol import Cost, free_to_fit, nothing_to_fit, nothing_to_restore
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.defences import NONE
 from leakmap.errors import BadSetting, NonFinite
@@ -95,6 +95,7 @@ class GradientMatching:
     unless: Callable[[Observation], str] | None = None
 
     fits = ""
+    fit_cost = free_to_fit
     fit = nothing_to_fit
     restored = nothing_to_restore
 
