@@ -79,6 +79,11 @@ class Fitting:
             sum(price.operations(clients, held, columns, self.count * most, size, self.count) for columns in views),
         )
 
+    def work(self) -> int:
+        """Floating-point operations of simulating one client."""
+        size = self._predicted()
+        return self.make(Basis(torch.empty(0), torch.empty(0, math.prod(size)), size)).work()
+
     def fitted(self, seed: int, kept: Kept, tick: Tick) -> tuple[Inverse, int]:
         """The inverse, and the number of simulated clients that it was fitted to.
 

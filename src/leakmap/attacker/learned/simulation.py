@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from leakmap.attacker.learned.approach import Approach
 from leakmap.attacker.learned.features import Sketch, Statistics
 from leakmap.attacker.protocol import Kept
 from leakmap.attacker.setting import Setting
@@ -88,6 +89,8 @@ class Simulation:
         statistics: Reads their buffers; None reads none.
         sketch: Reads their updates; None reads none.
         basis: Of their pictures.
+        approach: Where they stand before their last step, if that step alone is simulated; None: the weights are those
+            that were sent, and clients take the whole rule.
     """
 
     setting: Setting
@@ -96,6 +99,7 @@ class Simulation:
     statistics: Statistics | None
     sketch: Sketch | None
     basis: Basis
+    approach: Approach | None = None
 
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:
@@ -152,7 +156,8 @@ class Simulation:
             source = generator(seed, "client", client)
             drawn = torch.randint(len(labels), (self.count,), generator=source)
             held = torch.stack([varied(pictures[i], self.basis.size, source) for i in drawn.tolist()])
-            order = in_order(labels[drawn], held)
+            # Of a last step the classes are not known: its pictures are in order of brightness.
+            order = in_order(labels[drawn] * (self.approach is None), held)
             held, y = held[order], labels[drawn][order]
             # A real loader takes the pictures in any order, not by class.
             mixed = torch.randperm(self.count, generator=source)
@@ -168,6 +173,8 @@ class Simulation:
 
     def _signal(self, module: nn.Module, pictures: Tensor, y: Tensor, seed: int) -> Signal:
         network = self.setting.network
+        if self.approach is not None:
+            return self.approach.last_pass(module, self.setting, network.task.normalize(pictures), self.rule, seed)
         return local_signal(
             module,
             network.weights,
