@@ -113,9 +113,14 @@ def _fitted(options: argparse.Namespace) -> dict[str, bool]:
     progress = []
     while len(progress) < options.kills:
         process = _audit(killed, options.workers)
+        before = len(_written(killed))
         kill_at = time.monotonic() + random.uniform(2.0, options.longest)
-        while time.monotonic() < kill_at and process.poll() is None:
+        # The first half at any moment of the fit; the others once clients are being attacked again.
+        until_attacking = len(progress) >= options.kills // 2
+        while process.poll() is None and (until_attacking or time.monotonic() < kill_at):
             again += _watched(killed, seen)
+            if until_attacking and len(_written(killed)) > before:
+                until_attacking, kill_at = False, time.monotonic() + random.uniform(0.0, 2.0)
             time.sleep(0.02)
         ended = process.poll() is not None
         if not ended:

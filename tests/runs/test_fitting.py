@@ -121,6 +121,11 @@ def test_without_a_folder_the_process_keeps_it_and_a_damaged_file_is_fitted_anew
     trial = Trial(main.digest, PLAN.rule, PLAN.threat, PLAN.attack)
     first = run(trial, main)
     assert first.used == {"count", "public"}
+    floor = run(replace(trial, scoring="metrics"), main)
+    assert floor.score.values == first.score.values
+    assert (floor.score.pose_ranks, floor.deranged) == ((), None), "what is not asked of a floor is not computed"
+    assert first.score.pose_ranks
+    assert first.deranged
     assert run(replace(trial, client=1), main).failure is None
     assert fits() == 1
     for expected in (2, 2, 3):

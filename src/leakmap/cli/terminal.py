@@ -228,10 +228,9 @@ def foretell(expected: Expected) -> None:
 def foretell_fit(fitting: Fitting) -> None:
     """Says on stderr what is fitted before any client is attacked, how long that may take and what it holds."""
     several = f" for {fitting.fits} settings" if fitting.fits > 1 else ""
-    takes = (
-        f"{'at most ' if fitting.at_most else ''}about {duration(fitting.seconds)}, {size(fitting.memory)} of memory"
-    )
-    sys.stderr.write(f"Fitted first to {fitting.clients:,} simulated clients{several}: {takes}.\n")
+    takes = f"{'at most ' if fitting.at_most else ''}about {duration(fitting.seconds)}"
+    held = f"{size(fitting.memory)} of memory for what is read of them"
+    sys.stderr.write(f"Fitted first to {fitting.clients:,} simulated clients{several}: {takes}, {held}.\n")
 
 
 def size(count: int) -> str:

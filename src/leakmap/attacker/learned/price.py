@@ -8,8 +8,6 @@ NUMBER = 4
 """Bytes of a number that is held of a simulated client."""
 DOUBLE = 2
 """What an operation in double precision takes, in single ones."""
-DRAWN = 4
-"""What an operation of the convolutional decoder takes, in those of large products: it waits for memory."""
 
 
 def operations(clients: int, held: int, columns: int, outputs: int, size: tuple[int, int, int], count: int) -> int:
@@ -33,7 +31,7 @@ def operations(clients: int, held: int, columns: int, outputs: int, size: tuple[
     coarse = math.ceil(height / 8) * math.ceil(width / 8)
     dense = columns * HIDDEN // 2 + HIDDEN // 2 * CHANNELS[0] * coarse + height * width * channels * outputs
     layers = zip((CHANNELS[0], *CHANNELS), (*CHANNELS, count * channels), (1, 4, 16, 64), strict=True)
-    drawn = DRAWN * sum(9 * before * after * coarse * larger for before, after, larger in layers)
+    drawn = sum(9 * before * after * coarse * larger for before, after, larger in layers)
     # A multiplication and an addition, forwards and, twice as long, backwards.
     return ridge + 6 * clients * EPOCHS * (perceptron + dense + drawn)
 
