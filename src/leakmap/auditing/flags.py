@@ -91,7 +91,14 @@ def flags_of(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Ou
         )
     if lost := sorted({r.name for o in attacked for r in o.reached if r.failed}):
         flags["failed_members"] = f"Of the suite, {', '.join(lost)} failed where it should have come to a result."
-    right = [o.score.labels_right for o in attacked if o.score]
+    if places := next((o.score.places for o in attacked if o.score and o.score.places), ()):
+        flags["last_step"] = (
+            f"Only the pictures of a client's last local step are answered for and judged: {len(places)} of "
+            f"{plan.batch_size}. The step is partial where the number of pictures is no multiple of the batch size; "
+            "drop_last=True in the data loader leaves such a step out, and buffers that stay local send nothing of it."
+        )
+    # An attack that reads no classes was not wrong about them.
+    right = [o.score.labels_right for o in attacked if o.score and "labels" in o.notes]
     if right and statistics.mean(right) < 1:
         flags["labels_wrong"] = f"Inferred classes were right in {statistics.mean(right):.0%} of the cases."
     return flags
@@ -100,7 +107,8 @@ def flags_of(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Ou
 def _unfitted(plan: Plan, objects: bool) -> str:
     """Which facts attacks of the suite lack that are fitted before any client answers, and how to grant them."""
     built = [attacks.build(spec) for spec in member_specs(plan.attack)] if plan.attack.name in MEMBERS else []
-    facts = {fact for one in built if one.fits for fact in one.needs - plan.threat.facts}
+    # One that can be fitted is enough; else what the least demanding lacks.
+    facts = min((one.needs - plan.threat.facts for one in built if one.fits), key=len, default=frozenset[str]())
     if not facts or objects:
         return ""
     if "public" not in facts:

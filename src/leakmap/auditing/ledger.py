@@ -49,6 +49,8 @@ def labels_of(plan: Plan, attacked: Sequence[Outcome]) -> LabelsResult:
         statement = f"{source}: an upper bound for an attacker who does not know them"
     elif right is None:
         statement = "to be inferred"
+    elif not rule:
+        statement = "not read"
     else:
         sure = "" if confidence is None else f", confidence {confidence:.2f}"
         statement = f"inferred by {rule}{sure}, right in {right:.0%}"

@@ -41,8 +41,9 @@ def last_batch(*, clients: Whole = 0) -> "LastBatch":
     Args:
         clients: Simulated last passes; 0: 6,000, fewer where a pass takes long, down to 1,000.
 
-    Applies: to clients of several local steps in training mode that return the buffers of BatchNorm layers, where
-    public pictures, the local rule and the number of examples are granted, to classification.
+    Applies: to clients in training mode that return the buffers of BatchNorm layers, where public pictures, the local
+    rule and the number of examples are granted, to classification; after one local step it is learned_inverse without
+    classes.
 
     Source: this project; after Wu, Chen, Guo and Weinberger 2023, "Learning To Invert", arXiv:2210.10880.
     """
@@ -81,7 +82,10 @@ class LastBatch:
         if observation.public is None:
             return "no public pictures are granted to fit it to"
         rule, count = observation.rule, observation.count
-        return "" if rule is None or count is None else _why_not(rule, count)
+        if rule is None or count is None:
+            return ""
+        plain = "the client takes one local step, whose pictures learned_inverse reads"
+        return plain if rule.steps(count) == 1 else _why_not(rule, count)
 
     def fit_cost(self, setting: Setting) -> FitCost:
         """Clients that train up to their last step; the last passes are counted as arithmetic.
@@ -92,7 +96,7 @@ class LastBatch:
         """
         rule, count = _applying(setting)
         sent = setting.network.weights
-        fitting = self._fitting(setting, rule, count, Approach(sent, (sent,), frozenset()))
+        fitting = self._fitting(setting, rule, count, Approach(sent, (sent,)))
         maps = fitting.cost()
         return replace(maps, clients=approaching(setting), operations=maps.operations + maps.clients * fitting.work())
 
@@ -152,8 +156,6 @@ def _last(rule: LocalRule, count: int) -> int:
 
 
 def _why_not(rule: LocalRule, count: int) -> str:
-    if rule.steps(count) < 2:
-        return "the client takes one local step, whose pictures learned_inverse reads"
     if rule.mode != "train":
         return "the client is in inference mode and moves no running statistics"
     if rule.accumulate > 1:

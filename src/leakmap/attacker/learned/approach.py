@@ -37,7 +37,7 @@ class Approach:
 
     sent: State
     ends: Sequence[State]
-    buffers: frozenset[str]
+    buffers: frozenset[str] = frozenset()
 
     def state(self, seed: int) -> dict[str, Tensor]:
         """A client before its last step.
@@ -95,6 +95,8 @@ def approach_of(setting: Setting, rule: LocalRule, count: int, seed: int, kept: 
     """
     public, network = setting.public, setting.network
     assert public is not None
+    if rule.steps(count) == 1:
+        return Approach(network.weights, (network.weights,))
     module = arrange(network.module(), rule)
     have = len(public.pictures)
     moving = frozenset(n for n, b in module.named_buffers() if n in network.weights and b.is_floating_point())
