@@ -8,7 +8,9 @@ docs/results/last-batch.md.
 
 Every client really trains: all of its local steps, through the client step. Its pictures are test pictures; those of
 its last step are the victims, and its other pictures are no candidates. A rank is that of the true picture among the
-candidates of all classes, by NCC with the reconstructions of its client. The classes of the pictures are not known.
+candidates of all classes, by NCC with the reconstructions of its client. Labels are granted in the order in which the
+client goes through its pictures; where it shuffles, and in the row that says so, the classes of the last step are not
+known.
 """
 
 import argparse
@@ -60,6 +62,7 @@ class Case:
         clients: How many.
         buffers: Whether they return their buffers.
         assumed: The rule that the attacker takes them to follow, if another.
+        labels: Whether they are granted.
         augmented: Whether each picture is mirrored and shifted at random before the client trains on it.
     """
 
@@ -71,11 +74,16 @@ class Case:
     buffers: bool = True
     assumed: LocalRule | None = None
     augmented: bool = False
+    labels: bool = True
 
 
 CASES = {
     "plain": Case("289 pictures, batches of 32: one picture is the last batch", clients=200),
     "momentum": Case("the same, momentum .9", rule=replace(RULE, momentum=0.9), clients=200),
+    "blind": Case("the same as the first, labels not granted", clients=200, labels=False),
+    "blind-momentum": Case(
+        "momentum .9, labels not granted", rule=replace(RULE, momentum=0.9), clients=200, labels=False
+    ),
     "dropped": Case("the same as the first, `drop_last=True`: 32 pictures are", rule=replace(RULE, drop_last=True)),
     "kept": Case("the same as the first, buffers stay local", buffers=False),
     "group": Case("X-rays, GroupNorm instead", "xray-group", count=33),
@@ -100,7 +108,7 @@ def measured(case: Case, data: Path, told: Progress) -> dict[str, Any]:
     """Fits, attacks every client, and says what was reached."""
     network, pool = network_of(data, case.network)
     rule = case.assumed or case.rule
-    threat = ThreatModel(buffers=case.buffers, public=len(pool.public))
+    threat = ThreatModel("known" if case.labels else "unknown", buffers=case.buffers, public=len(pool.public))
     setting = known_before(network, rule, case.count, threat, Public(pool.public, pool.public_y))
     began = time.process_time()
     try:
@@ -167,7 +175,7 @@ def _attacked(case: Case, network: Network, pool: Pool, own: torch.Tensor, fitte
         pictures = torch.stack([varied(picture, network.task.shape, source) for picture in pictures])
     round = simulate(network, case.rule, Batch(pictures, pool.y[held]), seed)
     shown = Public(pool.public[:64], pool.public_y[:64])
-    threat = ThreatModel(buffers=case.buffers, public=len(shown.labels))
+    threat = ThreatModel("known" if case.labels else "unknown", buffers=case.buffers, public=len(shown.labels))
     return attack(observe(round, threat, shown), fitted, seed=derive(7, "attack", client)).pictures
 
 
@@ -227,8 +235,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         "",
         "The network is a trained ResNet-20 in training mode, batches hold 32 pictures, SGD has a learning rate of",
         ".01, unless told otherwise. *Mean* is the NCC of the mean public picture, which needs no client. *Relative",
-        "rank* is 0 for the true picture first and .5 by chance; *p* is that of the rank sum. Intervals are 95 %, exact",
-        "for shares. Seconds are CPU seconds of one core, of the whole fit, once for all clients.",
+        "rank* is 0 for the true picture first and .5 by chance; *p* is that of the rank sum. Intervals are 95 %,",
+        "exact for shares. Seconds are CPU seconds of one core, of the whole fit, once for all clients.",
         "",
         f"{next(iter(found.values()))['versions']}.",
         "",

@@ -23,7 +23,11 @@ def quick(name: str) -> Spec:
     has_steps = "steps" in takes or any(
         p.kind is p.VAR_KEYWORD for p in inspect.signature(attacks.constructor(name)).parameters.values()
     )
-    few = {"learned_inverse": {"clients": 20}, "strongest": {"learned_inverse.clients": 20}}
+    few = {
+        "learned_inverse": {"clients": 20},
+        "last_batch": {"clients": 20},
+        "strongest": {"learned_inverse.clients": 20, "last_batch.clients": 20},
+    }
     return Spec(name, ({"steps": 3} if has_steps else {}) | few.get(name, {}))
 
 

@@ -12,7 +12,7 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.buffers import mixture
 from leakmap.attacker.learned.approach import Approach, approach_of, approaching
 from leakmap.attacker.learned.features import statistics_of
-from leakmap.attacker.learned.fitting import Fitting, granted, sizes_of, told_of
+from leakmap.attacker.learned.fitting import MOST, Fitting, granted, sizes_of, told_of
 from leakmap.attacker.learned.inverse import Inverse, restored_inverse
 from leakmap.attacker.learned.simulation import Basis, Simulation, resized
 from leakmap.attacker.matching.settings import Whole
@@ -24,9 +24,6 @@ from leakmap.errors import NotApplicable
 from leakmap.observation.observation import Observation
 from leakmap.seeds import derive
 
-MOST = 64
-"""Pictures of a last step beyond which their mean says nothing of any one of them."""
-
 
 @attacks.add("last_batch")
 def last_batch(*, clients: Whole = 0) -> "LastBatch":
@@ -36,7 +33,8 @@ def last_batch(*, clients: Whole = 0) -> "LastBatch":
     told otherwise: of a client with 289 pictures and batches of 32, one picture alone is the whole last pass. The
     server trains a few simulated clients with public pictures up to their last step, simulates thousands of last passes
     from there, and fits the maps of ``learned_inverse`` to what the buffers then hold. The answer is about the pictures
-    of the last step alone: colours and layout, blurred. Their classes are not known and not read.
+    of the last step alone: colours and layout, blurred. Their classes help where the labels are granted, in the order
+    in which the client goes through its pictures; they are not inferred.
 
     Args:
         clients: Simulated last passes; 0: 6,000, fewer where a pass takes long, down to 1,000.
@@ -122,7 +120,7 @@ class LastBatch:
 
     def _fitting(self, setting: Setting, rule: LocalRule, count: int, approach: Approach) -> Fitting:
         make = partial(_simulation, setting, rule, count, approach)
-        return Fitting(setting, make, _last(rule, count), self.clients, classes=False)
+        return Fitting(setting, make, _last(rule, count), self.clients, classes=_classes_known(setting, rule))
 
     def _decode(
         self,
@@ -135,20 +133,30 @@ class LastBatch:
     ) -> Reconstruction:
         views = simulation.read(observation.update.tensors, observation.buffers) if self.sees else None
         y = torch.zeros(simulation.count, dtype=torch.int64, device=observation.network.device)
+        used, notes = frozenset({"count", "rule", "public"}), dict(told)
+        if simulation.classes and observation.labels is not None:
+            rule, count = simulation.rule, len(observation.labels)
+            held = rule.held_by(rule.steps(count) - 1, count).to(y.device)
+            y, used = observation.labels[held].sort().values, used | {"labels"}
         pictures = inverse.pictures(views, y).clamp(0, 1)
         tick(1.0)
         assert simulation.statistics is not None
         layer = simulation.statistics.layers[0]
         share = float(mixture(layer.momentum, simulation.statistics.forwards)[-1])
-        notes = {"pictures of the last step": simulation.count, "share of the last pass in the buffers": share}
+        notes |= {"pictures of the last step": simulation.count, "share of the last pass in the buffers": share}
         return Reconstruction(
             resized(pictures, observation.network.task.shape),
             y,
             math.nan,
-            notes={**notes, **told},
-            used=frozenset({"count", "rule", "public"}) | ({"buffers"} if self.sees else set()),
+            notes=notes | ({"labels": "granted"} if "labels" in used else {}),
+            used=used | ({"buffers"} if self.sees else set()),
             last=True,
         )
+
+
+def _classes_known(setting: Setting, rule: LocalRule) -> bool:
+    """Whether the server knows the classes of the last step: of shuffled pictures, only those of all together."""
+    return "labels" in setting.granted and not rule.shuffle
 
 
 def _last(rule: LocalRule, count: int) -> int:
@@ -177,4 +185,6 @@ NO_STATISTICS = "no running statistics of a BatchNorm layer move and come back"
 
 def _simulation(setting: Setting, rule: LocalRule, count: int, approach: Approach | None, basis: Basis) -> Simulation:
     statistics = statistics_of(setting, rule, count)
-    return Simulation(setting, rule, _last(rule, count), statistics, None, basis, approach)
+    return Simulation(
+        setting, rule, _last(rule, count), statistics, None, basis, approach, _classes_known(setting, rule)
+    )

@@ -33,6 +33,9 @@ PLAIN, PROXY = "inverting_gradients", "proxy_statistics"
 SOLVED = 1e-6
 """Cosine distance of the update at which nothing is left to find: the rest of the suite is not run."""
 
+LONGEST = 5 * 10**13
+"""Floating-point operations of a search on one client, many minutes of a core, beyond which it is left out if another member
+rehearsed: of clients with hundreds of pictures that train for several steps."""
 CLOSED_FORMS = ("linear", "spear", "april", "patch_positions")
 SEARCHES = ("inverting_gradients", "recovered_statistics", "proxy_statistics", "dropout_inversion", "dimitrov")
 MEMBERS = {SUITE: (*CLOSED_FORMS, "learned_inverse", "last_batch", *SEARCHES), FORMER: (*CLOSED_FORMS[:3], *SEARCHES)}
@@ -189,6 +192,8 @@ class Strongest:
         share = 1 / len(able)
         state: dict[str, Tensor] = {}
         inner = setting if rehearsals is None else rehearsals.setting
+        tried = None if rehearsals is None else rehearsals.observation(0, seed)
+        work = 0 if rehearsals is None else rehearsals.work()
         for place, (name, member) in enumerate(able.items()):
             told = lambda fraction, p=place: tick((p + fraction) * share)  # noqa: E731
             own = _under(name, kept)
@@ -196,13 +201,22 @@ class Strongest:
                 if member.fits:
                     state[f"refused/{name}/a closed form read the pictures of every rehearsal"] = torch.zeros(0)
                 continue
+            if tried is not None and (why := member.why_not(tried)):
+                # What real clients will show may still let a search run, which has nothing to fit.
+                if member.fits:
+                    state[f"refused/{name}/{why}"] = torch.zeros(0)
+                continue
+            if any(key.startswith("rehearsed/") for key in state) and member.cost.total * work > LONGEST:
+                why = f"a search over {setting.count} pictures takes long; name it with --attack to run it"
+                state[f"refused/{name}/{why}"] = torch.zeros(0)
+                continue
             try:
                 fitted = member.fit(inner, seed, lambda f, t=told: t(f if rehearsals is None else f / 2), own)
             except NotApplicable as error:
                 state |= {f"refused/{name}/{error}": torch.zeros(0)}
                 continue
             state |= {f"{name}/{key}": tensor for key, tensor in fitted.state.items()}
-            if rehearsals is not None and not member.why_not(rehearsals.observation(0, seed)):
+            if rehearsals is not None:
                 state[f"rehearsed/{name}"] = rehearsals.ncc(
                     fitted, name, seed, own, lambda f, t=told: t((1 + f) / 2), exact=name in CLOSED_FORMS
                 )

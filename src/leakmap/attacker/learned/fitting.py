@@ -28,6 +28,8 @@ less of the pictures. More still help (docs/results/learned.md)."""
 WORK, LEAST = 10**13, 1000
 """Floating-point operations that all simulated clients may take, minutes of a core, and how many clients there are
 whatever they take. Operations and not seconds are counted, so that every machine fits the same."""
+MOST = 64
+"""Pictures that are read together beyond which nothing is said of any one of them."""
 FEWEST = 4
 """Public pictures without which nothing is fitted."""
 HELD = 10

@@ -7,11 +7,12 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from leakmap.attacker.protocol import Fitted, Kept
 from leakmap.attacker.reconstruction import Tick
 from leakmap.attacker.setting import Setting
-from leakmap.client_step import arrange, local_signal
+from leakmap.client_step import LocalRule, arrange, local_signal
 from leakmap.errors import NotApplicable, NotGranted
 from leakmap.observation.contents import SHOWN, Public, Update
 from leakmap.observation.observation import Observation
@@ -76,6 +77,20 @@ class Rehearsals:
             assert rule is not None
             truth = truth[rule.held_by(rule.steps(count) - 1, count, derive(seed, "order"))]
         return {"ncc": mean_ncc(found.pictures.nan_to_num().clamp(0, 1), truth).cpu()}
+
+    def work(self) -> int:
+        """Floating-point operations of one evaluation of a search: of the client's steps and their derivative."""
+        setting, rule, count = self.setting, self.setting.rule, self.pictures.shape[1]
+        assert rule is not None
+        network, few = setting.network, min(2, count)
+        single = replace(LocalRule(), mode=rule.mode, dropout=rule.dropout)
+        # Noise, as constant pictures leave BatchNorm nothing to normalize by.
+        noise = torch.rand((few, *network.task.shape), generator=generator(0, "work")).to(setting.device)
+        with FlopCounterMode(display=False) as counter:
+            module = arrange(network.module(), single)
+            local_signal(module, network.weights, noise, self.y[0, :few], single, network.loss(), dropout_seed=0)
+        # The derivative of a gradient takes about twice the gradient.
+        return 3 * counter.get_total_flops() * count * rule.epochs // few
 
     def observation(self, client: int, seed: int) -> Observation:
         """What the server sees of a simulated client, with the facts that will be granted of real ones."""

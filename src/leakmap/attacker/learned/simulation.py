@@ -91,6 +91,7 @@ class Simulation:
         basis: Of their pictures.
         approach: Where they stand before their last step, if that step alone is simulated; None: the weights are those
             that were sent, and clients take the whole rule.
+        classes: Whether pictures are named in the order of their classes; else in that of brightness alone.
     """
 
     setting: Setting
@@ -100,6 +101,7 @@ class Simulation:
     sketch: Sketch | None
     basis: Basis
     approach: Approach | None = None
+    classes: bool = True
 
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:
@@ -156,8 +158,7 @@ class Simulation:
             source = generator(seed, "client", client)
             drawn = torch.randint(len(labels), (self.count,), generator=source)
             held = torch.stack([varied(pictures[i], self.basis.size, source) for i in drawn.tolist()])
-            # Of a last step the classes are not known: its pictures are in order of brightness.
-            order = in_order(labels[drawn] * (self.approach is None), held)
+            order = in_order(labels[drawn] * self.classes, held)
             held, y = held[order], labels[drawn][order]
             # A real loader takes the pictures in any order, not by class.
             mixed = torch.randperm(self.count, generator=source)
