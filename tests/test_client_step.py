@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from leakmap import Batch, LocalRule, Network, Task, build_network, simulate
 from leakmap.errors import BadSetting
@@ -27,10 +28,13 @@ def in_float64(network: Network) -> Network:
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("kind", list(OPTIMIZERS))
-def test_delta_and_buffers_equal_a_torch_loop_with_a_partial_last_batch(kind, mode, task):
+def test_delta_and_buffers_equal_a_torch_loop_over_a_data_loader_that_keeps_or_drops_a_partial_last_batch(
+    kind, mode, task
+):
     make, settings = OPTIMIZERS[kind]
     name = kind if kind.startswith("adam") else "sgd"
-    rule = LocalRule("delta", mode, epochs=2, batch_size=3, lr=0.02, optimizer=name, **settings)
+    drop = kind in ("sgd", "adam")
+    rule = LocalRule("delta", mode, epochs=2, batch_size=3, lr=0.02, optimizer=name, drop_last=drop, **settings)
     network, batch = in_float64(build_network(task, "resnet,blocks=1-1,width=8")), batch_of(5, task)
     batch = Batch(batch.pictures.double(), batch.y)
     round = simulate(network, rule, batch)
@@ -40,17 +44,18 @@ def test_delta_and_buffers_equal_a_torch_loop_with_a_partial_last_batch(kind, mo
     before = copy.deepcopy(module.state_dict())
     optimizer = make(module.parameters(), lr=0.02, **settings)
     x = task.normalize(batch.pictures)
+    loader = DataLoader(TensorDataset(x, batch.y), batch_size=3, drop_last=drop)
     for _ in range(2):
-        for part in (slice(0, 3), slice(3, 5)):
+        for pictures, labels in loader:
             optimizer.zero_grad()
-            F.cross_entropy(module(x[part]), batch.y[part]).backward()
+            F.cross_entropy(module(pictures), labels).backward()
             optimizer.step()
     after = module.state_dict()
     for key, tensor in round.update.tensors.items():
         assert torch.allclose(tensor, after[key] - before[key], atol=1e-6), key
     for key, tensor in round.buffers.items():
         assert torch.allclose(tensor, after[key], atol=1e-6), key
-    assert round.buffers["stem.1.num_batches_tracked"] == (4 if mode == "train" else 0)
+    assert round.buffers["stem.1.num_batches_tracked"] == ((2 if drop else 4) if mode == "train" else 0)
     assert list(round.update.tensors) == [key for key, _ in module.named_parameters()]
 
 

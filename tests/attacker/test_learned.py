@@ -16,6 +16,7 @@ from leakmap.client.simulate import Batch
 from leakmap.errors import NotApplicable, NotGranted
 from leakmap.observation.contents import Public
 from leakmap.runs.fitting import fitted, forget_fitted
+from leakmap.seeds import derive
 from leakmap.threat import known_before
 from tests.attacker.test_strongest import Failing
 
@@ -163,3 +164,27 @@ def test_the_suite_leaves_out_rehearsals_where_nothing_is_public_and_a_closed_fo
     found = attack(observe(simulate(setting.network, LocalRule(), truth), THREAT, public_of(setup)), ready)
     assert found.notes["won"] == "linear"
     assert (found.pictures - truth.pictures).abs().max() < 1e-4
+
+
+def test_the_picture_of_a_partial_last_step_is_read_though_the_client_holds_nine(setup):
+    """By more than three standard errors over the mean public picture's NCC, and of the last step alone."""
+    rule = LocalRule("delta", batch_size=4, lr=0.01, shuffle=True)
+    setting = setting_of(setup, rule, count=9)
+    ready = fit(attacks.build("last_batch,clients=400"), setting, 5, quiet)
+    mean, groups, found = public_of(setup).pictures.mean(0, keepdim=True), setup.groups, []
+    for client in range(12):
+        held = groups.victims.flatten().roll(-client)[:9]
+        truth = Batch(groups.pictures(held), groups.labels[held])
+        seen = observe(simulate(setup.network, rule, truth, client), THREAT, public_of(setup))
+        place = rule.held_by(rule.steps(9) - 1, 9, derive(client, "order"))
+        assert len(place) == 1
+        read = attack(seen, ready, seed=1)
+        assert read.last
+        assert len(read.pictures) == 1
+        own, floor = (mean_ncc(pictures, truth.pictures[place]) for pictures in (read.pictures, mean))
+        found.append(float(own - floor))
+    assert statistics.fmean(found) > 3 * statistics.stdev(found) / len(found) ** 0.5
+    whole = replace(rule, batch_size=None, shuffle=False)
+    assert "learned_inverse" in attacks.build("last_batch").why_not(replace(seen, rule=whole))
+    with pytest.raises(NotApplicable, match="inference mode"):
+        fit(attacks.build("last_batch"), setting_of(setup, replace(rule, mode="eval"), count=9), 5, quiet)

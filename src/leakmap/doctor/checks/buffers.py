@@ -57,6 +57,7 @@ def buffers(o: Observation) -> Iterator[Finding]:
     if passes.forwards:
         yield from _steps(o, passes)
         yield from _momentum(o, passes)
+        yield from _last_step(o)
     elif all(_fresh(o, layer) for layer in layers):
         yield Finding(
             "running statistics",
@@ -107,8 +108,7 @@ def _steps(o: Observation, passes: Passes) -> Iterator[Finding]:
         yield Finding("steps", "notice", f"{found}; rule and count are needed to say whether that is right.")
         return
     expected = o.rule.forwards(o.count)
-    size = o.rule.batch_size or o.count
-    rule = f"{o.rule.epochs} epochs of {-(-o.count // size)} mini-batches make {expected}"
+    rule = f"{o.rule.epochs} epochs of {o.rule.steps(o.count) // o.rule.epochs} mini-batches make {expected}"
     if o.rule.accumulate > 1:
         rule += f" with {o.rule.accumulate} micro-batches of a step"
     if made == [expected]:
@@ -117,9 +117,26 @@ def _steps(o: Observation, passes: Passes) -> Iterator[Finding]:
         yield Finding(
             "steps",
             "wrong",
-            f"{found}, but {rule}. Correct epochs, batch_size, accumulate or count; a dropped last mini-batch counts "
-            "as one less.",
+            f"{found}, but {rule}. Correct epochs, batch_size, accumulate, drop_last or count.",
         )
+
+
+def _last_step(o: Observation) -> Iterator[Finding]:
+    """A partial last batch, whose few pictures weigh most in what came back."""
+    if o.rule is None or o.count is None or (steps := o.rule.steps(o.count)) < 2:
+        return
+    last, first = (len(o.rule.held_by(step, o.count)) for step in (steps - 1, 0))
+    if last == first:
+        return
+    momenta = [layer.momentum for layer in o.network.module().modules() if isinstance(layer, _BatchNorm)]
+    share = float(mixture(momenta[0], steps)[-1])
+    yield Finding(
+        "last_batch",
+        "notice",
+        f"The last local step holds {last} of {o.count} pictures alone, and makes {share:.0%} of what the returned "
+        "BatchNorm buffers show: the attack last_batch reads such pictures. Set drop_last=True in the client's data "
+        "loader, or keep the buffers on the client.",
+    )
 
 
 def _momentum(o: Observation, passes: Passes) -> Iterator[Finding]:
