@@ -45,6 +45,7 @@ OTHER = {
     "rule.dropout": 0.25,
     "rule.accumulate": 2,
     "rule.shuffle": True,
+    "rule.drop_last": True,
     "rule.defence": "topk,keep=0.1",
     "threat.labels": "counts",
     "threat.count": False,
