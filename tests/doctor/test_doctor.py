@@ -303,3 +303,14 @@ def test_whatever_is_not_given_is_said_with_what_it_costs():
     o = captured(STEP, NORMED)
     found = {f.name: f for f in check(replace(o, rule=None, count=None, buffers=None))}
     assert all(found[name].level == "notice" for name in ("rule", "count", "buffers"))
+
+
+def test_a_partial_last_step_is_named_with_its_share_of_the_buffers():
+    """Of two passes with momentum .1, the latter makes .1 of .19."""
+    rule = LocalRule("delta", batch_size=3, lr=0.05)
+    findings = [f for f in check(captured(rule, NORMED)) if f.name == "last_batch"]
+    assert [f.level for f in findings] == ["notice"]
+    assert "1 of 4 pictures" in findings[0].sentence
+    assert "53%" in findings[0].sentence
+    for cured in (replace(rule, drop_last=True), replace(rule, batch_size=2)):
+        assert not [f for f in check(captured(cured, NORMED)) if f.name == "last_batch"]

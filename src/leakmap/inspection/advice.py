@@ -173,9 +173,11 @@ def _normalization(traits: Traits) -> Iterator[Advice]:
                 "normalization",
                 _norm(norm),
                 "A client in inference mode is expected to leak far more. In training mode the returned running "
-                "statistics give away those of the batch (new = (1 - momentum) old + momentum batch).",
-                "Train in training mode, keep the buffers on the client, or use GroupNorm.",
-                f"C1, C6, C7 ({_PAPER})",
+                "statistics give away those of the batch (new = (1 - momentum) old + momentum batch), most of all "
+                "those of the last, partial batch of an epoch.",
+                "Train in training mode and keep the buffers on the client, or use GroupNorm; at least set "
+                "drop_last=True in the data loader.",
+                f"C1, C6, C7 ({_PAPER}); docs/results/learned.md, docs/results/last-batch.md",
             )
         elif norm.kind == "BatchNorm":
             yield Advice(
