@@ -33,8 +33,8 @@ PLAIN, PROXY = "inverting_gradients", "proxy_statistics"
 SOLVED = 1e-6
 """Cosine distance of the update at which nothing is left to find: the rest of the suite is not run."""
 
-LONGEST = 2 * 10**13
-"""Floating-point operations of a search on one client, many minutes of a core, beyond which it is left out if another
+LONGEST = 10**13
+"""Floating-point operations of a search on one client, minutes of a core, beyond which it is left out if another
 member rehearsed: of clients with many pictures that train for several steps."""
 CLOSED_FORMS = ("linear", "spear", "april", "patch_positions")
 SEARCHES = ("inverting_gradients", "recovered_statistics", "proxy_statistics", "dropout_inversion", "dimitrov")
