@@ -314,7 +314,7 @@ def _figures(pool: Pool, index: Tensor, found: Sequence[Tensor], network: Networ
         "ncc": _interval(nccs),
         "psnr": _interval([float((-10 * error.log10()).mean()) for error in errors]),
     }
-    kinds: dict[str, Similarity] = {"whole": cross_correlation, **BANDS}
+    kinds: dict[str, Similarity] = {"whole": cross_correlation, **BANDS, "without channel means": _centred}
     for name, similarity in kinds.items():
         ranks, galleries = [], []
         for each, own in zip(found, index, strict=True):
@@ -344,6 +344,12 @@ def _figures(pool: Pool, index: Tensor, found: Sequence[Tensor], network: Networ
             "p": rank_sum_p(ranks, galleries) if name == "whole" and len(flat) <= 1500 else None,
         }
     return told
+
+
+def _centred(pictures: Tensor, candidates: Tensor) -> Tensor:
+    """NCC of pictures without the mean of each channel: all but their colour."""
+    one, other = (x - x.mean((2, 3), keepdim=True) for x in (pictures, candidates))
+    return cross_correlation(one, other)
 
 
 def _class_mean(pool: Pool, public: Tensor, public_y: Tensor, index: Tensor, case: Case) -> dict[str, Any]:
@@ -436,14 +442,18 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         *table(head, rows),
         "## What of the pictures leaks",
         "",
-        "Share of pictures that are first by one band alone.",
+        "Share of pictures that are first by one band alone, or by the whole picture without the mean of each channel.",
         "",
     ]
-    bands = ("colour", "layout", "detail")
+    bands = ("colour", "layout", "detail", "without channel means")
     lines += table(
         ("client", *bands, "chance"),
         [
-            (e["case"]["title"], *(_ranged(e[band]["first"], ".1%") for band in bands), f"{e['whole']['chance']:.1%}")
+            (
+                e["case"]["title"],
+                *(_ranged(e[band]["first"], ".1%") if band in e else "" for band in bands),
+                f"{e['whole']['chance']:.1%}",
+            )
             for e in found.values()
         ],
     )
