@@ -28,6 +28,8 @@ from leakmap.errors import BadSetting, DataError, ModelError, ObservationError, 
 from leakmap.plan.command import command
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
+from leakmap.report.watch import write_watch
+from leakmap.result.watched import CheckedFact, Digests, Watched
 from leakmap.runs.setup import Setup
 from leakmap.runs.store import Store
 from leakmap.threat import ThreatModel
@@ -362,3 +364,15 @@ def test_the_doctor_says_which_fact_is_wrong(federation, tmp_path, no_network):
     assert wrong.exit_code == 1
     assert "normaliz" in " ".join(wrong.output.split())
     assert leakmap.Observation.from_file(repaired).network.task == observation.network.task
+
+
+def test_the_page_names_a_partial_last_batch(tmp_path):
+    said = "The last local step holds 1 of 33 pictures alone."
+    risk = CheckedFact(name="last_batch", level="notice", sentence=said)
+    blank = Digests(checking="", auditing="")
+    rows = [
+        Watched(name=f"round-0001/client-{c}", round=1, client=f"client-{c}", file="x", digests=blank, findings=(risk,))
+        for c in range(2)
+    ]
+    page = write_watch(tmp_path, rows, "strongest").read_text()
+    assert f"<strong>round-0001/client-0</strong> and 1 more: {said}" in page

@@ -17,7 +17,7 @@ from leakmap.cli.terminal import COLOURS, progress_bar
 from leakmap.doctor.watching import PAUSE, Watch, look
 from leakmap.plan.written import plan_of
 from leakmap.report.page import number
-from leakmap.result.watched import Watched
+from leakmap.result.watched import RISKS, Watched
 
 
 def watch(
@@ -71,7 +71,7 @@ def _tell(rows: Sequence[Watched]) -> None:
         gain = "–" if row.gain is None else f"{row.gain:+.1f} dB"
         table.add_row(row.name, f"[{colour}]{row.level or '–'}[/]", number(row.rank_score), gain)
         for finding in row.findings:
-            if finding.level == "wrong":
+            if finding.level == "wrong" or finding.name in RISKS:
                 told.setdefault(f"{finding.name}: {finding.sentence}", []).append(row.name)
         if row.note:
             told.setdefault(row.note, []).append(row.name)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from leakmap.report.charts import BLUE, GREY, ORANGE, STYLE, inline, save
 from leakmap.report.page import write_page
-from leakmap.result.watched import Watched
+from leakmap.result.watched import RISKS, Watched
 from leakmap.scoring.statistics import clopper_pearson
 
 PANELS: tuple[tuple[Callable[[Watched], float | None], str, float, str], ...] = (
@@ -36,8 +36,19 @@ def write_watch(folder: Path, rows: Sequence[Watched], attack: str) -> Path:
         figure=inline(against_round(scored)) if scored else "",
         attack=attack,
         counted=counted(rows),
+        risks=_risks(rows),
         wrong=[(row, finding) for row in rows for finding in row.findings if finding.level == "wrong"],
     )
+
+
+def _risks(rows: Sequence[Watched]) -> dict[str, list[str]]:
+    """Sentences of the doctor about what leaks whatever the facts are, with the captures of which they are said."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for finding in row.findings:
+            if finding.name in RISKS:
+                found.setdefault(finding.sentence, []).append(row.name)
+    return found
 
 
 def counted(rows: Sequence[Watched]) -> str:

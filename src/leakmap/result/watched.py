@@ -11,6 +11,8 @@ from leakmap.result.part import Number, Part
 from leakmap.scoring.verdict import Level
 
 WATCH_SCHEMA = 2
+RISKS = frozenset({"last_batch"})
+"""Names of checks that say what such clients give away, though no fact is wrong."""
 
 
 class CheckedFact(Part):
