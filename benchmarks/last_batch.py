@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.learned import Pool, network_of
-from benchmarks.markdown import publish, table, versions
+from benchmarks.markdown import bounds, publish, ranged, table, versions
 from leakmap.attacker.attack import attack, fit
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.learned.simulation import varied
@@ -40,7 +40,7 @@ from leakmap.plan.plan import Progress
 from leakmap.scoring.bands import BANDS
 from leakmap.scoring.lineup import Similarity, cross_correlation
 from leakmap.scoring.match import matched
-from leakmap.scoring.statistics import clopper_pearson, mean_interval, rank_sum_p
+from leakmap.scoring.statistics import clopper_pearson, rank_sum_p
 from leakmap.seeds import derive, generator
 from leakmap.threat import ThreatModel, known_before, observe
 
@@ -143,12 +143,12 @@ def measured(case: Case, data: Path, told: Progress) -> dict[str, Any]:
         "candidates": size,
         "fit_seconds": fitting,
         "simulated": int(fitted.state["clients"]),
-        "ncc": _interval(nccs),
-        "psnr": _interval(errors),
-        "mean_ncc": _interval(floors),
+        "ncc": bounds(nccs),
+        "psnr": bounds(errors),
+        "mean_ncc": bounds(floors),
         "held_out": {n: float(v) for n, v in fitted.state.items() if n.startswith("ncc/")},
         "first": {name: _share(of) for name, of in ranks.items()},
-        "relative": _interval([float(np.mean([(r - 1) / (size - 1) for r in of])) for of in ranks["whole"]]),
+        "relative": bounds([float(np.mean([(r - 1) / (size - 1) for r in of])) for of in ranks["whole"]]),
         "p": rank_sum_p(ranks["whole"], [[size] * last] * clients) if clients * last <= 1500 else None,
         "versions": versions(),
     }
@@ -200,11 +200,6 @@ def _share(ranks: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     return found.value, found.low, found.high
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float, float]:
-    found = mean_interval(values)
-    return found.value, found.low, found.high
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -248,12 +243,12 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             entry["clients"],
             entry["last"],
             f"{entry['fit_seconds']:.0f}",
-            _ranged(entry["ncc"], ".2f"),
+            ranged(entry["ncc"], ".2f"),
             f"{entry['mean_ncc'][0]:.2f}",
             f"{entry['psnr'][0]:.1f}",
-            _ranged(entry["first"]["whole"], ".1%"),
+            ranged(entry["first"]["whole"], ".1%"),
             f"{1 / entry['candidates']:.1%}",
-            _ranged(entry["relative"], ".2f"),
+            ranged(entry["relative"], ".2f"),
             "" if entry["p"] is None else f"{entry['p']:.1g}",
         )
         for entry in found.values()
@@ -268,7 +263,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     lines += table(
         ("client", *bands, "chance"),
         [
-            (e["case"]["title"], *(_ranged(e["first"][b], ".1%") for b in bands), f"{1 / e['candidates']:.1%}")
+            (e["case"]["title"], *(ranged(e["first"][b], ".1%") for b in bands), f"{1 / e['candidates']:.1%}")
             for e in found.values()
             if "refused" not in e
         ],
@@ -276,11 +271,6 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     if missing := [case.title for key, case in CASES.items() if key not in found]:
         lines += [f"Not measured yet: {'; '.join(missing)}.", ""]
     return "\n".join(lines)
-
-
-def _ranged(found: Sequence[float], form: str) -> str:
-    value, low, high = found
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.markdown import publish, table, versions
+from benchmarks.markdown import bounds, publish, ranged, table, versions
 from leakmap.attacker.attack import attack, fit
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.protocol import Fitted
@@ -42,7 +42,7 @@ from leakmap.problem.task import Task
 from leakmap.scoring.bands import BANDS
 from leakmap.scoring.lineup import Similarity, cross_correlation
 from leakmap.scoring.match import matched
-from leakmap.scoring.statistics import clopper_pearson, mean_interval, rank_sum_p
+from leakmap.scoring.statistics import clopper_pearson, rank_sum_p
 from leakmap.seeds import derive
 from leakmap.threat import ThreatModel, known_before, observe
 
@@ -311,8 +311,8 @@ def _figures(pool: Pool, index: Tensor, found: Sequence[Tensor], network: Networ
     errors = [(m - candidates[own]).square().flatten(1).mean(1) for m, own in zip(matchings, index, strict=True)]
     told: dict[str, Any] = {
         "clients": len(index),
-        "ncc": _interval(nccs),
-        "psnr": _interval([float((-10 * error.log10()).mean()) for error in errors]),
+        "ncc": bounds(nccs),
+        "psnr": bounds([float((-10 * error.log10()).mean()) for error in errors]),
     }
     kinds: dict[str, Similarity] = {"whole": cross_correlation, **BANDS, "without channel means": _centred}
     for name, similarity in kinds.items():
@@ -335,7 +335,7 @@ def _figures(pool: Pool, index: Tensor, found: Sequence[Tensor], network: Networ
         told[name] = {
             "first": (share.value, share.low, share.high),
             "chance": float(np.mean([1 / g for _, g in flat])),
-            "relative": _interval(
+            "relative": bounds(
                 [
                     float(np.mean([(r - 1) / (g - 1) for r, g in zip(of, sizes, strict=True)]))
                     for of, sizes in zip(ranks, galleries, strict=True)
@@ -360,14 +360,9 @@ def _class_mean(pool: Pool, public: Tensor, public_y: Tensor, index: Tensor, cas
     truth = pool.victims[index.flatten()]
     error = (guesses - truth).square().flatten(1).mean(1)
     return {
-        "ncc": _interval(cross_correlation(guesses, truth).diagonal().tolist()),
-        "psnr": _interval((-10 * error.log10()).tolist()),
+        "ncc": bounds(cross_correlation(guesses, truth).diagonal().tolist()),
+        "psnr": bounds((-10 * error.log10()).tolist()),
     }
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float, float]:
-    found = mean_interval(values)
-    return found.value, found.low, found.high
 
 
 def main() -> None:
@@ -429,11 +424,11 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             f"{entry['fit_seconds']:.0f}",
             f"{entry['psnr'][0]:.2f}",
             f"{entry['class_mean']['psnr'][0]:.2f}",
-            _ranged(entry["ncc"], ".2f"),
+            ranged(entry["ncc"], ".2f"),
             f"{entry['class_mean']['ncc'][0]:.2f}",
-            _ranged(entry["whole"]["first"], ".1%"),
+            ranged(entry["whole"]["first"], ".1%"),
             f"{entry['whole']['chance']:.1%}",
-            _ranged(entry["whole"]["relative"], ".2f"),
+            ranged(entry["whole"]["relative"], ".2f"),
             "" if entry["whole"]["p"] is None else f"{entry['whole']['p']:.1g}",
         )
         for entry in found.values()
@@ -451,7 +446,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         [
             (
                 e["case"]["title"],
-                *(_ranged(e[band]["first"], ".1%") if band in e else "" for band in bands),
+                *(ranged(e[band]["first"], ".1%") if band in e else "" for band in bands),
                 f"{e['whole']['chance']:.1%}",
             )
             for e in found.values()
@@ -480,20 +475,15 @@ def page(found: dict[str, dict[str, Any]]) -> str:
                 (
                     e["case"]["title"],
                     f"{e['search']['clients']} x {e['case']['count']}",
-                    _ranged(e["search"]["ncc"], ".2f"),
-                    _ranged(e["ncc"], ".2f"),
-                    _ranged(e["search"]["whole"]["first"], ".1%"),
-                    _ranged(e["search"]["whole"]["relative"], ".2f"),
+                    ranged(e["search"]["ncc"], ".2f"),
+                    ranged(e["ncc"], ".2f"),
+                    ranged(e["search"]["whole"]["first"], ".1%"),
+                    ranged(e["search"]["whole"]["relative"], ".2f"),
                 )
                 for e in searched.values()
             ],
         )
     return "\n".join(lines)
-
-
-def _ranged(found: Sequence[float], form: str) -> str:
-    value, low, high = found
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 if __name__ == "__main__":

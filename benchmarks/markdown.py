@@ -31,6 +31,18 @@ def interval(per_client: list[float], form: str, *, marked: bool = False) -> str
     return f"**{text}**" if marked and not found.low <= 0 <= found.high else text
 
 
+def bounds(values: Sequence[float]) -> tuple[float, float, float]:
+    """A mean and its 95 % interval, as they are stored."""
+    found = mean_interval(values)
+    return found.value, found.low, found.high
+
+
+def ranged(found: Sequence[float], form: str) -> str:
+    """A stored value with its interval, each in this form."""
+    value, low, high = found
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
 def versions() -> str:
     """What results on the CPU depend on besides their settings."""
     return ", ".join(f"{name} {version}" for name, version in versions_of(torch.device("cpu")).items())

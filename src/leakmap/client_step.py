@@ -119,11 +119,15 @@ class LocalRule:
         Returns:
             ``(B,)`` indices.
         """
+        epoch, part = self._part(step, count)
+        if not self.shuffle or order_seed is None:
+            return torch.arange(count)[part]
+        return torch.randperm(count, generator=generator(order_seed, "epoch", epoch))[part]
+
+    def _part(self, step: int, count: int) -> tuple[int, slice]:
         batches = self._batches(count)
         epoch, place = divmod(step, len(batches))
-        if not self.shuffle or order_seed is None:
-            return torch.arange(count)[batches[place]]
-        return torch.randperm(count, generator=generator(order_seed, "epoch", epoch))[batches[place]]
+        return epoch, batches[place]
 
     def _batches(self, count: int) -> list[slice]:
         size = self.batch_size or count
@@ -249,7 +253,11 @@ class Training:
             y: What the loss takes, first dimension ``N``.
             order_seed: Seeds the orders of a rule that shuffles; None keeps the order of ``x``.
         """
-        own = x[step * self._rule.epochs // self._rule.steps(len(y))] if x.ndim == 5 else x
+        epoch, part = self._rule._part(step, len(y))
+        own = x[epoch] if x.ndim == 5 else x
+        if not self._rule.shuffle or order_seed is None:
+            # A slice copies nothing, in the inner loop of every search.
+            return own[part], y[part]
         held = self._rule.held_by(step, len(y), order_seed).to(x.device)
         return own[held], y[held]
 

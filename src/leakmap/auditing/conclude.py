@@ -197,7 +197,8 @@ def _client(
     trial, places = planned["attack"][v], own_score.places
     if any(floor is not None and floor.places != places for floor in (swap_score, prior_score)):
         return LostClient(client=v, failure="its floors speak of other pictures of the client than the attack does")
-    truth, chosen = held_by(trial, prepared.main, places or None), chosen_for(trial, prepared.main, places)
+    other_trial = planned["attack"][(v + 1) % plan.victims]
+    truth, chosen = held_by(trial, prepared.main, places), chosen_for(trial, prepared.main, places)
     still = _stills(prepared.main.groups, v, places)
     of_still = {floor: metric_values(p, truth, (*ALWAYS, *plan.metrics)) for floor, p in still.items()}
     other = _of_other_client(plan, planned["attack"], outcomes, v, truth)
@@ -255,7 +256,7 @@ def _client(
             own.deranged.galleries,
             {},
             pose_ranks=own.deranged.pose_ranks,
-            distractors=_others_of_next(planned["attack"][(v + 1) % plan.victims], prepared.main, last=bool(places)),
+            distractors=chosen_for(other_trial, prepared.main, places_of(bool(places), other_trial, prepared.main)),
         ),
         pictures,
         row,
@@ -283,20 +284,15 @@ def _of_other_client(
     return None
 
 
-def _others_of_next(trial: Trial, setup: Setup, *, last: bool) -> tuple[tuple[int, ...], ...]:
-    return chosen_for(trial, setup, places_of(last, trial, setup))
-
-
 def _with_bars(finished: Sequence[_Finished], setup: Setup, planned: Sequence[Trial]) -> list[Client]:
     """The clients with what their pictures must exceed to count as exposed, besides their floors."""
     clients = [found.judged for found in finished]
     if not exposed(clients):
         return clients
     trials = [planned[found.row.client] for found in finished]
-    all_places = [found.places or None for found in finished]
     all_held = [
-        held(client, held_by(trial, setup, places), distractors_for(trial, setup, places))
-        for client, trial, places in zip(clients, trials, all_places, strict=True)
+        held(found.judged, held_by(trial, setup, found.places), distractors_for(trial, setup, found.places))
+        for found, trial in zip(finished, trials, strict=True)
     ]
     return with_bars(clients, bars_of(all_held, [found.pictures for found in finished]))
 

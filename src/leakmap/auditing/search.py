@@ -196,7 +196,7 @@ class _Clients:
             return WORST[self.objective]
         if self.objective != "ncc":
             return statistics.fmean(outcome.score.values[self.objective])
-        truth = held_by(outcome.trial, self.setup, outcome.score.places or None).pictures
+        truth = held_by(outcome.trial, self.setup, outcome.score.places).pictures
         return ncc(outcome.score.pictures, truth)
 
 

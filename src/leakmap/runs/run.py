@@ -67,7 +67,7 @@ def run(
         truth, others = held_by(trial, setup, places), distractors_for(trial, setup, places)
         objects, plain = object_distractors_for(trial, setup, places), trial.scoring == "metrics"
         scored = score(found, truth, others, trial.metrics, objects, plain=plain)
-        scored = replace(scored, places=places if found.last else ())
+        scored = replace(scored, places=places)
         reached = tuple(_reached(attempt, trial, setup) for attempt in found.attempts)
         deranged = _deranged(found, trial, setup)
     except (Exception, SystemExit) as error:
@@ -182,7 +182,7 @@ def _captured(trial: Trial, setup: Setup) -> Observation | None:
 
 
 def places_of(last: bool, trial: Trial, setup: Setup) -> tuple[int, ...]:
-    """Which pictures of a trial's client a reconstruction speaks of, by their places among its pictures.
+    """Which pictures of a trial's client a reconstruction speaks of, by their places; empty: of all.
 
     Args:
         last: Whether it speaks of the last local step alone. Of a captured client the true pictures are taken to be in
@@ -190,9 +190,9 @@ def places_of(last: bool, trial: Trial, setup: Setup) -> tuple[int, ...]:
         trial: Names the client.
         setup: What the trial points to.
     """
-    count = _members(trial, setup).shape[1]
     if not last:
-        return tuple(range(count))
+        return ()
+    count = _members(trial, setup).shape[1]
     own = None if _captured(trial, setup) is not None else derive(_client_seed(trial), "order")
     return tuple(trial.rule.held_by(trial.rule.steps(count) - 1, count, own).tolist())
 
@@ -201,10 +201,10 @@ def _client_seed(trial: Trial) -> int:
     return derive(trial.seed, "client", trial.client)
 
 
-def held_by(trial: Trial, setup: Setup, places: Sequence[int] | None = None) -> Batch:
+def held_by(trial: Trial, setup: Setup, places: Sequence[int] = ()) -> Batch:
     """The true batch of a trial's client, or of it what stands in these places."""
     index = _members(trial, setup)[trial.client]
-    index = index if places is None else index[list(places)]
+    index = index[list(places)] if places else index
     device = setup.network.device
     areas = setup.groups.areas[index] if setup.groups.areas.numel() else None
     return Batch(setup.groups.pictures(index).to(device), setup.targets(index).to(device), areas)
@@ -216,7 +216,7 @@ def _members(trial: Trial, setup: Setup) -> Tensor:
     return {"victims": groups.victims, "controls": groups.controls, "rehearsals": groups.rehearsals}[trial.group]
 
 
-def distractors_for(trial: Trial, setup: Setup, places: Sequence[int] | None = None) -> list[Tensor]:
+def distractors_for(trial: Trial, setup: Setup, places: Sequence[int] = ()) -> list[Tensor]:
     """For each true picture, or each in these places, the other candidates, ``(G - 1, C, h, w)`` in [0, 1].
 
     Of letterboxed pictures ``h`` and ``w`` are what lies between the bars of the true one, which the others are brought
@@ -225,7 +225,7 @@ def distractors_for(trial: Trial, setup: Setup, places: Sequence[int] | None = N
     groups = setup.groups
     found = []
     members, every = _members(trial, setup)[trial.client].tolist(), chosen_for(trial, setup)
-    for place in range(len(members)) if places is None else places:
+    for place in places or range(len(members)):
         index, chosen = members[place], every[place]
         candidates = groups.pictures(torch.tensor(chosen))
         if groups.areas.numel():
@@ -272,7 +272,7 @@ def object_distractors_for(trial: Trial, setup: Setup, places: Sequence[int]) ->
             before.append(label)
             line_ups.append(torch.stack([resized(candidates[i], None, truth) for i in chosen.tolist()]))
         found.append(line_ups)
-    return [found[place] for place in places]
+    return [found[place] for place in places] if places else found
 
 
 def versions_of(device: torch.device) -> dict[str, str]:

@@ -12,7 +12,7 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.buffers import mixture
 from leakmap.attacker.learned.approach import Approach, approach_of, approaching
 from leakmap.attacker.learned.features import statistics_of
-from leakmap.attacker.learned.fitting import MOST, Fitting, granted, sizes_of, told_of
+from leakmap.attacker.learned.fitting import MOST, Fitting, granted, sizes_of, told_of, why_unfit
 from leakmap.attacker.learned.inverse import Inverse, restored_inverse
 from leakmap.attacker.learned.simulation import Basis, Simulation, resized
 from leakmap.attacker.matching.settings import Whole
@@ -75,13 +75,9 @@ class LastBatch:
 
     def why_not(self, observation: Observation) -> str:
         """Why it does not apply; empty if it does."""
-        if observation.network.task.objects:
-            return "it reads pictures with a class, not with objects"
-        if observation.public is None:
-            return "no public pictures are granted to fit it to"
         rule, count = observation.rule, observation.count
-        if rule is None or count is None:
-            return ""
+        if (why := why_unfit(observation)) or rule is None or count is None:
+            return why
         plain = "the client takes one local step, whose pictures learned_inverse reads"
         return plain if rule.steps(count) == 1 else _why_not(rule, count)
 

@@ -12,7 +12,7 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.equations import facts_used, label_notes
 from leakmap.attacker.labels import recover
 from leakmap.attacker.learned.features import sketch_of, statistics_of
-from leakmap.attacker.learned.fitting import MOST, Fitting, granted, sizes_of, told_of
+from leakmap.attacker.learned.fitting import MOST, Fitting, granted, sizes_of, told_of, why_unfit
 from leakmap.attacker.learned.inverse import Inverse, restored_inverse
 from leakmap.attacker.learned.simulation import Basis, Simulation, resized
 from leakmap.attacker.matching.settings import Whole
@@ -84,11 +84,9 @@ class LearnedInverse:
 
     def why_not(self, observation: Observation) -> str:
         """Why it does not apply; empty if it does."""
-        if observation.network.task.objects:
-            return "it reads pictures with a class, not with objects"
         if (observation.count or 0) > MOST:
             return f"the client holds {observation.count} pictures, whose sum says nothing of any one of them"
-        return "" if observation.public is not None else "no public pictures are granted to fit it to"
+        return why_unfit(observation)
 
     def fit_cost(self, setting: Setting) -> FitCost:
         """Simulated clients and held-out ones, what is held of them, and the arithmetic of the maps.

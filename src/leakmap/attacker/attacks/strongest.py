@@ -47,14 +47,15 @@ def strongest(*, steps: int | None = None, restarts: int | None = None, **settin
     """Every attack that the granted knowledge allows; which one answers is rehearsed on public clients.
 
     Suite v2: the closed forms linear, spear, april and patch_positions; learned_inverse where public pictures are
-    granted; inverting_gradients; recovered_statistics where buffers moved; proxy_statistics where public pictures are
-    granted; dropout_inversion where dropout is active; dimitrov where mini-batches are shuffled from epoch to epoch.
+    granted; last_batch where clients of several local steps return their buffers; inverting_gradients;
+    recovered_statistics where buffers moved; proxy_statistics where public pictures are granted; dropout_inversion
+    where dropout is active; dimitrov where mini-batches are shuffled from epoch to epoch.
 
     Where public pictures and the local rule are granted, every member first attacks a few simulated clients whose
     public pictures nothing is fitted to, and is measured by the NCC that it reaches there. Of a real client,
     the closed forms are tried; one that explains the update to 1e-6 answers. Else the member that rehearsed best
-    answers, and the others are not run. Without rehearsals all run, and the lowest update residual wins: how far each
-    result is from what the client sent.
+    answers, and the others are not run; a search of more than minutes a client is left out. Without rehearsals all run,
+    and the lowest update residual wins: how far each result is from what the client sent.
 
     Args:
         steps: Iterations of every search; by default each member's own.

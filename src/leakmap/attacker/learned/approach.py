@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,16 +52,26 @@ class Approach:
         share = float(torch.rand(1, generator=source))
         # Sums of deviations with these weights have the covariance of the ends.
         draws = torch.randn(len(self.ends), generator=source) / len(self.ends) ** 0.5
+        spread = self._spread
         found: dict[str, Tensor] = {}
         for name, sent in self.sent.items():
             if name in self.buffers:
-                every = torch.stack([one[name] for one in self.ends])
-                mean = every.mean(0)
-                moved = mean + torch.einsum("e,e...->...", draws.to(mean), every - mean)
+                mean, deviations, least = spread[name]
+                moved = mean + torch.einsum("e,e...->...", draws.to(mean), deviations)
                 # A running variance stays one.
-                found[name] = moved.clamp(min=float(every.min())) if name.endswith("var") else moved
+                found[name] = moved.clamp(min=least) if name.endswith("var") else moved
             else:
                 found[name] = sent + share * (end[name] - sent) if sent.is_floating_point() else end[name]
+        return found
+
+    @cached_property
+    def _spread(self) -> dict[str, tuple[Tensor, Tensor, float]]:
+        """Mean, deviations ``(ends, ...)`` and least value of every buffer, once for thousands of clients."""
+        found: dict[str, tuple[Tensor, Tensor, float]] = {}
+        for name in self.buffers:
+            every = torch.stack([one[name] for one in self.ends])
+            mean = every.mean(0)
+            found[name] = mean, every - mean, float(every.min())
         return found
 
     def last_pass(self, module: torch.nn.Module, setting: Setting, x: Tensor, rule: LocalRule, seed: int) -> Signal:

@@ -16,6 +16,7 @@ from leakmap.attacker.setting import Setting
 from leakmap.client_step import LocalRule
 from leakmap.errors import NotApplicable, NotGranted
 from leakmap.observation.contents import Public
+from leakmap.observation.observation import Observation
 from leakmap.seeds import derive, generator
 
 SMALL = 64
@@ -169,6 +170,13 @@ def granted(setting: Setting) -> tuple[LocalRule, int]:
     if (have := len(setting.public.pictures)) < FEWEST:
         raise NotApplicable(f"An inverse is fitted to at least {FEWEST} public pictures; {have} are granted.")
     return setting.rule, setting.count
+
+
+def why_unfit(observation: Observation) -> str:
+    """Why no inverse can be fitted for such clients, as far as it shows; empty if one can."""
+    if observation.network.task.objects:
+        return "it reads pictures with a class, not with objects"
+    return "" if observation.public is not None else "no public pictures are granted to fit it to"
 
 
 def sizes_of(clients: int, setting: Setting) -> dict[str, Tensor]:
