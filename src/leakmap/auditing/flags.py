@@ -92,10 +92,11 @@ def flags_of(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Ou
     if lost := sorted({r.name for o in attacked for r in o.reached if r.failed}):
         flags["failed_members"] = f"Of the suite, {', '.join(lost)} failed where it should have come to a result."
     if places := next((o.score.places for o in attacked if o.score and o.score.places), ()):
+        partial = len(places) < len(plan.rule.held_by(0, plan.batch_size))
+        drop = "Such a partial step is left out by drop_last=True in the data loader. " if partial else ""
         flags["last_step"] = (
             f"Only the pictures of a client's last local step are answered for and judged: {len(places)} of "
-            f"{plan.batch_size}. The step is partial where the number of pictures is no multiple of the batch size; "
-            "drop_last=True in the data loader leaves such a step out, and buffers that stay local send nothing of it."
+            f"{plan.batch_size}. {drop}Buffers that stay on the client send nothing of it."
         )
     # An attack that reads no classes was not wrong about them.
     right = [o.score.labels_right for o in attacked if o.score and "labels" in o.notes]
