@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from leakmap.client_step import LocalRule, arrange
+from leakmap.client_step import arrange
+from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
 
 CALIBRATION = 32

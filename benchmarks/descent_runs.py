@@ -29,9 +29,10 @@ from leakmap.attacker.matching.starts import Start
 from leakmap.auditing.prepare import prepare
 from leakmap.client.data import Pictures
 from leakmap.client.simulate import Batch, simulate
-from leakmap.client_step import LocalRule, Mode, arrange
+from leakmap.client_step import arrange
 from leakmap.errors import NonFinite
 from leakmap.files import read_json, write_json
+from leakmap.local_rule import LocalRule, Mode
 from leakmap.models.network import user_code
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec

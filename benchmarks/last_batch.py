@@ -31,9 +31,9 @@ from leakmap.attacker.learned.simulation import varied
 from leakmap.attacker.protocol import Fitted
 from leakmap.cli.terminal import progress_bar
 from leakmap.client.simulate import Batch, simulate
-from leakmap.client_step import LocalRule
 from leakmap.errors import NotApplicable, NotGranted
 from leakmap.files import read_json, write_json
+from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.contents import Public
 from leakmap.plan.plan import Progress

@@ -33,8 +33,8 @@ from leakmap.attacker.protocol import Fitted
 from leakmap.cli.terminal import progress_bar
 from leakmap.client.simulate import Batch, simulate
 from leakmap.client.training import accuracy, train
-from leakmap.client_step import LocalRule
 from leakmap.files import read_json, write_json
+from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network, build_network
 from leakmap.observation.contents import Public
 from leakmap.plan.plan import Progress

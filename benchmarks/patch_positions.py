@@ -21,8 +21,8 @@ from leakmap.attacker.attacks.patch_positions import PatchPositions
 from leakmap.attacker.gradients import mean_gradient
 from leakmap.attacker.patches import readable_patches
 from leakmap.auditing.prepare import prepare
-from leakmap.client_step import LocalRule
 from leakmap.errors import NotApplicable
+from leakmap.local_rule import LocalRule
 from leakmap.observation.contents import Update
 from leakmap.observation.observation import Observation
 from leakmap.plan.plan import Plan

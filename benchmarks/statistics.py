@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from benchmarks.markdown import interval, publish, table, versions
 from leakmap.auditing.prepare import Prepared, prepare
 from leakmap.auditing.tune import tune
-from leakmap.client_step import LocalRule
+from leakmap.local_rule import LocalRule
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
 from leakmap.runs.run import held_by

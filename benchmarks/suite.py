@@ -22,9 +22,9 @@ from benchmarks.markdown import interval, publish, table, versions
 from leakmap.attacker.attacks.strongest import SUITE, applying, member_specs
 from leakmap.auditing.prepare import Prepared, granting, prepare
 from leakmap.cli.terminal import progress_bar
-from leakmap.client_step import LocalRule
 from leakmap.errors import NotApplicable
 from leakmap.files import read_json, write_json
+from leakmap.local_rule import LocalRule
 from leakmap.plan.plan import Plan, Progress
 from leakmap.registry.spec import Spec
 from leakmap.runs.fitting import forget_fitted

@@ -24,9 +24,9 @@ from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import Prepared, gather, prepare
 from leakmap.cli.terminal import progress_bar
 from leakmap.client.data import Pictures, load_pictures
-from leakmap.client_step import LocalRule
 from leakmap.errors import WorkerDied
 from leakmap.files import read_json, write_json
+from leakmap.local_rule import LocalRule
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
 from leakmap.runs.runner import Local, default_workers, run_jobs

@@ -18,7 +18,7 @@ from benchmarks.engines import detection
 from leakmap import LocalRule, Task, build_network
 from leakmap.auditing.prepare import NORMALIZATIONS
 from leakmap.client.simulate import Batch
-from leakmap.client_step import Mode
+from leakmap.local_rule import Mode
 from leakmap.models.network import Network
 from leakmap.seeds import generator
 

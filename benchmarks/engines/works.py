@@ -15,7 +15,8 @@ from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine, Kind
 from leakmap.auditing.prepare import NORMALIZATIONS
 from leakmap.client.simulate import Batch
-from leakmap.client_step import Mode, arrange
+from leakmap.client_step import arrange
+from leakmap.local_rule import Mode
 from leakmap.models.adapt import freeze_running_statistics
 from leakmap.models.network import Network
 from leakmap.observation.observation import Observation

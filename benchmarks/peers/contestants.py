@@ -21,8 +21,9 @@ from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine, Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.priors import Prior, SmoothVariation
-from leakmap.client_step import LocalRule, arrange
+from leakmap.client_step import arrange
 from leakmap.errors import NotApplicable
+from leakmap.local_rule import LocalRule
 from leakmap.models.adapt import freeze_running_statistics
 from leakmap.registry.spec import Spec
 

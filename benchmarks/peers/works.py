@@ -13,8 +13,8 @@ from leakmap import LocalRule, Task, ThreatModel, build_network, observe, simula
 from leakmap.auditing.prepare import NORMALIZATIONS
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.simulate import Batch
-from leakmap.client_step import Mode
 from leakmap.errors import DataError
+from leakmap.local_rule import Mode
 from leakmap.observation.observation import Observation
 from leakmap.seeds import generator
 

@@ -25,13 +25,13 @@ from leakmap.capturing.files import capture_files
 from leakmap.capturing.flower import tap, tapped
 from leakmap.capturing.typed import read_observation
 from leakmap.client.simulate import Batch, Round, simulate
-from leakmap.client_step import LocalRule
 from leakmap.defences import defences
 from leakmap.doctor.attacking import Attacked, attack_file
 from leakmap.doctor.examine import Examination, examine
 from leakmap.doctor.watching import Watch, look
 from leakmap.errors import LeakmapError
 from leakmap.inspection.inspection import Inspection, inspect_model
+from leakmap.local_rule import LocalRule
 from leakmap.models import models
 from leakmap.models.network import Code, Network, build_network
 from leakmap.observation.contents import Public, Update

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from leakmap.attacker.setting import Setting
 from leakmap.client.simulate import Round
-from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting
+from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.contents import SHOWN, Public
 from leakmap.observation.observation import Observation

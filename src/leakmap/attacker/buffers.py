@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from leakmap.client_step import LocalRule, Mode
 from leakmap.errors import NotApplicable
+from leakmap.local_rule import LocalRule, Mode
 from leakmap.observation.observation import Observation
 
 MOST_PASSES = 10**6

@@ -18,9 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from leakmap.attacker.finding import ClosedForm, Finding, defended, several_steps
 from leakmap.attacker.patches import examined, tiles
 from leakmap.attacker.trace import Call, Trace, first_tensor, same, traced
-from leakmap.client_step import LocalRule
 from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
+from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.observation import Observation
 from leakmap.seeds import generator

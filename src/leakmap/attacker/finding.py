@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from leakmap.client_step import LocalRule
 from leakmap.defences import defence_of
+from leakmap.local_rule import LocalRule
 
 ClosedForm = Literal["linear", "spear", "april", "patch_positions", "rgap"]
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from leakmap.client_step import LocalRule
 from leakmap.defences import defence_of
+from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
 
 

@@ -17,9 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from leakmap.attacker.finding import Finding, defended
 from leakmap.attacker.trace import empty_targets, first_tensor
-from leakmap.client_step import LocalRule
 from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
+from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.observation import Observation
 from leakmap.problem.task import Task

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from leakmap.client_step import LocalRule, Share
+from leakmap.local_rule import LocalRule, Share
 from leakmap.models.network import Network
 from leakmap.observation.contents import Public
 from leakmap.observation.observation import Observation

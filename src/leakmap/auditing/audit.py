@@ -15,8 +15,8 @@ from leakmap.auditing.estimate import Foretold
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.client.data import Pictures, usable
-from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, DataError
+from leakmap.local_rule import LocalRule
 from leakmap.models.network import IN_MEMORY
 from leakmap.plan.plan import Plan, Progress, usual_victims
 from leakmap.plan.tuned import Tuned

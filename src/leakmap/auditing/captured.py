@@ -17,8 +17,8 @@ from leakmap.capturing.typed import read_observation
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import divide
 from leakmap.client.simulate import Batch
-from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, DataError
+from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
 from leakmap.plan.plan import Captured, Plan, check
 from leakmap.plan.written import CAPTURED, settings, usual, values_of

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from leakmap.client.simulate import Batch, Round, simulate
-from leakmap.client_step import LocalRule
 from leakmap.errors import ModelError
+from leakmap.local_rule import LocalRule
 from leakmap.observation.contents import Update
 from leakmap.observation.observation import Observation
 from leakmap.problem.task import Task

@@ -15,8 +15,8 @@ from leakmap.attacker.attacks.strongest import MEMBERS, SUITE, applying
 from leakmap.attacker.protocol import Attack, Cost, FitCost
 from leakmap.attacker.setting import Setting
 from leakmap.client.simulate import Batch, simulate
-from leakmap.client_step import LocalRule
 from leakmap.errors import LeakmapError
+from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.observation import Observation
 from leakmap.registry.spec import Spec

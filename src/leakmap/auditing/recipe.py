@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from leakmap.attacker.attacks import attacks
 from leakmap.client.groups import CONTROLS, Groups
-from leakmap.client_step import LocalRule
 from leakmap.files import file_digest
+from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
 from leakmap.plan.plan import Plan
 from leakmap.problem.task import Task

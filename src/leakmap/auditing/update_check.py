@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from leakmap.client.simulate import Batch, simulate
-from leakmap.client_step import LocalRule, arrange, check_examples_apart
+from leakmap.client_step import arrange, check_examples_apart
 from leakmap.defences import NONE
 from leakmap.errors import ModelError
+from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
 from leakmap.problem.task import loss_of
 from leakmap.result.method import UpdateCheck

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from leakmap.client_step import COUNT_LIMIT, LocalRule, Share
 from leakmap.errors import BadSetting
+from leakmap.local_rule import COUNT_LIMIT, LocalRule, Share
 from leakmap.models.network import build_network
 from leakmap.observation.observation import Observation
 from leakmap.problem.task import Task

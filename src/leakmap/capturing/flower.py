@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from leakmap.capturing.capture import capture, named, states
 from leakmap.capturing.facts import Facts, RuleFacts, read_facts
-from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, ModelError, ObservationError
+from leakmap.local_rule import LocalRule
 from leakmap.models.network import Code, build_network
 from leakmap.registry.declared import entries
 from leakmap.registry.user_code import is_user_code

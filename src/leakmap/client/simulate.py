@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from leakmap.client_step import LocalRule, arrange, local_signal
+from leakmap.client_step import arrange, local_signal
 from leakmap.errors import ModelError, in_words
+from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.contents import Update
 from leakmap.seeds import derive

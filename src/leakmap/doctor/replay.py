@@ -13,13 +13,13 @@ from typing import Any
 
 from leakmap.auditing.case import EXACT, SPREAD, Case, Runs, norm
 from leakmap.client.simulate import Batch
-from leakmap.client_step import LocalRule
 from leakmap.defences import NONE
 from leakmap.doctor.finding import Level
 from leakmap.doctor.hypotheses.client import drops
 from leakmap.doctor.search import NEAR, FactSearch, Hypothesis, Progress, State
 from leakmap.doctor.values import rounding
 from leakmap.errors import DataError
+from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
 from leakmap.problem.objects import EMPTY
 
@@ -95,7 +95,7 @@ def replay(
     """Compares an update with a simulation of its client on the client's own pictures.
 
     If they differ, each fact is changed alone, cheap ones first, then the best changes are combined. Without a rule the
-    search starts from the defaults of :class:`leakmap.client_step.LocalRule`.
+    search starts from the defaults of :class:`leakmap.local_rule.LocalRule`.
 
     Args:
         observation: What was captured.

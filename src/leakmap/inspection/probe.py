@@ -10,9 +10,10 @@ from leakmap.auditing.update_check import check_update
 from leakmap.client.data import square, to_channels
 from leakmap.client.data.samples import PHOTOGRAPHS, photograph
 from leakmap.client.simulate import Batch
-from leakmap.client_step import LocalRule, Mode, arrange
+from leakmap.client_step import arrange
 from leakmap.errors import ModelError
 from leakmap.inspection.flow import drawn
+from leakmap.local_rule import LocalRule, Mode
 from leakmap.models.network import Network
 from leakmap.problem.task import Task
 from leakmap.result.method import UpdateCheck

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from leakmap.client_step import COUNT_LIMIT, LocalRule
+from leakmap.local_rule import COUNT_LIMIT, LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.contents import Public, Update
 from leakmap.problem.objects import EMPTY, GRID

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from leakmap.client_step import Share
+from leakmap.local_rule import Share
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from leakmap.client_step import COUNT_LIMIT, LocalRule
+from leakmap.local_rule import COUNT_LIMIT, LocalRule
 from leakmap.registry.declared import file_model
 
 SCHEMA = 1

@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, NotGranted, ObservationError, UnknownName
 from leakmap.files import write_bytes
+from leakmap.local_rule import LocalRule
 from leakmap.models.network import Code, Network
 from leakmap.observation.checks import (
     Unsound,

@@ -9,8 +9,8 @@ import torch
 
 from leakmap.attacker.attacks import DEFAULT, attacks
 from leakmap.attacker.protocol import Attack, checked
-from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting
+from leakmap.local_rule import LocalRule
 from leakmap.registry.declared import Declared
 from leakmap.registry.declared import check as check_values
 from leakmap.registry.spec import Spec

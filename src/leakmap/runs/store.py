@@ -10,9 +10,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from leakmap.client_step import LocalRule
 from leakmap.errors import StoreError
 from leakmap.files import DAMAGED, FULL, finite, read_json, write_json, write_tensors
+from leakmap.local_rule import LocalRule
 from leakmap.registry.spec import Spec
 from leakmap.runs.trial import SCHEMA, Deranged, Outcome, Reached, Trial
 from leakmap.scoring.score import Score

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from leakmap.client_step import LocalRule
+from leakmap.local_rule import LocalRule
 from leakmap.registry.spec import Spec
 from leakmap.scoring.lineup import GALLERY
 from leakmap.scoring.metrics import ALWAYS

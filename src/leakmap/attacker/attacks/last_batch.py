@@ -19,8 +19,8 @@ from leakmap.attacker.matching.settings import Whole
 from leakmap.attacker.protocol import CLOSED_FORM, FitCost, Fitted, Kept
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.attacker.setting import Setting
-from leakmap.client_step import LocalRule
 from leakmap.errors import NotApplicable
+from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
 from leakmap.seeds import derive
 

@@ -20,8 +20,8 @@ from leakmap.attacker.matching.statistics import norm_layers
 from leakmap.attacker.protocol import Attack, Cost, FitCost, Fitted, Kept, trying_shows
 from leakmap.attacker.reconstruction import Attempt, Reconstruction, Tick
 from leakmap.attacker.setting import Setting
-from leakmap.client_step import LocalRule
 from leakmap.errors import BadSetting, LeakmapError, NonFinite, NotApplicable
+from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
 from leakmap.registry.spec import Spec
 from leakmap.seeds import derive

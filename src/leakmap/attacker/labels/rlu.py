@@ -8,7 +8,8 @@ from leakmap.attacker.gradients import step_weights
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
 from leakmap.attacker.labels.counting import agreement, largest_remainder, listed, solve_counts
 from leakmap.attacker.labels.head import bias_of, check_magnitudes, check_scale, facts_used, head_gradient
-from leakmap.client_step import LocalRule, arrange, local_signal
+from leakmap.client_step import arrange, local_signal
+from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
 from leakmap.problem.task import build_loss
 from leakmap.seeds import generator

@@ -10,7 +10,8 @@ from torch import Tensor
 from leakmap.attacker.protocol import Kept
 from leakmap.attacker.reconstruction import Tick
 from leakmap.attacker.setting import Setting
-from leakmap.client_step import LocalRule, Signal, arrange, local_signal
+from leakmap.client_step import Signal, arrange, local_signal
+from leakmap.local_rule import LocalRule
 from leakmap.seeds import derive, generator
 
 CLIENTS = 12

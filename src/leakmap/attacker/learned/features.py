@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from leakmap.attacker.buffers import RUNNING, unmix
 from leakmap.attacker.setting import Setting
-from leakmap.client_step import LocalRule
+from leakmap.local_rule import LocalRule
 from leakmap.seeds import generator
 
 WIDTH = 8192

@@ -13,8 +13,8 @@ from leakmap.attacker.learned.simulation import Basis, Clients, Simulation, basi
 from leakmap.attacker.protocol import FitCost, Kept
 from leakmap.attacker.reconstruction import Tick
 from leakmap.attacker.setting import Setting
-from leakmap.client_step import LocalRule
 from leakmap.errors import NotApplicable, NotGranted
+from leakmap.local_rule import LocalRule
 from leakmap.observation.contents import Public
 from leakmap.observation.observation import Observation
 from leakmap.seeds import derive, generator

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from leakmap.attacker.protocol import Fitted, Kept
 from leakmap.attacker.reconstruction import Tick
 from leakmap.attacker.setting import Setting
-from leakmap.client_step import LocalRule, arrange, local_signal
+from leakmap.client_step import arrange, local_signal
 from leakmap.errors import NotApplicable, NotGranted
+from leakmap.local_rule import LocalRule
 from leakmap.observation.contents import SHOWN, Public, Update
 from leakmap.observation.observation import Observation
 from leakmap.seeds import derive, generator

@@ -16,8 +16,9 @@ from leakmap.attacker.learned.approach import Approach
 from leakmap.attacker.learned.features import Sketch, Statistics
 from leakmap.attacker.protocol import Kept
 from leakmap.attacker.setting import Setting
-from leakmap.client_step import LocalRule, Signal, arrange, local_signal
+from leakmap.client_step import Signal, arrange, local_signal
 from leakmap.errors import NotGranted
+from leakmap.local_rule import LocalRule
 from leakmap.seeds import derive, generator
 
 CHUNK = 500

@@ -9,7 +9,8 @@ from torch import Tensor
 from leakmap.attacker.matching.context import Guess, Seen, Trace
 from leakmap.attacker.matching.derivatives import Derivative, Exact, Linearised
 from leakmap.attacker.matching.masks import Masks
-from leakmap.client_step import LocalRule, Training
+from leakmap.client_step import Training
+from leakmap.local_rule import LocalRule
 from leakmap.seeds import random_state, set_random_state
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from leakmap.client_step import LocalRule
+from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
 
 

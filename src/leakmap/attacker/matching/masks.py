@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from leakmap.client_step import LocalRule, arrange
+from leakmap.client_step import arrange
+from leakmap.local_rule import LocalRule
 
 
 class Masks:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from leakmap.auditing.case import Candidates, Case
-from leakmap.client_step import LocalRule, arrange
+from leakmap.client_step import arrange
+from leakmap.local_rule import LocalRule
 from leakmap.problem.objects import EMPTY
 
 READINGS = 8
