@@ -121,7 +121,6 @@ class Training:
         self._fixed = {name: weights[name] for name, p in module.named_parameters() if not p.requires_grad}
         self._module, self._rule, self._loss = module, rule, loss
         self._ties = len(list(module.named_parameters(remove_duplicate=False))) > len(list(module.named_parameters()))
-        self._optimizer = _OPTIMIZERS[rule.optimizer]
 
     @cached_property
     def scale(self) -> Tensor:
@@ -202,7 +201,7 @@ class Training:
             gradients: Of :meth:`objective` there.
             memory: State of the optimiser; empty before the first step.
         """
-        return self._optimizer(self._rule, step, parameters, gradients, memory)
+        return advance(self._rule, step, parameters, gradients, memory)
 
 
 def local_signal(
@@ -303,3 +302,10 @@ def _adam(
 
 
 _OPTIMIZERS: dict[str, Advance] = {"sgd": _sgd, "adam": _adam, "adamw": _adam}
+
+
+def advance(
+    rule: LocalRule, step: int, parameters: Tensors, gradients: Tensors, memory: Tensors
+) -> tuple[list[Tensor], list[Tensor]]:
+    """:meth:`Training.advance`, of any weights."""
+    return _OPTIMIZERS[rule.optimizer](rule, step, parameters, gradients, memory)

@@ -1,7 +1,7 @@
 """The pictures of a client's last local step, read off the buffers that it returns."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.buffers import mixture
-from leakmap.attacker.learned.approach import Approach, approach_of, approaching
+from leakmap.attacker.learned.approach import Course, approach_of, approaching
 from leakmap.attacker.learned.features import statistics_of
 from leakmap.attacker.learned.fitting import MOST, Fitting, granted, sizes_of, told_of, why_unfit
 from leakmap.attacker.learned.inverse import Inverse, restored_inverse
@@ -19,7 +18,7 @@ from leakmap.attacker.matching.settings import Whole
 from leakmap.attacker.protocol import CLOSED_FORM, FitCost, Fitted, Kept
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.attacker.setting import Setting
-from leakmap.errors import NotApplicable
+from leakmap.errors import NotApplicable, NotGranted
 from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
 from leakmap.seeds import derive
@@ -82,17 +81,20 @@ class LastBatch:
         return plain if rule.steps(count) == 1 else _why_not(rule, count)
 
     def fit_cost(self, setting: Setting) -> FitCost:
-        """Clients that train up to their last step; the last passes are counted as arithmetic.
+        """Clients that train up to their last step; passes are counted as arithmetic.
 
         Raises:
             NotGranted: public pictures, the rule or the number of examples are withheld.
             NotApplicable: see the attack.
         """
-        rule, count = _applying(setting)
+        course = _course(setting, 0)
         sent = setting.network.weights
-        fitting = self._fitting(setting, rule, count, Approach(sent, (sent,)))
-        maps = fitting.cost()
-        return replace(maps, clients=approaching(setting), operations=maps.operations + maps.clients * fitting.work())
+        fitting = self._fitting(course, lambda pictures, seed: course.passed(sent, pictures, seed))
+        maps, clients = fitting.cost(), approaching(setting)
+        each = fitting.work() // course.sizes[-1]
+        return replace(
+            maps, clients=clients, operations=maps.operations + each * (maps.clients + clients * course.looked)
+        )
 
     def fit(self, setting: Setting, seed: int, tick: Tick, kept: Kept) -> Fitted:
         """Trains a few simulated clients, simulates last passes, and fits the maps.
@@ -101,45 +103,49 @@ class LastBatch:
             NotGranted: public pictures, the rule or the number of examples are withheld.
             NotApplicable: see the attack.
         """
-        rule, count = _applying(setting)
-        approach = approach_of(setting, rule, count, derive(seed, "approach"), kept, lambda f: tick(0.3 * f))
-        fitting = self._fitting(setting, rule, count, approach)
-        inverse, clients = fitting.fitted(seed, kept, lambda f: tick(0.3 + 0.7 * f))
-        return self.restored(setting, inverse.state() | sizes_of(clients, setting))
+        course = _course(setting, derive(seed, "course"))
+        approach = approach_of(course, derive(seed, "approach"), kept, lambda f: tick(0.3 * f))
+        inverse, clients = self._fitting(course, approach.read).fitted(seed, kept, lambda f: tick(0.3 + 0.7 * f))
+        state = {"course": torch.tensor(course.seed), "offset": approach.offset, **sizes_of(clients, setting)}
+        return self.restored(setting, inverse.state() | state)
 
     def restored(self, setting: Setting, state: Mapping[str, Tensor]) -> Fitted:
         """The same from its state."""
-        inverse = restored_inverse(state)
-        simulation = _simulation(setting, *_applying(setting), None, inverse.basis)
-        needs = frozenset({"count", "buffers"})
-        return Fitted(needs, partial(self._decode, inverse, simulation, told_of(state)), state)
+        course = _course(setting, int(state["course"]))
+        decode = partial(self._decode, restored_inverse(state), course, state["offset"], told_of(state))
+        return Fitted(frozenset({"count", "buffers"}), decode, state)
 
-    def _fitting(self, setting: Setting, rule: LocalRule, count: int, approach: Approach) -> Fitting:
-        make = partial(_simulation, setting, rule, count, approach)
-        return Fitting(setting, make, _last(rule, count), self.clients, classes=_classes_known(setting, rule))
+    def _fitting(self, course: Course, last: Callable[[Tensor, int], Tensor]) -> Fitting:
+        classes = _classes_known(course.setting, course.rule)
+        shared = course.setting, course.rule, course.sizes[-1], course.statistics, None
+
+        def make(basis: Basis) -> Simulation:
+            return Simulation(*shared, basis, last, classes)
+
+        return Fitting(course.setting, make, course.sizes[-1], self.clients, classes=classes)
 
     def _decode(
         self,
         inverse: Inverse,
-        simulation: Simulation,
+        course: Course,
+        offset: Tensor,
         told: Mapping[str, float],
         observation: Observation,
         seed: int,
         tick: Tick,
     ) -> Reconstruction:
-        views = simulation.read(observation.update.tensors, observation.buffers) if self.sees else None
-        y = torch.zeros(simulation.count, dtype=torch.int64, device=observation.network.device)
+        views = {"statistics": _beyond(course, offset, observation)} if self.sees else None
+        y = torch.zeros(course.sizes[-1], dtype=torch.int64, device=observation.network.device)
         used, notes = frozenset({"count", "rule", "public"}), dict(told)
-        if simulation.classes and observation.labels is not None:
-            rule, count = simulation.rule, len(observation.labels)
+        rule = course.rule
+        if _classes_known(course.setting, rule) and observation.labels is not None:
+            count = len(observation.labels)
             held = rule.held_by(rule.steps(count) - 1, count).to(y.device)
             y, used = observation.labels[held].sort().values, used | {"labels"}
         pictures = inverse.pictures(views, y).clamp(0, 1)
         tick(1.0)
-        assert simulation.statistics is not None
-        layer = simulation.statistics.layers[0]
-        share = float(mixture(layer.momentum, simulation.statistics.forwards)[-1])
-        notes |= {"pictures of the last step": simulation.count, "share of the last pass in the buffers": share}
+        share = float(course.shares[-1, 0])
+        notes |= {"pictures of the last step": course.sizes[-1], "share of the last pass in the buffers": share}
         return Reconstruction(
             resized(pictures, observation.network.task.shape),
             y,
@@ -169,18 +175,24 @@ def _why_not(rule: LocalRule, count: int) -> str:
     return ""
 
 
-def _applying(setting: Setting) -> tuple[LocalRule, int]:
+def _course(setting: Setting, seed: int) -> Course:
     rule, count = granted(setting)
-    if why := _why_not(rule, count) or ("" if statistics_of(setting, rule, count) else NO_STATISTICS):
+    statistics = statistics_of(setting, rule, count)
+    if why := _why_not(rule, count) or ("" if statistics else NO_STATISTICS):
         raise NotApplicable(f"The last batch is not read: {why}.")
-    return rule, count
+    assert statistics is not None
+    return Course(setting, rule, count, statistics, seed)
 
 
 NO_STATISTICS = "no running statistics of a BatchNorm layer move and come back"
 
 
-def _simulation(setting: Setting, rule: LocalRule, count: int, approach: Approach | None, basis: Basis) -> Simulation:
-    statistics = statistics_of(setting, rule, count)
-    return Simulation(
-        setting, rule, _last(rule, count), statistics, None, basis, approach, _classes_known(setting, rule)
-    )
+def _beyond(course: Course, offset: Tensor, observation: Observation) -> Tensor:
+    """``(columns,)`` of what a client's buffers hold beyond what is expected whatever its last pictures."""
+    if observation.buffers is None:
+        raise NotGranted("The last batch is read off returned buffers, which this client's answer lacks.")
+    # A gradient moves nothing: such a client's only pass is at the weights that were sent.
+    moved = observation.update.tensors if observation.update.kind == "delta" else {}
+    returned = {name: old + moved[name] if name in moved else old for name, old in observation.network.weights.items()}
+    held = course.statistics.columns(course.statistics.unmixed(observation.buffers))
+    return (held - course.expected(course.seen(returned), offset)).float()

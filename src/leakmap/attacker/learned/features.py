@@ -6,12 +6,13 @@ the shared tensors. Both are read the same way of simulated clients and of real 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from leakmap.attacker.buffers import RUNNING, unmix
+from leakmap.attacker.buffers import RUNNING, mixture, unmix
 from leakmap.attacker.setting import Setting
 from leakmap.local_rule import LocalRule
 from leakmap.seeds import generator
@@ -61,9 +62,12 @@ class Statistics:
 
     def __call__(self, returned: Mapping[str, Tensor]) -> Tensor:
         """``(2 x channels of all layers,)`` float32."""
-        columns: list[Tensor] = []
-        for layer in self.layers:
-            mean, variance = (
+        return self.columns(self.unmixed(returned)).float()
+
+    def unmixed(self, returned: Mapping[str, Tensor]) -> Tensor:
+        """``(columns,)`` float64 mean and variance of every channel, the weighted mean over the passes."""
+        return torch.cat(
+            [
                 unmix(
                     self.sent[f"{layer.name}.{which}"],
                     returned[f"{layer.name}.{which}"],
@@ -71,10 +75,26 @@ class Statistics:
                     self.forwards,
                     layer.tracked,
                 )
+                for layer in self.layers
                 for which in RUNNING
-            )
-            columns += [mean, variance.clamp(min=SMALLEST).log()]
-        return torch.cat(columns).float()
+            ]
+        )
+
+    def columns(self, unmixed: Tensor) -> Tensor:
+        """``(..., columns)`` of means and variances -> of means and log variances."""
+        return torch.where(self._variances, unmixed.clamp(min=SMALLEST).log(), unmixed)
+
+    def mixture(self) -> Tensor:
+        """``(forwards, columns)`` float64 weight of every pass in what is unmixed."""
+        each = [mixture(layer.momentum, self.forwards) for layer in self.layers for _ in RUNNING]
+        rows = [own[:, None].expand(-1, width) for own, width in zip(each, self.widths, strict=True)]
+        return torch.cat(rows, 1).to(self._variances.device)
+
+    @cached_property
+    def _variances(self) -> Tensor:
+        some = next(iter(self.sent.values()))
+        every = [torch.full((width,), place % 2 == 1) for place, width in enumerate(self.widths)]
+        return torch.cat(every).to(some.device)
 
 
 @dataclass(frozen=True)

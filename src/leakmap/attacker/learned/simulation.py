@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from leakmap.attacker.learned.approach import Approach
 from leakmap.attacker.learned.features import Sketch, Statistics
 from leakmap.attacker.protocol import Kept
 from leakmap.attacker.setting import Setting
-from leakmap.client_step import Signal, arrange, local_signal
+from leakmap.client_step import arrange, local_signal
 from leakmap.errors import NotGranted
 from leakmap.local_rule import LocalRule
 from leakmap.seeds import derive, generator
@@ -90,8 +89,8 @@ class Simulation:
         statistics: Reads their buffers; None reads none.
         sketch: Reads their updates; None reads none.
         basis: Of their pictures.
-        approach: Where they stand before their last step, if that step alone is simulated; None: the weights are those
-            that were sent, and clients take the whole rule.
+        last: Reads a client of whom the last step alone is simulated, of its pictures ``(B, C, H, W)`` in [0, 1] and a
+            seed, into the columns of the statistics; None: clients take the whole rule.
         classes: Whether pictures are named in the order of their classes; else in that of brightness alone.
     """
 
@@ -101,7 +100,7 @@ class Simulation:
     statistics: Statistics | None
     sketch: Sketch | None
     basis: Basis
-    approach: Approach | None = None
+    last: Callable[[Tensor, int], Tensor] | None = None
     classes: bool = True
 
     @property
@@ -163,8 +162,7 @@ class Simulation:
             held, y = held[order], labels[drawn][order]
             # A real loader takes the pictures in any order, not by class.
             mixed = torch.randperm(self.count, generator=source)
-            signal = self._signal(module, held[mixed], y[mixed], derive(seed, "step", client))
-            for view, columns in self.read(signal.tensors, signal.buffers).items():
+            for view, columns in self._views(module, held[mixed], y[mixed], derive(seed, "step", client)).items():
                 rows.setdefault(view, []).append(columns)
             rows["y"].append(y)
             rows["targets"].append(self.basis.coefficients(held))
@@ -173,11 +171,11 @@ class Simulation:
             told(client)
         return {name: torch.stack(row) for name, row in rows.items()}
 
-    def _signal(self, module: nn.Module, pictures: Tensor, y: Tensor, seed: int) -> Signal:
+    def _views(self, module: nn.Module, pictures: Tensor, y: Tensor, seed: int) -> dict[str, Tensor]:
+        if self.last is not None:
+            return {"statistics": self.last(pictures, seed)}
         network = self.setting.network
-        if self.approach is not None:
-            return self.approach.last_pass(module, self.setting, network.task.normalize(pictures), self.rule, seed)
-        return local_signal(
+        signal = local_signal(
             module,
             network.weights,
             network.task.normalize(pictures),
@@ -189,6 +187,7 @@ class Simulation:
             noise_seed=derive(seed, "noise"),
             tensors=self.sketch is not None,
         )
+        return self.read(signal.tensors, signal.buffers)
 
     def work(self) -> int:
         """Floating-point operations of simulating one client, counted in one: convolutions and matrix products."""
@@ -198,7 +197,7 @@ class Simulation:
         shape = (self.count, *network.task.shape)
         pictures = torch.rand(shape, generator=generator(0, "work")).to(network.device)
         with FlopCounterMode(display=False) as counter:
-            self._signal(module, pictures, torch.zeros(self.count, dtype=torch.int64, device=network.device), 0)
+            self._views(module, pictures, torch.zeros(self.count, dtype=torch.int64, device=network.device), 0)
         return counter.get_total_flops()
 
 
