@@ -18,6 +18,14 @@ what is raised inside a run is recorded as that run's failure.
 """
 
 
+def plain(text: str) -> str:
+    """A text with everything that does not print written out, as ``\\x1b``; line ends stay.
+
+    Names of files and labels are others': in a terminal, an escape sequence would act.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def in_words(error: BaseException) -> str:
     """Kind and message of any error in one line, for the sentence about code that is not leakmap's."""
     if isinstance(error, SystemExit):

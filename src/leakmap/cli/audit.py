@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
 from leakmap.auditing.audit import audit_captured, run_plan
 from leakmap.auditing.conclude import Audit
@@ -15,7 +15,7 @@ from leakmap.auditing.tune import tune as tune_plan
 from leakmap.cli.exits import INCONCLUSIVE, REACHED
 from leakmap.cli.options import ATTACK, REAL, TUNING, Out, default_folder, with_plan
 from leakmap.cli.runners import RUN, Address, Device, Gpus, Workers, runner_of
-from leakmap.cli.terminal import describe, describe_tuned, foretell, gated, progress_bar
+from leakmap.cli.terminal import Terminal, describe, describe_tuned, foretell, gated, progress_bar
 from leakmap.client.groups import REHEARSED
 from leakmap.errors import BadSetting
 from leakmap.plan.command import command
@@ -85,12 +85,12 @@ def audit(
     if as_json:
         typer.echo(found.result.as_json())
     else:
-        console = Console()
+        console = Terminal()
         describe(found.result, console)
-        console.print(f"\nReport: {folder / 'report.html'}", soft_wrap=True)
+        console.print(f"\nReport: {escape(str(folder / 'report.html'))}", soft_wrap=True)
     code = _exit_code(found, gate)
     if gate is not None:
-        Console(stderr=True, highlight=False, markup=False).print(
+        Terminal(stderr=True, highlight=False, markup=False).print(
             gated(found.result, gate, code == REACHED), soft_wrap=True
         )
     raise typer.Exit(code)
@@ -153,9 +153,10 @@ def tune(
     if as_json:
         typer.echo(file.read_text(encoding="utf-8"), nl=False)
         return
-    console = Console()
+    console = Terminal()
     describe_tuned(found, console)
-    console.print(f"\nSettings: {file}\nNext: {command(found.applied_to(plan, file))}", soft_wrap=True, highlight=False)
+    told = f"\nSettings: {file}\nNext: {command(found.applied_to(plan, file))}"
+    console.print(escape(told), soft_wrap=True, highlight=False)
 
 
 def demo(
@@ -165,8 +166,8 @@ def demo(
     """One client that leaks and one that resists, on built-in photographs, in a few minutes."""
     with progress_bar() as progress:
         found, report = demonstrate(out, runner=runner_of(workers), progress=progress)
-    console = Console()
+    console = Terminal()
     for title, result in found.items():
         console.print(f"\n[bold]{title}[/bold]")
         describe(result.result, console)
-    console.print(f"\nReport: {report}", soft_wrap=True)
+    console.print(f"\nReport: {escape(str(report))}", soft_wrap=True)

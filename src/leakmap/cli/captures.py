@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
@@ -16,7 +15,7 @@ from leakmap.capturing.files import capture_files
 from leakmap.capturing.typed import read_observation
 from leakmap.cli.options import AsJson, Model, OwnLoss
 from leakmap.cli.runners import Device
-from leakmap.cli.terminal import foretell_fit, progress_bar
+from leakmap.cli.terminal import Terminal, foretell_fit, progress_bar, results_apart
 from leakmap.doctor.attacking import attack_file
 from leakmap.doctor.checks import check
 from leakmap.doctor.examine import examine
@@ -45,7 +44,9 @@ def facts_(
         channels, height, width = map(int, shape.split(","))
     except ValueError:
         raise BadSetting(f"--shape takes channels, height and width, such as 3,32,32; got {shape!r}.") from None
-    typer.echo(as_toml(facts_for(model, (channels, height, width), classes)), nl=False)
+    with results_apart():
+        found = facts_for(model, (channels, height, width), classes)
+    typer.echo(as_toml(found), nl=False)
 
 
 def capture_(
@@ -71,8 +72,12 @@ def capture_(
 
       leakmap capture --before global.pt --after client-3.pt --facts facts.toml --out client-3.safetensors
     """
-    observation = capture_files(before, after, facts, out, kind=kind, count=count, order=order, model=model, loss=loss)
-    _tell_findings(observation, check(observation), f"{out} written.")
+    with results_apart():
+        observation = capture_files(
+            before, after, facts, out, kind=kind, count=count, order=order, model=model, loss=loss
+        )
+        findings = check(observation)
+    _tell_findings(observation, findings, f"{out} written.")
 
 
 def doctor(
@@ -103,15 +108,16 @@ def doctor(
         _tell_findings(found.observation, found.findings, f"{file}")
         if found.replayed is not None:
             told = f"{MARKS[found.replayed.level]} [bold]replay[/] {escape(found.replayed.sentence)}"
-            Console().print(Padding(told, (0, 0, 0, 2)), highlight=False)
+            Terminal().print(Padding(told, (0, 0, 0, 2)), highlight=False)
     raise typer.Exit(int(found.wrong))
 
 
 def _tell_findings(observation: Observation, findings: Sequence[Finding], title: str) -> None:
-    console = Console()
+    console = Terminal()
     network = observation.network
     console.print(
-        f"{title} {observation.update.kind} of {network.model}, {len(observation.update.tensors)} tensors",
+        f"{escape(title)} {observation.update.kind} of {escape(str(network.model))}, "
+        f"{len(observation.update.tensors)} tensors",
         soft_wrap=True,
     )
     for finding in sorted(findings, key=lambda finding: list(MARKS).index(finding.level)):
@@ -148,7 +154,7 @@ def attack_(
     if as_json:
         typer.echo(json.dumps(found.record, indent=2, ensure_ascii=False))
         return
-    console, record = Console(), found.record
+    console, record = Terminal(), found.record
     told = " (found finished)" if found.resumed else ""
     console.print(
         f"{record['attack']}: {record['pictures']} pictures in {record['seconds']:.1f} s{told}, "
@@ -156,4 +162,4 @@ def attack_(
         soft_wrap=True,
         highlight=False,
     )
-    console.print(f"Pictures: {found.folder / 'pictures.png'}", soft_wrap=True, highlight=False)
+    console.print(f"Pictures: {escape(str(found.folder / 'pictures.png'))}", soft_wrap=True, highlight=False)

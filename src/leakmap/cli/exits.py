@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import torch
 
-from leakmap.errors import LeakmapError, WorkerDied
+from leakmap.errors import LeakmapError, WorkerDied, plain
 from leakmap.files import FULL
 from leakmap.version import __version__
 
@@ -111,7 +111,7 @@ def end(error: BaseException) -> int:
 def say(text: str) -> None:
     """Writes a line on stderr, if anybody listens."""
     try:
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{plain(text)}\n")
         sys.stderr.flush()
     except (OSError, ValueError):
         _hush()

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from leakmap.cli.terminal import Terminal, results_apart
 from leakmap.inspection.inspection import inspect_model
 from leakmap.inspection.text import as_dict, describe
 
@@ -29,8 +29,9 @@ def inspect_(
 
       leakmap inspect torchvision/vit_b_16 --weights mine.safetensors --classes 1000
     """
-    found = inspect_model(model, image_size=image_size, channels=channels, classes=classes, weights=weights)
+    with results_apart():
+        found = inspect_model(model, image_size=image_size, channels=channels, classes=classes, weights=weights)
     if as_json:
         typer.echo(json.dumps(as_dict(found), indent=2, ensure_ascii=False))
     else:
-        describe(found, Console())
+        describe(found, Terminal())

@@ -4,10 +4,10 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
+from leakmap.cli.terminal import Terminal
 from leakmap.report import catalogue
 from leakmap.result.schema import result_page, result_schema
 
@@ -19,7 +19,7 @@ def list_(
     if markdown:
         typer.echo(catalogue.markdown(), nl=False)
         return
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     for entry in catalogue.catalogue():
         console.print(f"[dim]{entry.kind}[/] [bold]{entry.name}[/]  {escape(entry.summary)}")
         if entry.applies:

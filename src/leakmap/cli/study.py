@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
 from leakmap.cli.options import AsJson
 from leakmap.cli.runners import Address, Device, Gpus, Workers, runner_of, workers_of
-from leakmap.cli.terminal import duration, progress_bar
+from leakmap.cli.terminal import Terminal, duration, progress_bar
 from leakmap.runs.runner import default_workers
 from leakmap.study.estimate import study_status
 from leakmap.study.file import Study, read_study, shown
@@ -85,7 +84,7 @@ def run(
         )
     _tell(study, found, folder, as_json, None, count)
     if not (as_json or found.missing):
-        Console().print(f"Next: {_command('report', file, scale, out)}", soft_wrap=True)
+        Terminal().print(f"Next: {escape(_command('report', file, scale, out))}", soft_wrap=True)
 
 
 @app.command()
@@ -197,13 +196,13 @@ def reproduce(
     if as_json:
         typer.echo((folder / "claims.json").read_text(encoding="utf-8"))
         return
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     for one in judged:
         console.print(
             f"[bold]{one.claim.id:4}[/] [{COLOURS[one.outcome]}]{one.outcome:16}[/] {escape(one.claim.statement)}"
         )
         console.print(Padding(f"[dim]{escape(one.why)}[/]", (0, 0, 0, 5)))
-    console.print(f"\nPage: {folder / 'page.md'}", soft_wrap=True)
+    console.print(f"\nPage: {escape(str(folder / 'page.md'))}", soft_wrap=True)
 
 
 COLOURS = {"holds": "green", "does not hold": "red", "not informative": "yellow", "not run": "bright_black"}
@@ -219,7 +218,7 @@ def _command(verb: str, file: Path, scale: str | None, out: Path | None) -> str:
 
 
 def _warn(text: str) -> None:
-    Console(stderr=True, highlight=False, markup=False).print(text, soft_wrap=True)
+    Terminal(stderr=True, highlight=False, markup=False).print(text, soft_wrap=True)
 
 
 def _tell(study: Study, found: Standing, folder: Path, as_json: bool, left: float | None, workers: int) -> None:
@@ -237,7 +236,7 @@ def _tell(study: Study, found: Standing, folder: Path, as_json: bool, left: floa
             facts["seconds_left"] = left
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     console.print(f"[bold]{escape(study.title)}[/]")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(style="dim")

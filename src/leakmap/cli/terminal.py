@@ -1,9 +1,10 @@
 """Results and progress as a person reads them in a terminal of 80 columns."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from typing import Any
 
 from rich.console import Console
@@ -18,8 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from leakmap.auditing.estimate import Expected, Fitting
+from leakmap.errors import plain
 from leakmap.plan.tuned import Tuned
 from leakmap.report import told
 from leakmap.report.page import metric_name
@@ -43,6 +46,26 @@ LINE_UPS = {
     "objects": "its objects",
     "swapped_objects": "swapped objects",
 }
+
+
+class Terminal(Console):
+    """A console that writes out what does not print in any text that it is given: names are others'."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Every text passes here, also in tables and lists."""
+        return super().render_str(plain(text), **how)
+
+
+@contextmanager
+def results_apart() -> Iterator[None]:
+    """Lets all that is printed meanwhile, by a user's own code above all, go to stderr: stdout is for the result."""
+    with redirect_stdout(sys.stderr), ExitStack() as back:
+        with suppress(OSError):  # a stream that is closed already
+            kept = os.dup(1)
+            back.callback(os.close, kept)
+            os.dup2(2, 1)  # worker processes and libraries write there without asking Python
+            back.callback(os.dup2, kept, 1)
+        yield
 
 
 def describe(result: Result, console: Console) -> None:
@@ -165,19 +188,27 @@ def describe_tuned(tuned: Tuned, console: Console) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Any]:
-    """A bar with the remaining time on a terminal; a line at every tenth elsewhere. Both on stderr."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        said: set[tuple[str, int]] = set()
+    """A bar with the remaining time on a terminal; a line at every tenth elsewhere. Both on stderr, as all else then."""
+    console = Terminal(stderr=True)
+    with results_apart(), _bar(console) if console.is_terminal else _lines(console) as told:
+        yield told
 
-        def line(what: str, fraction: float) -> None:
-            step = (re.sub(r"\d+", "", what), int(fraction * 10))
-            if step not in said:
-                said.add(step)
-                console.print(f"{fraction:4.0%} {what}", soft_wrap=True)
 
-        yield line
-        return
+@contextmanager
+def _lines(console: Console) -> Iterator[Any]:
+    said: set[tuple[str, int]] = set()
+
+    def line(what: str, fraction: float) -> None:
+        step = (re.sub(r"\d+", "", what), int(fraction * 10))
+        if step not in said:
+            said.add(step)
+            console.print(f"{fraction:4.0%} {escape(what)}", soft_wrap=True)
+
+    yield line
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Any]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -194,9 +225,9 @@ def progress_bar() -> Iterator[Any]:
             nonlocal phase
             if (now := re.sub(r"\d+", "", what)) != phase:
                 # What is left is told from the pace of what is being done, not from that of what came before.
-                bar.reset(task, description=what)
+                bar.reset(task, description=escape(plain(what)))
                 phase = now
-            bar.update(task, description=what, completed=fraction)
+            bar.update(task, description=escape(plain(what)), completed=fraction)
 
         yield moved
 

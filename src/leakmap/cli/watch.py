@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
 from leakmap.cli.options import AsJson, Model, OwnLoss
 from leakmap.cli.runners import Device, Workers, runner_of
-from leakmap.cli.terminal import COLOURS, progress_bar
+from leakmap.cli.terminal import COLOURS, Terminal, progress_bar
 from leakmap.doctor.watching import PAUSE, Watch, look
 from leakmap.plan.written import plan_of
 from leakmap.report.page import number
@@ -57,11 +56,11 @@ def watch(
         typer.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=2, ensure_ascii=False))
     else:
         _tell(rows)
-        Console().print(f"\nReport: {results / 'watch.html'}", soft_wrap=True)
+        Terminal().print(f"\nReport: {escape(str(results / 'watch.html'))}", soft_wrap=True)
 
 
 def _tell(rows: Sequence[Watched]) -> None:
-    console = Console()
+    console = Terminal()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("capture", "verdict", "line-up score", "over best floor"):
         table.add_column(heading)
@@ -69,7 +68,7 @@ def _tell(rows: Sequence[Watched]) -> None:
     for row in rows:
         colour = COLOURS.get(row.level or "", "dim")
         gain = "–" if row.gain is None else f"{row.gain:+.1f} dB"
-        table.add_row(row.name, f"[{colour}]{row.level or '–'}[/]", number(row.rank_score), gain)
+        table.add_row(escape(row.name), f"[{colour}]{row.level or '–'}[/]", number(row.rank_score), gain)
         for finding in row.findings:
             if finding.level == "wrong" or finding.name in RISKS:
                 told.setdefault(f"{finding.name}: {finding.sentence}", []).append(row.name)
@@ -78,4 +77,4 @@ def _tell(rows: Sequence[Watched]) -> None:
     console.print(table)
     for text, names in told.items():
         where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-        console.print(Padding(f"[dim]{where}[/] {escape(text)}", (0, 0, 0, 2)), highlight=False)
+        console.print(Padding(f"[dim]{escape(where)}[/] {escape(text)}", (0, 0, 0, 2)), highlight=False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from leakmap.errors import LeakmapError, ModelError, NonFinite, in_words
 from leakmap.models import models
+from leakmap.models.accepted import accepted
 from leakmap.models.adapt import replace_layers
 from leakmap.models.weights import compare_weights, fit_weights, read_weights
 from leakmap.problem.objects import GRID
@@ -205,7 +206,7 @@ def build_network(
         ModelError: the model does not map the task's inputs to its classes, or the weights do not fit.
     """
     if isinstance(model, nn.Module):
-        spec, architecture = Spec(IN_MEMORY), copy.deepcopy(model)
+        spec, architecture = Spec(IN_MEMORY), accepted(model, Spec(IN_MEMORY))
     else:
         spec = Spec.parse(model)
         with torch.random.fork_rng(devices=[]):
@@ -239,7 +240,7 @@ def _call_user_code(spec: Spec) -> nn.Module:
         raise ModelError(f"{spec} failed when it was built: {in_words(error)}.") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{spec} returned {type(module).__name__}; it must return a torch.nn.Module.")
-    return module
+    return accepted(module, spec)
 
 
 def check_network(network: Network) -> None:

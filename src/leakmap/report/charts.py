@@ -28,6 +28,7 @@ STYLE: Any = {
     "ytick.color": INK,
     "svg.fonttype": "none",
     "svg.hashsalt": "leakmap",
+    "text.parse_math": False,  # labels are others' texts, and dollar signs in them are no formulas
 }
 
 
@@ -107,7 +108,8 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Writes a figure as ``NAME.svg`` and ``NAME.png`` (200 dots per inch)."""
     picture = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(picture, format="png", dpi=200)
+    with matplotlib.rc_context(STYLE):  # ticks are made while a figure is drawn
+        figure.savefig(picture, format="png", dpi=200)
     written = []
     for suffix, content in ((".svg", _svg(figure).encode()), (".png", picture.getvalue())):
         path = folder / f"{name}{suffix}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from leakmap.errors import plain
 from leakmap.result.method import Knowledge
 from leakmap.result.result import Result
 from leakmap.scoring.effects import AxisLevel, axis_levels
@@ -77,7 +78,7 @@ def level_text(level: AxisLevel) -> str:
     """A level for readers."""
     if isinstance(level, bool):
         return "yes" if level else "no"
-    return "none" if level is None else f"{level:g}" if isinstance(level, float) else str(level)
+    return "none" if level is None else f"{level:g}" if isinstance(level, float) else plain(str(level))
 
 
 def axes_of(cells: Sequence[Cell]) -> list[Axis]:
