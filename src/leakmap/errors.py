@@ -17,6 +17,8 @@ Each message is a sentence: what was got, what was expected, what to do. They en
 what is raised inside a run is recorded as that run's failure.
 """
 
+from typing import Any
+
 
 def plain(text: str) -> str:
     """A text with everything that does not print written out, as ``\\x1b``; line ends stay.
@@ -31,6 +33,22 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r}), which leakmap does not follow"
     return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.') or 'no message'}"
+
+
+def check_type(value: object, kinds: Any, what: str, expected: str) -> None:
+    """Refuses a value of another type than a public function takes.
+
+    Args:
+        value: What was given.
+        kinds: What it may be, as ``isinstance`` takes it.
+        what: Its name, for the message.
+        expected: What it should be, and what to do.
+
+    Raises:
+        UsageError: it is of another type.
+    """
+    if not isinstance(value, kinds):
+        raise UsageError(f"{what} is of type {type(value).__name__}; expected {expected}.")
 
 
 class LeakmapError(Exception):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from leakmap.attacker.setting import Setting
 from leakmap.client.simulate import Round
-from leakmap.errors import BadSetting
+from leakmap.errors import BadSetting, check_type
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.contents import SHOWN, Public
@@ -123,7 +123,10 @@ def observe(
 
     Raises:
         BadSetting: fewer public pictures are there than granted.
+        UsageError: an argument is of another type.
     """
+    check_type(round, Round, "The round", "what leakmap.simulate returns")
+    check_type(threat, ThreatModel, "The threat", "a leakmap.ThreatModel")
     y, classes = round.batch.y, round.network.task.classes
     granted = Observation(
         network=round.network,

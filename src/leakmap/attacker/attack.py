@@ -10,7 +10,7 @@ from leakmap.attacker.attacks import DEFAULT, attacks
 from leakmap.attacker.protocol import Attack, Fitted, Kept, checked, nothing_kept
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.attacker.setting import Setting, setting_of
-from leakmap.errors import NonFinite
+from leakmap.errors import NonFinite, check_type
 from leakmap.observation.observation import Observation
 from leakmap.registry.spec import Spec
 from leakmap.seeds import derive
@@ -43,7 +43,9 @@ def attack(
         NotApplicable: its precondition does not hold.
         NonFinite: it left the finite numbers.
         BadSetting: it lacks what an attack must have.
+        UsageError: the Observation is none, or its pictures do not fit into memory.
     """
+    check_type(observation, Observation, "The observation", "a leakmap.Observation, as Observation.from_file reads")
     tick = tick or (lambda fraction: None)
     runner = attacks.build(how) if isinstance(how, Spec | str) else how
     if not isinstance(runner, Fitted):

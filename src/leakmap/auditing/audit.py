@@ -1,7 +1,8 @@
 """Audits in one call: of a plan, of real updates, and of a model in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from leakmap.auditing.conclude import Audit
 from leakmap.auditing.estimate import Foretold
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
-from leakmap.client.data import Pictures, usable
-from leakmap.errors import BadSetting, DataError
+from leakmap.client.data import MOST_CLASSES, Pictures, usable
+from leakmap.errors import BadSetting, DataError, check_type, in_words
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import IN_MEMORY
 from leakmap.plan.plan import Plan, Progress, usual_victims
@@ -135,19 +136,24 @@ def audit(
     Raises:
         UsageError: the pictures, the model or a setting do not fit.
     """
-    chosen = Spec.parse(attack)
+    check_type(model, (nn.Module, str, Spec), "The model", "a torch.nn.Module, or a specification such as 'mlp'")
+    check_type(loss, (Callable, NoneType), "The loss", "a function loss(outputs, y), or None for cross entropy")
+    check_type(tuned, (Tuned, NoneType), "tuned", "what leakmap.tune returns")
+    check_type(progress, Callable, "progress", "a function of what is being done and the finished fraction")
+    check_type(metrics, Sequence, "metrics", "a list of names")
+    chosen, device = Spec.parse(attack), str(device)
     plan = Plan(
         model=IN_MEMORY if isinstance(model, nn.Module) else str(model),
         data=IN_MEMORY,
-        rule=client or LocalRule(),
-        threat=threat or ThreatModel(),
+        rule=LocalRule() if client is None else client,
+        threat=ThreatModel() if threat is None else threat,
         attack=chosen,
         victims=usual_victims(chosen) if victims is None else victims,
         batch_size=batch_size,
         normalization=normalization,
         null=null,
         classes=classes,
-        metrics=tuple(metrics),
+        metrics=(metrics,) if isinstance(metrics, str) else tuple(metrics),
         seed=seed,
     )
     if tuned is not None:
@@ -158,12 +164,12 @@ def audit(
 
 
 def _store(out: Path | str | None) -> Store | None:
+    check_type(out, (str, Path, NoneType), "out", "the path of a folder, or None")
     return None if out is None else Store(Path(out))
 
 
 def _from_memory(images: Any, labels: Any) -> Pictures:
-    images = torch.as_tensor(images).detach().cpu()
-    labels = torch.as_tensor(labels).detach().cpu().long().reshape(-1)
+    images, labels = _tensor("images", images), _tensor("labels", labels).reshape(-1)
     if not images.numel() or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(labels):
         raise DataError(
             f"images have shape {tuple(images.shape)} and labels {tuple(labels.shape)}; "
@@ -173,6 +179,20 @@ def _from_memory(images: Any, labels: Any) -> Pictures:
         if not images.is_floating_point() or not 0 <= float(images.min()) <= float(images.max()) <= 1:
             raise DataError("images must be uint8, or floats in [0, 1]; give them before normalization.")
         images = (images * 255).round().to(torch.uint8)
-    if int(labels.min()) < 0:
-        raise DataError(f"labels must be classes from 0 on; got {int(labels.min())}.")
+    if labels.is_floating_point() or not 0 <= int(labels.min()) <= int(labels.max()) < MOST_CLASSES:
+        got = f"{labels.dtype} from {labels.min():g} to {labels.max():g}"
+        raise DataError(f"labels must be whole numbers, classes from 0 to at most {MOST_CLASSES - 1}; got {got}.")
+    labels = labels.long()
     return usable(Pictures(images, labels, tuple(str(c) for c in range(int(labels.max()) + 1))), "images")
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        found = torch.as_tensor(value).detach().cpu()
+        if found.is_sparse or found.is_complex():
+            raise TypeError("it is sparse or complex")
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise DataError(f"{name} cannot be read as a tensor ({in_words(error)}); give a tensor or an array.") from None
+    return found

@@ -80,7 +80,7 @@ def _of_the_system(error: OSError, number: int) -> tuple[int, str]:
 
 def _mistake(error: BaseException) -> tuple[int, str]:
     """The ending by what leakmap does not foresee."""
-    reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":.")
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(":.")
     return INTERNAL, (
         f"Internal error: {reason} ({_place(error)}; leakmap {__version__}, Python {platform.python_version()}, torch "
         f"{torch.__version__}). Please report this line and the command; what is finished is kept. {DEBUG}=1 shows the "

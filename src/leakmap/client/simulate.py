@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from leakmap.client_step import arrange, local_signal
-from leakmap.errors import ModelError, in_words
+from leakmap.errors import ModelError, check_type, in_words
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.contents import Update
@@ -67,8 +67,12 @@ def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> 
         seed: For dropout masks, the order of a rule that shuffles and the noise of its defence; nothing else is random.
 
     Raises:
+        UsageError: an argument is of another type.
         ModelError: the step fails, as BatchNorm does on a single value per channel in training mode, or DP-SGD on any.
     """
+    check_type(network, Network, "The network", "what leakmap.build_network returns")
+    check_type(rule, LocalRule, "The rule", "a leakmap.LocalRule")
+    check_type(batch, Batch, "The batch", "a leakmap.Batch of pictures and labels")
     module = _arranged(network, rule)
     x = network.task.normalize(batch.pictures)
     try:

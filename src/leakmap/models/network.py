@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leakmap.errors import LeakmapError, ModelError, NonFinite, in_words
+from leakmap.errors import LeakmapError, ModelError, NonFinite, check_type, in_words
 from leakmap.models import models
 from leakmap.models.accepted import accepted
 from leakmap.models.adapt import replace_layers
@@ -205,6 +205,7 @@ def build_network(
     Raises:
         ModelError: the model does not map the task's inputs to its classes, or the weights do not fit.
     """
+    check_type(task, Task, "The task", "a leakmap.Task")
     if isinstance(model, nn.Module):
         spec, architecture = Spec(IN_MEMORY), accepted(model, Spec(IN_MEMORY))
     else:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from leakmap.errors import BadSetting, NotGranted, ObservationError, UnknownName
+from leakmap.errors import BadSetting, NotGranted, ObservationError, UnknownName, check_type
 from leakmap.files import write_bytes
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import Code, Network
@@ -168,6 +168,7 @@ class Observation:
         Raises:
             ObservationError: the file is absent, too large, or not a sound Observation.
         """
+        check_type(path, (str, Path), "The path of an Observation", "text or a pathlib.Path")
         path = Path(path)
         if not path.is_file():
             raise ObservationError(f"There is no Observation file {path}.")

@@ -9,7 +9,7 @@ import torch
 
 from leakmap.attacker.attacks import DEFAULT, attacks
 from leakmap.attacker.protocol import Attack, checked
-from leakmap.errors import BadSetting
+from leakmap.errors import BadSetting, in_words
 from leakmap.local_rule import LocalRule
 from leakmap.registry.declared import Declared
 from leakmap.registry.declared import check as check_values
@@ -127,7 +127,7 @@ class Plan:
     weights: Annotated[
         str | None, Declared("safetensors, or a torch checkpoint.", MODEL, table="weights", key="file")
     ] = None
-    train_epochs: Annotated[int, Declared("Train briefly first.", MODEL, table="weights", least=0)] = 0
+    train_epochs: Annotated[int, Declared("Train briefly first.", MODEL, table="weights", least=0, limit=10**4)] = 0
     calibrate: Annotated[bool, Declared("Measure fresh BatchNorm statistics first.", MODEL, table="weights")] = False
     image_size: Annotated[int | None, Declared("Crop and resize.", DATA, table="data")] = None
     victims: Annotated[
@@ -141,9 +141,10 @@ class Plan:
         ),
     ] = SEARCHED
     batch_size: Annotated[int, Declared("Pictures of each client.", DATA, table="data", least=1)] = 1
-    classes: Annotated[int | None, Declared("Outputs of the model, if not those of the data.", DATA, table="data")] = (
-        None
-    )
+    classes: Annotated[
+        int | None,
+        Declared("Outputs of the model, if not those of the data.", DATA, table="data", least=1, limit=10**7),
+    ] = None
     normalization: Annotated[str, Declared("data, imagenet, cifar10 or MEAN/…:STD/….", DATA, table="data")] = "data"
     loss: Annotated[str, Declared("cross_entropy[,label_smoothing=E] or file.py:function.", MODEL, table="model")] = (
         "cross_entropy"
@@ -218,7 +219,7 @@ def check_device(device: str) -> None:
         BadSetting: torch does not know it, or has no such device.
     """
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise BadSetting(f"The device {device!r} cannot be used here: {reason}.") from None
+        float(torch.zeros(1, device=device))
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = in_words(error).partition(": ")[2].partition(". ")[0]
+        raise BadSetting(f"The device {device!r} cannot be used here: {reason[:200]}.") from None

@@ -8,6 +8,7 @@ Command-line options, study tables, the printed command, manifests and files of 
 :func:`check` holds the value to it. So one more field is one more line.
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
@@ -36,7 +37,7 @@ class Declared:
         above: Value that it must exceed.
         below: Value that it must stay under.
         expected: What a value must be, for messages, if its bounds do not say it.
-        limit: Largest number or longest text that a file may claim.
+        limit: Largest number, or longest text.
         later: Whether files without it are read, as they were written before there was such a field.
         note: Word behind it in a file of facts, if not its choices or its help.
         sent: Keys under which a federated server's configuration holds it.
@@ -119,6 +120,13 @@ class Entry:
         return tuple(word for one in get_args(self.hint) if get_origin(one) is Literal for word in get_args(one))
 
     @property
+    def kinds(self) -> frozenset[type]:
+        """The types that it may have, None and texts that are choices left out."""
+        union = get_origin(self.hint) in (Union, UnionType)
+        found = get_args(self.hint) if union else (self.hint,)
+        return frozenset(get_origin(one) or one for one in found if one is not NoneType and get_origin(one) != Literal)
+
+    @property
     def note(self) -> str:
         """A word on it, as a comment."""
         told = self.declared.help.rstrip(".")
@@ -134,20 +142,27 @@ class Entry:
         if self.choices:
             return _either([repr(choice) for choice in self.choices])
         bounds = f"in [{d.least:g}, {d.below:g})" if d.least is not None and d.below is not None else ""
-        bounds = bounds or ("positive" if d.above == 0 else f"at least {d.least or 0:g}")
+        if not bounds and (self.kinds & {int, float}):
+            bounds = "positive" if d.above == 0 else f"at least {d.least or 0:g}"
+            bounds += "" if d.limit is None else f" and at most {d.limit}"
+        bounds = bounds or " or ".join(_KINDS.get(kind, kind.__name__) for kind in self.kinds)
         return f"{bounds}, or None" if self.optional else bounds
 
     def allows(self, value: Any) -> bool:
-        """Whether a value of the right type is one of the choices, or within the bounds; nan is not."""
+        """Whether a value has the right type, and is one of the choices or within the bounds; nan is not."""
         if value is None:
             return self.optional
-        if self.choices:
-            return value in self.choices
-        if self.words and isinstance(value, str):
-            return value in self.words
+        if self.choices or (self.words and isinstance(value, str)):
+            return isinstance(value, str) and value in (self.choices or self.words)
+        kinds = self.kinds | {int} if float in self.kinds else self.kinds
+        if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
+            return False
         d = self.declared
+        if isinstance(value, str):
+            return d.limit is None or len(value) <= d.limit
         return (
-            (d.least is None or value >= d.least)
+            (d.limit is None or value <= d.limit)
+            and (d.least is None or value >= d.least)
             and (d.above is None or value > d.above)
             and (d.below is None or value < d.below)
         )
@@ -167,6 +182,9 @@ class Entry:
             bounds["allow_inf_nan"] = False
         bounded: Any = Annotated[kind, Field(**bounds)]
         return bounded | None if union else bounded
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple: "a tuple"}
 
 
 @cache
@@ -221,19 +239,19 @@ def built(of: type[T], values: Mapping[str, Any]) -> T:
 
 
 def check(instance: Any, owner: str = "") -> None:
-    """Holds every field of a dataclass to its choices and bounds.
+    """Holds every field of a dataclass to its type, its choices and its bounds.
 
     Args:
         instance: Of a dataclass whose fields are declared.
         owner: What the message calls it, such as ``A local rule's``.
 
     Raises:
-        BadSetting: a value is none of the choices, or out of bounds.
+        BadSetting: a value is of another type, none of the choices, or out of bounds.
     """
     for entry in entries(type(instance)):
         value = getattr(instance, entry.name)
         if not entry.allows(value):
-            raise BadSetting(f"{owner} {entry.name} must be {entry.expected}; got {value!r}.".lstrip())
+            raise BadSetting(f"{owner} {entry.name} must be {entry.expected}; got {reprlib.repr(value)}.".lstrip())
 
 
 def file_model(of: type, *, strict: bool, without: tuple[str, ...] = ()) -> type[BaseModel]:

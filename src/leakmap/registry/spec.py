@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from leakmap.errors import BadSetting
+from leakmap.errors import BadSetting, check_type
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,11 @@ class Spec:
         """Reads ``NAME[,key=value…]``; values that look like JSON (numbers, true, false, null) are read as such.
 
         Raises:
-            BadSetting: a part after the name is not ``key=value``, or a key comes twice.
+            UsageError: it is no text, a part after the name is not ``key=value``, or a key comes twice.
         """
         if isinstance(text, Spec):
             return text
+        check_type(text, str, "A specification", "text such as NAME,key=value, or a leakmap.Spec")
         name, *parts = text.split(",")
         params: dict[str, Any] = {}
         for part in parts:

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 
-from leakmap.errors import LeakmapError, StoreError
+from leakmap.errors import LeakmapError, StoreError, check_type
 from leakmap.files import JSON_LIMIT, read_limited, refusal
 from leakmap.plan.plan import Plan
 from leakmap.result.clients import FailedRun, FinishedClient, LostClient
@@ -140,6 +140,7 @@ def read_result(path: Path | str) -> Result:
     Raises:
         StoreError: there is none, or it does not hold a result of this schema.
     """
+    check_type(path, (str, Path), "The path of a result", "text or a pathlib.Path")
     return Result.from_json(read_limited(Path(path), WHAT), str(path))
 
 

@@ -9,7 +9,7 @@ from leakmap.registry.spec import Tunable
 Weight = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**7)]
 Whole = Annotated[int, Field(ge=0)]
 TV = Annotated[Weight, Tunable(1e-3, 3.0)]
 LearningRate = Annotated[Positive, Tunable(1e-2, 10.0)]

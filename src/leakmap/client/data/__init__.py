@@ -5,7 +5,10 @@ A source is written ``NAME`` or, where it takes a path, ``NAME:PATH``. Its const
 """
 
 import hashlib
+import logging
+import math
 import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,11 +17,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.errors import DataError
+from leakmap.memory import check_fits
 from leakmap.registry.registry import Registry
 from leakmap.registry.spec import Spec
 
 SMALLEST = 16
 """Pictures below 16 pixels a side are refused: SSIM takes an 11-pixel window, and a line-up needs detail."""
+LARGEST = 8192
+MOST_CLASSES = 10**5
+COPIES = 4
+"""Bytes of memory for a byte of pictures: read one by one, stacked, without repetitions, and in groups."""
+_log = logging.getLogger("leakmap")
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,8 @@ def load_pictures(spec: Spec | str, size: int | None = None) -> Pictures:
         DataError: the pictures cannot be read, are too small, or differ in shape.
     """
     spec = Spec.parse(spec)
-    if size is not None and size < SMALLEST:
-        raise DataError(f"An image size of at least {SMALLEST} is needed; got {size}.")
+    if size is not None and not SMALLEST <= size <= LARGEST:
+        raise DataError(f"An image size from {SMALLEST} to {LARGEST} is needed; got {size}.")
     try:
         found = sources.build(spec, size)
     except (OSError, RuntimeError) as error:  # what a path alone can do: too long, not permitted, ~ of nobody
@@ -109,15 +118,42 @@ def usable(pictures: Pictures, where: str) -> Pictures:
     return distinct(pictures)
 
 
-def distinct(pictures: Pictures, seen: set[bytes] | None = None) -> Pictures:
-    """The same pictures without exact repetitions, also across the sets; an empty set is none."""
-    seen = set() if seen is None else seen
+def check_room(count: int, shape: Sequence[int]) -> None:
+    """Refuses pictures that together do not fit into memory, before they are read.
+
+    Args:
+        count: How many.
+        shape: ``(C, H, W)`` of each.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    what = f"{count} pictures of {shape[-2]}x{shape[-1]} take"
+    check_fits(COPIES * count * math.prod(shape), what, "give a smaller --image-size, or fewer pictures")
+
+
+def distinct(pictures: Pictures, seen: dict[bytes, str] | None = None) -> Pictures:
+    """The same pictures without exact repetitions, also across the sets; an empty set is none.
+
+    Of a picture that stands in two classes the first one counts, which is said in the log.
+    """
+    seen = {} if seen is None else seen
+    known = len(seen)
     keep: list[int] = []
+    torn: list[tuple[str, str]] = []
     for i, image in enumerate(pictures.images):
         digest = hashlib.sha256(image.numpy().tobytes()).digest()
-        if digest not in seen:
-            seen.add(digest)
+        name = pictures.classes[int(pictures.labels[i])]
+        if (first := seen.setdefault(digest, name)) != name:
+            torn.append((first, name))
+        if len(seen) > len(keep) + known:
             keep.append(i)
+    if torn:
+        first, second = torn[0]
+        _log.warning(
+            "%d pictures stand in two classes, such as %r and %r; each is taken once, in the first of them.",
+            *(len(torn), first, second),
+        )
     spare = None if pictures.spare is None else distinct(pictures.spare, seen)
     elsewhere = None if pictures.elsewhere is None else distinct(pictures.elsewhere, seen)
     return replace(pictures.only(keep), spare=spare or None, elsewhere=elsewhere or None)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.client.annotations import BoxedPicture, layouts_of, read_json, read_yolo
-from leakmap.client.data import SMALLEST, Pictures, noise, sources
+from leakmap.client.data import SMALLEST, Pictures, check_room, noise, sources
 from leakmap.client.data.folder import FORMATS, read_picture
 from leakmap.errors import DataError
 from leakmap.problem.objects import GRID, pack
@@ -148,6 +148,7 @@ def _numbers(pictures: list[BoxedPicture]) -> tuple[str, ...]:
 
 def _read(pictures: Sequence[BoxedPicture], size: int, rows: int, classes: tuple[str, ...]) -> Pictures:
     """The pictures, letterboxed, with ``rows`` rows for the objects of each."""
+    check_room(len(pictures), (3, size, size))
     images: list[Tensor] = []
     objects: list[Tensor] = []
     areas: list[tuple[int, int, int, int]] = []

@@ -1,14 +1,15 @@
 """A folder of pictures, one sub-folder a class."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
-from leakmap.client.data import Pictures, noise, sources, square, to_channels
+from leakmap.client.data import Pictures, check_room, noise, sources, square, to_channels
 from leakmap.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -26,10 +27,13 @@ def _example(folder: Path) -> str:
 
 
 @sources.add("folder:", examples=(_example,))
-def folder(size: int | None, path: str, *, channels: Literal[1, 3] = 3, most: int = 5000) -> Pictures:
+def folder(
+    size: int | None, path: str, *, channels: Literal[1, 3] = 3, most: Annotated[int, Field(ge=1)] = 5000
+) -> Pictures:
     """PNG and JPEG files in class folders, ``DIR/cat/1.png``; classes are numbered in the order of their names.
 
-    Grey files become RGB, as in torchvision's ImageFolder; ``channels=1`` keeps one channel.
+    Grey files become RGB, as in torchvision's ImageFolder; ``channels=1`` keeps one channel. Of 16 bits the upper 8 are
+    read. Hidden files, such as the ``._1.png`` of macOS, are left out.
 
     Args:
         size: Image size; None only where all files have the same size.
@@ -45,7 +49,7 @@ def folder(size: int | None, path: str, *, channels: Literal[1, 3] = 3, most: in
         (file, label)
         for label, name in enumerate(classes)
         for file in sorted((root / name).rglob("*"))
-        if file.suffix.lower() in ENDINGS
+        if file.suffix.lower() in ENDINGS and not file.name.startswith(".") and not file.is_dir()
     ]
     if len(classes) < 2 or not files:
         raise DataError(
@@ -54,11 +58,14 @@ def folder(size: int | None, path: str, *, channels: Literal[1, 3] = 3, most: in
         )
     if len(files) > most:
         files = [files[i] for i in np.linspace(0, len(files) - 1, most).astype(int)]
-    images = [square(read_picture(file), size) for file, _ in files]
-    shapes = {tuple(image.shape) for image in images}
-    if len(shapes) > 1:
-        sizes = sorted(f"{h}x{w}" for _, h, w in shapes)
-        raise DataError(f"{root} has pictures of different sizes ({', '.join(sizes[:3])}…): give --image-size.")
+    images: list[Tensor] = []
+    for file, _ in files:
+        images.append(square(read_picture(file), size))
+        if len(images) == 1:
+            check_room(len(files), images[0].shape)
+        if images[-1].shape != images[0].shape:
+            sizes = " and ".join(f"{one.shape[1]}x{one.shape[2]}" for one in (images[0], images[-1]))
+            raise DataError(f"{root} has pictures of different sizes ({sizes}, in {file}): give --image-size.")
     stacked = to_channels(torch.stack(images), channels)
     return Pictures(stacked, torch.tensor([label for _, label in files]), tuple(classes))
 
@@ -67,15 +74,18 @@ def read_picture(file: Path) -> Tensor:
     """A PNG or JPEG file as ``(3, H, W)`` uint8.
 
     Raises:
-        DataError: it is no picture, too large a one, or one of more than 8 bits a channel.
+        DataError: it is no picture, or too large a one.
     """
+    if not file.is_file():
+        raise DataError(f"{file} is no file that can be read, but a folder, a pipe or a link to nowhere; remove it.")
     try:
         with Image.open(file, formats=FORMATS) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise DataError(f"{file} has {picture.width}x{picture.height} pixels; at most {MOST_PIXELS} are read.")
-            if picture.mode.startswith("I") or picture.mode == "F":
-                raise DataError(f"{file} has {picture.mode} pixels, more than 8 bits; save it with 8 bits a channel.")
-            pixels = np.array(picture.convert("RGB"))
+            if picture.mode.startswith("I"):  # grey of 16 bits: the upper 8, as Pillow reads colours of 16 bits
+                pixels = (np.array(picture) >> 8).clip(0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+            else:
+                pixels = np.array(picture.convert("RGB"))
     except DataError:
         raise
     except Exception as error:

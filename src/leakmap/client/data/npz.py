@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from leakmap.capturing.files import read_npz
-from leakmap.client.data import Pictures, noise, sources, square, to_channels
+from leakmap.client.data import MOST_CLASSES, Pictures, check_room, noise, sources, square, to_channels
 from leakmap.errors import DataError
+from leakmap.memory import check_fits, free_memory
 
 LIMIT = 8 * 2**30
-MOST_CLASSES = 10**5
 _LAYOUT = (
     "expected test_images and test_labels (and train_images, train_labels), or images and labels: uint8 (N, H, W, C) "
     "or (N, H, W), with 1 or 3 channels, and classes (N,) from 0 on"
@@ -41,8 +41,9 @@ def npz(size: int | None, path: str, *, channels: Literal[1, 3] | None = None) -
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError(f"There is no file {file}.")
+    check_fits(file.stat().st_size, f"{file} takes", "save fewer pictures in it")
     try:
-        arrays = read_npz(file, LIMIT)
+        arrays = read_npz(file, min(LIMIT, free_memory() or LIMIT))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(f"{file} cannot be read as an npz archive: {reason[:200]}.") from None
@@ -64,6 +65,7 @@ def npz(size: int | None, path: str, *, channels: Literal[1, 3] | None = None) -
     def read(prefix: str, spare: Pictures | None = None) -> Pictures:
         images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"].reshape(-1)
         tensor = torch.from_numpy(images if images.ndim == 4 else images[..., None]).permute(0, 3, 1, 2)
+        check_room(len(tensor), (channels or tensor.shape[1], *((size, size) if size else tensor.shape[2:])))
         tensor = square(to_channels(tensor, channels), size).contiguous()
         return Pictures(tensor, torch.from_numpy(labels.astype(np.int64)), classes, spare)
 

@@ -5,7 +5,7 @@ import skimage.data
 import torch
 from torch import Tensor
 
-from leakmap.client.data import Pictures, sources, square
+from leakmap.client.data import Pictures, check_room, sources, square
 
 PHOTOGRAPHS = (
     "astronaut",
@@ -36,6 +36,7 @@ def samples(size: int | None) -> Pictures:
     size = size or 32
     held = [(label, tile) for label, name in enumerate(PHOTOGRAPHS) for tile in tiles(photograph(name))]
     public = [tile for name in ELSEWHERE for tile in tiles(photograph(name))]
+    check_room(len(held) + len(public), (3, size, size))
     elsewhere = Pictures(_resized(public, size), torch.arange(len(public)) % len(PHOTOGRAPHS), PHOTOGRAPHS)
     images, labels = _resized([tile for _, tile in held], size), torch.tensor([label for label, _ in held])
     return Pictures(images, labels, PHOTOGRAPHS, elsewhere=elsewhere)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from leakmap.client.data import Pictures, sources, square
+from leakmap.client.data import Pictures, check_room, sources, square
 from leakmap.client.data.samples import PHOTOGRAPHS, photograph, tiles
 from leakmap.problem.objects import pack
 from leakmap.seeds import generator
@@ -24,6 +24,7 @@ def scenes(size: int | None) -> Pictures:
     size = size or 64
     source = generator(0, "scenes")
     found = [(label, tile) for label, name in enumerate(PHOTOGRAPHS) for tile in tiles(photograph(name))]
+    check_room(len(found), (3, size, size))
     order = torch.randperm(len(found), generator=source).tolist()
     images: list[Tensor] = []
     objects: list[Tensor] = []
