@@ -1,5 +1,6 @@
 """The verb of the attacker's side, and the phase before it."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,9 +12,15 @@ from leakmap.attacker.protocol import Attack, Fitted, Kept, checked, nothing_kep
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.attacker.setting import Setting, setting_of
 from leakmap.errors import NonFinite, check_type
+from leakmap.memory import check_fits
+from leakmap.models.network import Network
 from leakmap.observation.observation import Observation
 from leakmap.registry.spec import Spec
 from leakmap.seeds import derive
+
+HELD = 32
+"""Floats that an attack holds for each value of a picture, at least: the guess, its gradient, both moments of the
+optimiser, the best guess so far, and the activations of a forward and a backward pass with a few channels."""
 
 
 def attack(
@@ -51,6 +58,7 @@ def attack(
     if not isinstance(runner, Fitted):
         checked(runner)
     observation.need(*sorted(runner.needs))
+    check_room(observation.network, observation.count)
     begin = 0.0
     if not isinstance(runner, Fitted):
         begin = 0.5 if runner.fits else 0.0
@@ -79,6 +87,22 @@ def fit(attack: Attack, setting: Setting, seed: int, tick: Tick, kept: Kept = no
     """
     with _seeded(setting.device, seed):
         return attack.fit(setting.copied() if attack.fits else setting, derive(seed, "fit"), tick, kept)
+
+
+def check_room(network: Network, count: int | None) -> None:
+    """Refuses a number of pictures, which a file claims, whose reconstructions no attack could hold.
+
+    Args:
+        network: Of the client; only what is attacked on the processor is looked at.
+        count: Its pictures, if it says so.
+
+    Raises:
+        UsageError: they do not fit into the memory that is left.
+    """
+    if count is not None and network.device.type == "cpu":
+        shape = network.task.shape
+        needed = HELD * count * math.prod(shape) * 4
+        check_fits(needed, f"Attacking {count} pictures of {shape} takes", "check the number of pictures")
 
 
 @contextmanager

@@ -188,7 +188,7 @@ def describe_tuned(tuned: Tuned, console: Console) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Any]:
-    """A bar with the remaining time on a terminal, else a line at every tenth; on stderr, as all that is printed then."""
+    """A bar with the remaining time on a terminal, else a line at every tenth: on stderr, as all that is printed."""
     console = Terminal(stderr=True)
     with results_apart(), _bar(console) if console.is_terminal else _lines(console) as told:
         yield told

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from leakmap.attacker.attack import attack, fit
+from leakmap.attacker.attack import attack, check_room, fit
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.setting import setting_of
 from leakmap.auditing.estimate import Fitting, fitting_to
@@ -66,6 +66,7 @@ def attack_file(
     Raises:
         NotGranted: the attack needs a fact that the file does not have.
         NotApplicable: its precondition does not hold.
+        UsageError: its pictures do not fit into memory.
     """
     key = _key(observation, how, seed)
     folder = Path("runs") / f"attack-{key[:8]}" if out is None else Path(out)
@@ -75,6 +76,7 @@ def attack_file(
     started = time.perf_counter()
     built = attacks.build(how)
     observation.need(*sorted(built.needs))
+    check_room(observation.network, observation.count)
     setting = setting_of(observation)
     if (fitting := fitting_to(built, setting)) is not None:
         foretold(fitting)

@@ -1,5 +1,6 @@
 """A folder of captures, audited as they come: cheapest checks first, then attacks, drawn against the round."""
 
+import errno
 import hashlib
 import json
 import re
@@ -13,8 +14,8 @@ from leakmap.auditing.captured import prepare_captured, typed_in
 from leakmap.auditing.perform import perform
 from leakmap.capturing.typed import read_observation
 from leakmap.doctor.checks import check
-from leakmap.errors import ObservationError, UsageError
-from leakmap.files import file_digest
+from leakmap.errors import LeakmapError, ObservationError, WorkerDied, in_words, plain
+from leakmap.files import FULL, file_digest
 from leakmap.plan.plan import Plan, Progress
 from leakmap.registry.spec import Spec
 from leakmap.registry.user_code import user_code_digest
@@ -26,6 +27,9 @@ from leakmap.runs.store import Store
 
 PAUSE = 5.0
 """Seconds between two looks into the folder."""
+FILE, AUDITS = "watch.json", "audits"
+"""In the folder of results: the rows, and beside them the audit of each capture."""
+ROUND = re.compile(r"round-(\d{1,9})")
 
 
 @dataclass(frozen=True)
@@ -34,28 +38,32 @@ class Capture:
 
     Args:
         file: ``round-0001/client-0.safetensors``; a file outside such a folder is of round 0.
+        name: As shown and stored: its path in the folder without the ending, so that no two captures share one.
         round: Its round.
         client: Its client.
     """
 
     file: Path
+    name: str
     round: int
     client: str
 
-    @property
-    def name(self) -> str:
-        """As shown and stored."""
-        return f"round-{self.round:04d}/{self.client}"
-
 
 def captures(folder: Path) -> list[Capture]:
-    """What lies in a folder, by round and client; half-written files are not seen."""
+    """What lies in a folder, by round and name; half-written files and results of leakmap are not seen."""
     found = []
     for file in folder.glob("**/*.safetensors"):
-        if not file.name.startswith("."):
-            match = re.fullmatch(r"round-(\d{1,9})", file.parent.name)
-            found.append(Capture(file, int(match[1]) if match else 0, file.stem))
-    return sorted(found, key=lambda one: (one.round, one.client))
+        place = file.relative_to(folder)
+        if not file.name.startswith(".") and not _is_result(folder, place):
+            rounds = [match for part in place.parts[:-1] if (match := ROUND.fullmatch(part))]
+            name = plain(place.with_suffix("").as_posix())
+            found.append(Capture(file, name, int(rounds[-1][1]) if rounds else 0, plain(file.stem)))
+    return sorted(found, key=lambda one: (one.round, one.name))
+
+
+def _is_result(folder: Path, place: Path) -> bool:
+    """Whether a file lies in the results of a watched folder, which may stand in the folder itself."""
+    return any(one.name == AUDITS and (folder / one).with_name(FILE).is_file() for one in place.parents)
 
 
 @dataclass(frozen=True)
@@ -66,8 +74,9 @@ class Watch:
         folder: Where captures come.
         out: Where results go; the same one continues.
         plan: Attack, granted labels, seed; see :func:`leakmap.auditing.captured.prepare_captured`.
-        truth: Folder with the clients' pictures, ``client-0.npz`` or a folder ``client-0``, also below ``round-0001``;
-            without them nothing can be scored, only checked.
+        truth: Folder with the clients' pictures, arranged as the captures: ``round-0001/client-0.npz`` or a folder
+            ``round-0001/client-0``; without ``round-0001/`` they hold for all rounds. Without them nothing can be
+            scored, only checked.
         others: Pictures of the same kind that no client held.
         runner: Where to run.
     """
@@ -83,11 +92,13 @@ class Watch:
         """Specification of the pictures that a client held in a round; None where they are not known."""
         if self.truth is None:
             return None
-        for folder in (self.truth / f"round-{capture.round:04d}", self.truth):
-            if (folder / f"{capture.client}.npz").is_file():
-                return f"npz:{folder / f'{capture.client}.npz'}"
-            if (folder / capture.client).is_dir():
-                return f"folder:{folder / capture.client}"
+        place = capture.file.relative_to(self.folder).parent
+        always = Path(*(part for part in place.parts if not ROUND.fullmatch(part)))
+        for folder in (self.truth / place, self.truth / always):
+            if (folder / f"{capture.file.stem}.npz").is_file():
+                return f"npz:{folder / f'{capture.file.stem}.npz'}"
+            if (folder / capture.file.stem).is_dir():
+                return f"folder:{folder / capture.file.stem}"
         return None
 
 
@@ -123,7 +134,7 @@ def look(
 
 def _look(watch: Watch, progress: Progress) -> list[Watched]:
     watch.out.mkdir(parents=True, exist_ok=True)
-    known = read_watched(watch.out / "watch.json")
+    known = read_watched(watch.out / FILE)
     there = captures(watch.folder)
     rows: dict[str, Watched] = {}
     for capture in there:
@@ -149,9 +160,8 @@ def _part_of(progress: Progress, name: str, done: int, of: int) -> Progress:
 
 def _digest(watch: Watch, capture: Capture, auditing: bool) -> str:
     """SHA-256 of all that checking, or auditing, follows from: what changes is done again."""
-    stat = capture.file.stat()
     typed = [name for name in typed_in(watch.plan) if name is not None]
-    own: list[Any] = [_content(capture.file, stat.st_size, stat.st_mtime_ns), *typed_in(watch.plan)]
+    own: list[Any] = [_content_of(capture.file), *typed_in(watch.plan)]
     own += [user_code_digest(Spec.parse(name)) for name in typed]
     if auditing:
         own += [asdict(watch.plan), user_code_digest(watch.plan.attack)]
@@ -166,6 +176,15 @@ def _files(told: str | None) -> list[tuple[str, int, int]]:
     return [(str(f), (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files if f.is_file()]
 
 
+def _content_of(file: Path) -> str:
+    """SHA-256 of a file; of a folder, a pipe, a link to nowhere and what may not be read, why there is none."""
+    try:
+        stat = file.stat()
+        return _content(file, stat.st_size, stat.st_mtime_ns) if file.is_file() else "no file"
+    except OSError as error:
+        return str(error.strerror)
+
+
 @cache
 def _content(file: Path, size: int, changed: int) -> str:
     """SHA-256 of a file, computed again only where it changed since the last look."""
@@ -175,7 +194,7 @@ def _content(file: Path, size: int, changed: int) -> str:
 def _new(capture: Capture, digests: Digests, before: Watched | None) -> Watched:
     """A row with what still holds of the one before: an audit that changes does not repeat the checks."""
     row = Watched(
-        name=capture.name, round=capture.round, client=capture.client, file=str(capture.file), digests=digests
+        name=capture.name, round=capture.round, client=capture.client, file=plain(str(capture.file)), digests=digests
     )
     if before is None or before.digests.checking != digests.checking:
         return row
@@ -186,8 +205,8 @@ def _checked(watch: Watch, capture: Capture, progress: Progress) -> dict[str, An
     try:
         findings = check(read_observation(capture.file, *typed_in(watch.plan)))
         return {"findings": tuple(CheckedFact.model_validate(finding) for finding in findings)}
-    except (UsageError, ObservationError) as error:
-        return {"findings": (CheckedFact(name="readable", level="wrong", sentence=str(error)),)}
+    except (Exception, SystemExit) as error:  # whatever one file does, the others go on
+        return {"findings": (CheckedFact(name="readable", level="wrong", sentence=_sentence(error)),)}
 
 
 def _audited(watch: Watch, capture: Capture, progress: Progress) -> dict[str, Any]:
@@ -195,12 +214,14 @@ def _audited(watch: Watch, capture: Capture, progress: Progress) -> dict[str, An
     truth = watch.truth_of(capture)
     if truth is None or watch.others is None:
         return {"note": "not scored: its pictures, or others to compare with, were not given"}
-    folder = watch.out / capture.name / _digest(watch, capture, auditing=True)[:8]
+    folder = watch.out / AUDITS / capture.name / _digest(watch, capture, auditing=True)[:8]
     try:
         plan, prepared = prepare_captured(watch.plan, [capture.file], [truth], watch.others)
         found = perform(plan, prepared, Store(folder), watch.runner, progress)
-    except (UsageError, ObservationError) as error:
-        return {"note": f"not scored: {error}"}
+    except (Exception, SystemExit) as error:
+        if isinstance(error, WorkerDied) or (isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS)):
+            raise  # about this machine, not about this capture
+        return {"note": f"not scored: {_sentence(error)}"}
     scores, gains = rank_score(found.result), gain_over_best_floor(found.result)
     return {
         "level": found.level,
@@ -211,10 +232,14 @@ def _audited(watch: Watch, capture: Capture, progress: Progress) -> dict[str, An
     }
 
 
+def _sentence(error: BaseException) -> str:
+    return plain(str(error) if isinstance(error, LeakmapError) else f"It cannot be used: {in_words(error)}.")
+
+
 STEPS = {"checking": _checked, "auditing": _audited}
 """Cheapest first."""
 
 
 def _write(watch: Watch, rows: list[Watched]) -> None:
-    write_watched(watch.out / "watch.json", rows)
+    write_watched(watch.out / FILE, rows)
     write_watch(watch.out, rows, str(watch.plan.attack))

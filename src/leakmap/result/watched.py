@@ -1,5 +1,6 @@
 """The content of ``watch.json``, typed: a row for every capture in a watched folder."""
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from leakmap.result.part import Number, Part
 from leakmap.scoring.verdict import Level
 
 WATCH_SCHEMA = 2
+_log = logging.getLogger("leakmap")
 RISKS = frozenset({"last_batch"})
 """Names of checks that say what such clients give away, though no fact is wrong."""
 
@@ -45,7 +47,7 @@ class Watched(Part):
     """A capture and what became of it; see docs/watch.md.
 
     Args:
-        name: ``round-0001/client-0``.
+        name: ``round-0001/client-0``: its path in the watched folder.
         round: Its round.
         client: Its client.
         file: Where it lies.
@@ -79,10 +81,13 @@ class _WatchFile(Part):
 
 
 def read_watched(path: Path) -> dict[str, Watched]:
-    """The rows of a ``watch.json`` by name; none where it is absent, damaged or of another schema."""
+    """The rows of a ``watch.json`` by name; none where it is absent, and none with a word where it is damaged."""
+    if not path.exists():
+        return {}
     try:
         return read_typed(path, _WatchFile, "the captures of a watched folder").captures
-    except StoreError:
+    except StoreError as error:
+        _log.warning("%s All captures are looked at again; what was audited is kept.", error)
         return {}
 
 

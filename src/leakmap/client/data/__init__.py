@@ -151,7 +151,7 @@ def distinct(pictures: Pictures, seen: dict[bytes, str] | None = None) -> Pictur
     if torn:
         first, second = torn[0]
         _log.warning(
-            "%d pictures stand in two classes, such as %r and %r; each is taken once, in the first of them.",
+            "Pictures that stand in two classes: %d, such as one in %r and in %r; each is taken once, in the first.",
             *(len(torn), first, second),
         )
     spare = None if pictures.spare is None else distinct(pictures.spare, seen)
