@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -99,10 +100,47 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
+CHECKSUM = "sha256"
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes tensors as safetensors, whole or not at all; those that share memory are written each by itself."""
+    """Writes tensors as safetensors, whole or not at all; those that share memory are written each by itself.
+
+    Args:
+        path: The file.
+        tensors: By name.
+        metadata: Texts beside them; with any, also an empty set, comes the checksum that :func:`read_tensors` asks for.
+    """
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    written(path, lambda temporary: save_file(own, temporary, metadata=dict(metadata) if metadata else None))
+    told = None if metadata is None else {**metadata, CHECKSUM: checksum(own, metadata)}
+    written(path, lambda temporary: save_file(own, temporary, metadata=told))
+
+
+def read_tensors(path: Path, limit: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads what :func:`write_tensors` wrote with texts: the tensors by name, and the texts.
+
+    Raises:
+        ValueError: it is larger, or its checksum is another one: something in it was changed. What is no such file ends
+            in any of :data:`DAMAGED`.
+    """
+    if path.stat().st_size > limit:
+        raise ValueError(f"{path} has more than {limit} bytes")
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+        names = list(file.keys())
+        tensors = {name: file.get_tensor(name).clone() for name in names}  # aligned, as rounding depends on it
+    if metadata.pop(CHECKSUM) != checksum(tensors, metadata):
+        raise ValueError(f"{path} was changed after it was written")
+    return tensors, metadata
+
+
+def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of tensors and texts by name."""
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\x1f{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_json(path: Path) -> Any:

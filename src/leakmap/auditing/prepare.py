@@ -13,9 +13,10 @@ from leakmap.auditing.recipe import Names, names_of
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import Groups, divide
 from leakmap.client.training import accuracy, calibrated, train
-from leakmap.errors import BadSetting, DataError, ModelError
+from leakmap.errors import BadSetting, DataError
+from leakmap.files import DAMAGED, read_tensors
 from leakmap.models.network import IN_MEMORY, Network, build_network
-from leakmap.models.weights import read_weights, write_weights
+from leakmap.models.weights import WEIGHTS_LIMIT, write_weights
 from leakmap.plan.plan import Plan, Progress, Scalar, check, check_device
 from leakmap.problem.task import Loss, Task
 from leakmap.registry.spec import Spec
@@ -172,9 +173,9 @@ def _kept(network: Network, path: Path | None) -> Network | None:
     if path is None or not path.is_file():
         return None
     try:
-        found = replace(network, weights=read_weights(path))
+        found = replace(network, weights=read_tensors(path, WEIGHTS_LIMIT)[0])
         found.module()
-    except ModelError:
+    except DAMAGED:
         path.unlink(missing_ok=True)
         return None
     return found

@@ -13,6 +13,7 @@ from rich.table import Table
 from leakmap.cli.options import AsJson
 from leakmap.cli.runners import Address, Device, Gpus, Workers, runner_of, workers_of
 from leakmap.cli.terminal import Terminal, duration, progress_bar
+from leakmap.plan.plan import Progress
 from leakmap.runs.runner import default_workers
 from leakmap.study.estimate import study_status
 from leakmap.study.file import Study, read_study, shown
@@ -64,34 +65,34 @@ def run(
 
       leakmap study run map.toml --ray auto --gpus 0.25
     """
-    study, folder = read_study(file, scale), _folder(file, out)
-    runner = runner_of(workers, device, ray, gpus)
-    count = workers_of(workers, device)
+    folder, runner = _folder(file, out), runner_of(workers, device, ray, gpus)
     with progress_bar() as progress:
+        study, left = _read(file, scale, progress), None
         if dry_run:
             status = study_status(study, folder, filters=filters or (), progress=progress)
-            _tell(study, status.standing, folder, as_json, status.seconds_left, count)
-            return
-        found = run_study(
-            study,
-            folder,
-            runner,
-            filters=filters or (),
-            shard=shard,
-            limit=limit,
-            retry_failed=retry_failed,
-            progress=progress,
-        )
-    _tell(study, found, folder, as_json, None, count)
-    if not (as_json or found.missing):
+            found, left = status.standing, status.seconds_left
+        else:
+            found = run_study(
+                study,
+                folder,
+                runner,
+                filters=filters or (),
+                shard=shard,
+                limit=limit,
+                retry_failed=retry_failed,
+                progress=progress,
+            )
+    _tell(study, found, folder, as_json, left, workers_of(workers, device))
+    if not (dry_run or as_json or found.missing):
         Terminal().print(f"Next: {escape(_command('report', file, scale, out))}", soft_wrap=True)
 
 
 @app.command()
 def status(file: File, scale: Scale = None, out: Out = None, as_json: AsJson = False) -> None:
     """Say what is finished, failed and missing, and how long the rest will take."""
-    study, folder = read_study(file, scale), _folder(file, out)
+    folder = _folder(file, out)
     with progress_bar() as progress:
+        study = _read(file, scale, progress)
         found = study_status(study, folder, progress=progress)
     _tell(study, found.standing, folder, as_json, found.seconds_left, default_workers())
 
@@ -106,10 +107,10 @@ def report(
     filters: Filters = None,
 ) -> None:
     """Write the report over all cells so far: one HTML file, and its figures as PNG and SVG."""
-    study, folder = read_study(file, scale), _folder(file, out)
-    again = _command("run", file, scale, out)
+    folder, again = _folder(file, out), _command("run", file, scale, out)
     runner = runner_of(workers, device)
     with progress_bar() as progress:
+        study = _read(file, scale, progress)
         path, why = report_study(study, folder, filters=filters or (), command=again, runner=runner, progress=progress)
     for place, reason in why.items():
         _warn(f"{place} cannot be concluded: {reason}")
@@ -126,8 +127,9 @@ def export(
     workers: Workers = None,
 ) -> None:
     """Write two tables: scores (a row for each picture of each run) and cells (a row for each audit)."""
-    study, folder = read_study(file, scale), _folder(file, out)
+    folder = _folder(file, out)
     with progress_bar() as progress:
+        study = _read(file, scale, progress)
         paths = export_study(study, folder, to, kind=kind, runner=runner_of(workers), progress=progress)
     for path in paths:
         typer.echo(str(path))
@@ -177,11 +179,12 @@ def reproduce(
     folder = out or Path("runs") / f"{paper}-{scale}"
     study = together(parts_of(paper, scale, data or (), claims or ()))
     runner = runner_of(workers, device, ray, gpus)
-    with progress_bar() as progress:
-        if dry_run:
+    if dry_run:
+        with progress_bar() as progress:
             found = study_status(study, folder, progress=progress)
-            _tell(study, found.standing, folder, as_json, found.seconds_left, workers_of(workers, device))
-            return
+        _tell(study, found.standing, folder, as_json, found.seconds_left, workers_of(workers, device))
+        return
+    with progress_bar() as progress:
         judged = reproduce_paper(
             paper,
             folder,
@@ -206,6 +209,11 @@ def reproduce(
 
 
 COLOURS = {"holds": "green", "does not hold": "red", "not informative": "yellow", "not run": "bright_black"}
+
+
+def _read(file: Path, scale: str | None, progress: Progress) -> Study:
+    progress("reading the study", 0.0)
+    return read_study(file, scale)
 
 
 def _folder(file: Path, out: Path | None) -> Path:

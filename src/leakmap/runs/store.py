@@ -8,10 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from leakmap.errors import StoreError
-from leakmap.files import DAMAGED, FULL, finite, read_json, write_json, write_tensors
+from leakmap.files import DAMAGED, FULL, finite, read_json, read_tensors, write_json, write_tensors
 from leakmap.local_rule import LocalRule
 from leakmap.registry.spec import Spec
 from leakmap.runs.trial import SCHEMA, Deranged, Outcome, Reached, Trial
@@ -19,6 +17,8 @@ from leakmap.scoring.score import Score
 from leakmap.threat import ThreatModel
 
 MARKER = "schema.json"
+STUDY = "study"
+"""Key of what a study claims its folder by: its title."""
 OUTCOME_LIMIT = 2**32
 STALE = 3600.0
 """Seconds after which nobody finishes a half-written file."""
@@ -83,11 +83,16 @@ class Store:
         path = self.folder / "plan.json"
         if not path.exists():
             write_json(path, own)
-        elif (other := read_json(path)) != own:
-            differing = [key for key in own if not isinstance(other, dict) or other.get(key) != own[key]]
+            return
+        other = read_json(path)
+        if not isinstance(other, dict):
             raise StoreError(
-                f"{self.folder} holds another {what} (different: {', '.join(differing) or 'format'}); "
-                "give another --out, or remove that folder."
+                f"{path} is damaged, and without it nobody knows what the other files there belong to; bring it back "
+                "from a copy, give another --out, or remove that folder."
+            )
+        if other != own:
+            raise StoreError(
+                f"{self.folder} holds {_held(other, own, what)}; give another --out, or remove that folder."
             )
 
     def path(self, key: str) -> Path:
@@ -105,7 +110,7 @@ class Store:
         write_tensors(self.path(outcome.trial.key), tensors, {"outcome": json.dumps(record)})
 
     def get(self, trial: Trial) -> Outcome | None:
-        """The stored outcome of a trial; None where there is none that can be read."""
+        """The stored outcome of a trial; None where there is none that can be read, or one that was changed."""
         found = self.read(trial.key)
         return found if found is not None and found.trial == trial else None
 
@@ -123,12 +128,12 @@ class Store:
     def read(self, key: str) -> Outcome | None:
         """The stored outcome of this key; None where there is none that can be read."""
         path = self.path(key)
-        if not path.is_file() or path.stat().st_size > OUTCOME_LIMIT:
+        if not path.is_file():
             return None
         try:
-            with safe_open(path, "pt") as file:
-                record: dict[str, Any] = json.loads(file.metadata()["outcome"])
-                pictures: Any = file.get_tensor("pictures") if record["score"] is not None else None
+            tensors, metadata = read_tensors(path, OUTCOME_LIMIT)
+            record: dict[str, Any] = json.loads(metadata["outcome"])
+            pictures = None if record["score"] is None else tensors["pictures"]
             stored = record.pop("trial")
             stored |= {
                 "rule": LocalRule(**stored["rule"]),
@@ -153,6 +158,16 @@ class Store:
             return found if found.trial.key == key else None
         except DAMAGED:
             return None
+
+
+def _held(other: Mapping[str, Any], own: Mapping[str, Any], what: str) -> str:
+    """What a folder that belongs to something else holds, and in what it differs."""
+    if STUDY in other:
+        return f"the study {other[STUDY]!r}"
+    if STUDY in own:
+        return "an audit or a tuning, no study"
+    differing = [key for key in own if other.get(key) != own[key]]
+    return f"another {what} (different: {', '.join(differing) or 'format'})"
 
 
 def _tuples(record: Mapping[str, list[float]]) -> dict[str, tuple[float, ...]]:

@@ -53,7 +53,7 @@ def study_status(
         UsageError: a cell cannot be run as it is written, or there is no such axis or value.
         StoreError: the folder holds results of another schema.
     """
-    whole = standing(study, folder)
+    whole = standing(study, folder, progress)
     found = replace(whole, planned=tuple(only(whole.planned, filters)))
     return Status(found, _seconds_left(found, folder / FOLDER, progress))
 

@@ -12,7 +12,8 @@ from leakmap.auditing.recipe import Names, in_order, names_of, trials
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import Groups
 from leakmap.errors import BadSetting, LeakmapError, in_words
-from leakmap.plan.plan import Plan, check
+from leakmap.memory import check_fits
+from leakmap.plan.plan import Plan, Progress, check
 from leakmap.problem.task import Task
 from leakmap.registry.spec import near_misses
 from leakmap.runs.jobs import Tick, TrialJob
@@ -47,15 +48,28 @@ class Planned:
         return in_order(self.trials)
 
 
-def planned(study: Study) -> list[Planned]:
+CELL = 16_000
+"""Bytes that a cell takes with about ten runs by name: 99,900 cells took 1.5 GB."""
+HELD = 16
+"""Groups of pictures that are kept at hand while cells are planned."""
+
+
+def planned(study: Study, progress: Progress = lambda what, fraction: None) -> list[Planned]:
     """Every cell with its runs. Loads the pictures, but builds and trains nothing.
 
+    Args:
+        study: The study.
+        progress: Called with what is being done and the finished fraction.
+
     Raises:
-        UsageError: a cell cannot be run as it is written; the message names it.
+        UsageError: a cell cannot be run as it is written; the message names it. Or there are more than memory holds.
     """
+    many = len(study.cells)
+    check_fits(CELL * many, f"A study of {many:,} cells takes", "take values out of its lists, or split it")
     known: dict[tuple[object, ...], _Material] = {}
     found = []
-    for cell in study.cells:
+    for place, cell in enumerate(study.cells):
+        progress(f"planning cell {place + 1:,} of {many:,}", place / many)
         try:
             check(cell.plan)
             task, groups = _material(cell.plan, known)
@@ -72,6 +86,8 @@ def _material(plan: Plan, known: dict[tuple[object, ...], _Material]) -> _Materi
     what += (plan.seed, plan.normalization, plan.classes, plan.loss)
     if what not in known:
         groups, task = gather(plan, pictures_of(plan))
+        while len(known) >= HELD:
+            del known[next(iter(known))]
         known[what] = (task, groups)
     return known[what]
 

@@ -40,7 +40,7 @@ def report_study(
         UsageError: a cell cannot be run as it is written, there is no such axis or value, or nothing is finished.
         StoreError: the folder holds results of another schema.
     """
-    chosen = only(standing(study, folder).planned, filters)
+    chosen = only(standing(study, folder, progress).planned, filters)
     cells, why = conclusions(chosen, folder, runner, progress)
     path = write_study(
         folder / "report.html",
@@ -79,7 +79,7 @@ def export_study(
         UsageError: a cell cannot be run as it is written, or pyarrow is not installed.
         StoreError: the folder holds results of another schema.
     """
-    planned = standing(study, folder).planned
+    planned = standing(study, folder, progress).planned
     cells, _ = conclusions(planned, folder, runner, progress)
     target = to or folder
     target.mkdir(parents=True, exist_ok=True)

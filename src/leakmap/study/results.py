@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from leakmap.auditing.conclude import Audit, conclude
@@ -18,14 +17,14 @@ from leakmap.auditing.perform import probe
 from leakmap.auditing.prepare import prepare
 from leakmap.auditing.recipe import ROLES
 from leakmap.errors import UsageError
-from leakmap.files import DAMAGED, write_tensors, write_text, written
+from leakmap.files import DAMAGED, read_tensors, write_tensors, write_text, written
 from leakmap.plan.plan import Plan, Progress
 from leakmap.report.study import Cell as Shown
 from leakmap.result.evidence import GainResult, LineUpResult
 from leakmap.result.result import Result
 from leakmap.runs.jobs import Tick
 from leakmap.runs.runner import Runner, run_jobs
-from leakmap.runs.store import Store
+from leakmap.runs.store import OUTCOME_LIMIT, Store
 from leakmap.runs.trial import Trial
 from leakmap.study.planning import Planned, pictures_of
 
@@ -133,15 +132,14 @@ def _read(folder: Path, one: Planned, state: str) -> Shown | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            if metadata["state"] != state:
-                return None
-            rows: dict[int, dict[str, Tensor]] = {}
-            for name in json.loads(metadata["order"]):
-                row, _, picture = name.partition("/")
-                rows.setdefault(int(row), {})[picture] = file.get_tensor(name).float() / 255
-            return Shown(one.cell.axes, Result.from_json(metadata["result"]), list(rows.values()))
+        tensors, metadata = read_tensors(path, OUTCOME_LIMIT)
+        if metadata["state"] != state:
+            return None
+        rows: dict[int, dict[str, Tensor]] = {}
+        for name in json.loads(metadata["order"]):
+            row, _, picture = name.partition("/")
+            rows.setdefault(int(row), {})[picture] = tensors[name].float() / 255
+        return Shown(one.cell.axes, Result.from_json(metadata["result"]), list(rows.values()))
     except DAMAGED:
         return None
 

@@ -16,7 +16,7 @@ from leakmap.files import write_text, written
 from leakmap.plan.plan import Progress
 from leakmap.runs.fitting import FOLDER
 from leakmap.runs.runner import FITTING, HERE, Runner, run_jobs, run_trials
-from leakmap.runs.store import Store
+from leakmap.runs.store import STUDY, Store
 from leakmap.runs.trial import Outcome
 from leakmap.study.file import Study
 from leakmap.study.planning import Planned, TrainJob, jobs, of_shard, only, planned, trainings
@@ -47,15 +47,20 @@ class Standing:
         return [key for key in self.keys if key not in self.seconds and key not in self.failed]
 
 
-def standing(study: Study, folder: Path) -> Standing:
+def standing(study: Study, folder: Path, progress: Progress = lambda what, fraction: None) -> Standing:
     """Reads where a study stands.
+
+    Args:
+        study: The study.
+        folder: Where its results lie.
+        progress: Called with what is being done and the finished fraction.
 
     Raises:
         UsageError: a cell cannot be run as it is written, or the folder holds results of another schema.
     """
     store = Store(folder)
     store.check()
-    return _standing(planned(study), store)
+    return _standing(planned(study, progress), store)
 
 
 def _standing(cells: Sequence[Planned], store: Store) -> Standing:
@@ -101,12 +106,11 @@ def run_study(
         UsageError: a cell cannot be run as it is written, or the folder cannot be used.
         KeyboardInterrupt: after storing what is finished.
     """
-    progress("planning", 0.0)
     store, trained = Store(folder), folder.resolve() / "networks"
-    store.make()
+    store.claim({STUDY: study.title}, "study")
     if study.text:
         write_text(folder / "study.toml", study.text)
-    cells = planned(study)
+    cells = planned(study, progress)
     before = _standing(cells, store)
     chosen = {trial.key for one in only(cells, filters) for trial in one.all()}
     again = before.failed if retry_failed else {}
