@@ -428,7 +428,7 @@ def test_what_is_not_there_or_not_said_is_asked_for(tmp_path):
     refused(yolo(tmp_path), "no split in the layout", layout="json")
     with pytest.raises(DataError, match="--image-size"):
         load(tmp_path, None)
-    with pytest.raises(UsageError, match="at least 16"):
+    with pytest.raises(UsageError, match="from 16 to 8192"):
         load(tmp_path, 15)
     annotated(tmp_path, "train", categories=[{"id": 9, "name": "cow"}])
     refused(tmp_path, "differ in the names")

@@ -192,7 +192,7 @@ def test_one_more_field_of_the_rule_is_one_declaration():
     assert (option.name, option.default, how.help, how.rich_help_panel) == ("patience", 3, declared.help, CLIENT)
     assert "patience" in tables(plan)["client"]
     assert built(plan, {"model": "mlp", "rule.patience": 5}).rule.patience == 5
-    with pytest.raises(BadSetting, match=r"^A rule's patience must be at least 1; got 0\.$"):
+    with pytest.raises(BadSetting, match=r"^A rule's patience must be at least 1 and at most 9; got 0\.$"):
         check(rule(patience=0), "A rule's")
 
     strict, lax = file_model(rule, strict=True), file_model(rule, strict=False)

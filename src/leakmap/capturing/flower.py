@@ -9,12 +9,14 @@ capture that fails is said in one line of the log ``leakmap`` and disturbs nothi
 
 import copy
 import logging
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from leakmap.capturing.capture import capture, named, states
@@ -200,8 +202,16 @@ def _spared(node: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = _wrong(error) if isinstance(error, ValidationError) else (str(error).splitlines() or [""])[0]
+        reason = reason or type(error).__name__
         log.warning("A round of the Flower node %s was not recorded: %s", node, reason)
+
+
+def _wrong(error: ValidationError) -> str:
+    """The first field of what a server sent that is no rule, its value, and why."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    return f"the configuration says {field} = {reprlib.repr(first['input'])}: {first['msg']}."
 
 
 def _scalars(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def _digest(watch: Watch, capture: Capture, auditing: bool) -> str:
 
 def _files(told: str | None) -> list[tuple[str, int, int]]:
     """Name, size and time of change of every file of a source; one still being copied is read again once whole."""
-    place = Path((told or "").partition(":")[2])
+    place = Path(Spec.parse(told or "").name.partition(":")[2])
     files = sorted(place.rglob("*")) if place.is_dir() else [place]
     return [(str(f), (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files if f.is_file()]
 

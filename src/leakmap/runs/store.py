@@ -133,7 +133,7 @@ class Store:
         try:
             tensors, metadata = read_tensors(path, OUTCOME_LIMIT)
             record: dict[str, Any] = json.loads(metadata["outcome"])
-            pictures = None if record["score"] is None else tensors["pictures"]
+            pictures: Any = None if record["score"] is None else tensors["pictures"]
             stored = record.pop("trial")
             stored |= {
                 "rule": LocalRule(**stored["rule"]),

@@ -50,8 +50,6 @@ class Planned:
 
 CELL = 16_000
 """Bytes that a cell takes with about ten runs by name: 99,900 cells took 1.5 GB."""
-HELD = 16
-"""Groups of pictures that are kept at hand while cells are planned."""
 
 
 def planned(study: Study, progress: Progress = lambda what, fraction: None) -> list[Planned]:
@@ -66,30 +64,46 @@ def planned(study: Study, progress: Progress = lambda what, fraction: None) -> l
     """
     many = len(study.cells)
     check_fits(CELL * many, f"A study of {many:,} cells takes", "take values out of its lists, or split it")
-    known: dict[tuple[object, ...], _Material] = {}
-    found = []
-    for place, cell in enumerate(study.cells):
-        progress(f"planning cell {place + 1:,} of {many:,}", place / many)
+    found: dict[int, Planned] = {}
+    for places in _alike(study.cells):
         try:
-            check(cell.plan)
-            task, groups = _material(cell.plan, known)
-            plan = granting(cell.plan, groups)
-            names = names_of(plan, task, groups)
-            found.append(Planned(replace(cell, plan=plan), names, trials(plan, names.main, names.control)))
+            material = _material(study.cells[places[0]].plan)
         except LeakmapError as error:
-            raise type(error)(f"{cell}: {error}") from None
-    return found
+            raise _of_cell(study.cells[places[0]], error) from None
+        for place in places:
+            progress(f"planning cell {len(found) + 1:,} of {many:,}", len(found) / many)
+            found[place] = _planned(study.cells[place], *material)
+    return [found[place] for place in range(many)]
 
 
-def _material(plan: Plan, known: dict[tuple[object, ...], _Material]) -> _Material:
-    what = (plan.data, plan.image_size, plan.victims, plan.batch_size, plan.threat.public, plan.train_epochs > 0)
-    what += (plan.seed, plan.normalization, plan.classes, plan.loss)
-    if what not in known:
-        groups, task = gather(plan, pictures_of(plan))
-        while len(known) >= HELD:
-            del known[next(iter(known))]
-        known[what] = (task, groups)
-    return known[what]
+def _alike(cells: Sequence[Cell]) -> list[list[int]]:
+    """The places of the cells, those together that divide the same pictures alike: these are held one at a time."""
+    found: dict[tuple[object, ...], list[int]] = {}
+    for place, cell in enumerate(cells):
+        plan = cell.plan
+        what = (plan.data, plan.image_size, plan.victims, plan.batch_size, plan.threat.public, plan.train_epochs > 0)
+        found.setdefault((*what, plan.seed, plan.normalization, plan.classes, plan.loss), []).append(place)
+    return list(found.values())
+
+
+def _material(plan: Plan) -> _Material:
+    check(plan)
+    groups, task = gather(plan, pictures_of(plan))
+    return task, groups
+
+
+def _planned(cell: Cell, task: Task, groups: Groups) -> Planned:
+    try:
+        check(cell.plan)
+        plan = granting(cell.plan, groups)
+        names = names_of(plan, task, groups)
+        return Planned(replace(cell, plan=plan), names, trials(plan, names.main, names.control))
+    except LeakmapError as error:
+        raise _of_cell(cell, error) from None
+
+
+def _of_cell(cell: Cell, error: LeakmapError) -> LeakmapError:
+    return type(error)(f"{cell}: {error}")
 
 
 def pictures_of(plan: Plan) -> Pictures:
