@@ -179,12 +179,17 @@ def write(folder: Path, files: Mapping[str, Hostile]) -> None:
             path.write_bytes(content)
 
 
-def everything(seed: int, count: int) -> Iterator[Ended]:
-    """Runs all cases in child processes: one that dies or hangs takes none of the others with it."""
+def everything(seed: int, count: int, done: int = 0) -> Iterator[Ended]:
+    """Runs all cases in child processes: one that dies or hangs takes none of the others with it.
+
+    Args:
+        seed: Of all cases.
+        count: How many.
+        done: How many of them are done already.
+    """
     sys.dont_write_bytecode = True
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder) / "case")
-    done = 0
     while done < count:
         source, sink = os.pipe()
         child = os.fork()
@@ -216,7 +221,7 @@ def _serve(seed: int, numbers: range, sink: int) -> None:
     """The child: runs cases, one line for each; never returns."""
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        limit = _address_space() + GROWTH
+        limit = address_space() + GROWTH
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
         with tempfile.TemporaryDirectory() as folder:
             for number in numbers:
@@ -231,6 +236,6 @@ def _serve(seed: int, numbers: range, sink: int) -> None:
         os._exit(70)
 
 
-def _address_space() -> int:
+def address_space() -> int:
     """Bytes that this process may address now, on Linux."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()

@@ -123,6 +123,17 @@ def read_tensors(path: Path, limit: int) -> tuple[dict[str, Tensor], dict[str, s
         ValueError: it is larger, or its checksum is another one: something in it was changed. What is no such file ends
             in any of :data:`DAMAGED`.
     """
+    while True:
+        with path.open("rb") as there:  # held open, so that its number is no other file's meanwhile
+            try:
+                return _read_tensors(path, limit)
+            except Exception as error:
+                # Another process may have put a new file there after the header was read, and before the tensors.
+                if os.fstat(there.fileno()).st_ino == path.stat().st_ino:
+                    raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _read_tensors(path: Path, limit: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.stat().st_size > limit:
         raise ValueError(f"{path} has more than {limit} bytes")
     with safe_open(path, "pt") as file:
@@ -139,7 +150,7 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\x1f{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -16,6 +16,7 @@ from leakmap.capturing.typed import read_observation
 from leakmap.doctor.checks import check
 from leakmap.errors import LeakmapError, ObservationError, WorkerDied, in_words, plain
 from leakmap.files import FULL, file_digest
+from leakmap.observation.observation import FILE_LIMIT
 from leakmap.plan.plan import Plan, Progress
 from leakmap.registry.spec import Spec
 from leakmap.registry.user_code import user_code_digest
@@ -177,10 +178,11 @@ def _files(told: str | None) -> list[tuple[str, int, int]]:
 
 
 def _content_of(file: Path) -> str:
-    """SHA-256 of a file; of a folder, a pipe, a link to nowhere and what may not be read, why there is none."""
+    """SHA-256 of a file; of a folder, a pipe, a link to nowhere and what is not read, why there is none."""
     try:
         stat = file.stat()
-        return _content(file, stat.st_size, stat.st_mtime_ns) if file.is_file() else "no file"
+        readable = file.is_file() and stat.st_size <= FILE_LIMIT
+        return _content(file, stat.st_size, stat.st_mtime_ns) if readable else f"no file {stat.st_size}"
     except OSError as error:
         return str(error.strerror)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from leakmap.errors import BadSetting, NotGranted, ObservationError, UnknownName, check_type
 from leakmap.files import write_bytes
 from leakmap.local_rule import LocalRule
+from leakmap.memory import check_fits
 from leakmap.models.network import Code, Network
 from leakmap.observation.checks import (
     Unsound,
@@ -174,6 +175,7 @@ class Observation:
             raise ObservationError(f"There is no Observation file {path}.")
         if (size := path.stat().st_size) > FILE_LIMIT:
             raise ObservationError(f"{path} has {size} bytes; at most {FILE_LIMIT} are read.")
+        check_fits(3 * size, f"Reading {path} takes", "read it on a machine with more")
         return cls.from_bytes(path.read_bytes(), code=code, where=str(path))
 
     def to(self, device: torch.device | str) -> "Observation":
