@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 from benchmarks.fuzz.bombs import SIDE, Bomb, Large, bombs, zeros
 from benchmarks.fuzz.payloads import checkpoint, npy, picture, unzipped, zipped
 from benchmarks.fuzz.readers import readers
+from leakmap.files import CHECKSUM, checksum
 
 BEYOND = 40 * 2**30
 """Bytes of a file that no reader takes; it is sparse."""
@@ -251,7 +252,20 @@ def _header(r: random.Random, data: bytes) -> bytes:
     else:
         text = _text_of(r, header)
     encoded = text.encode("utf-8", "surrogatepass")
-    return len(encoded).to_bytes(8, "little") + encoded + data[8 + size :]
+    return resealed(len(encoded).to_bytes(8, "little") + encoded + data[8 + size :])
+
+
+def resealed(data: bytes) -> bytes:
+    """The same safetensors with the checksum of what it now holds, if it had one: so changes get behind that."""
+    try:
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+        if metadata.pop(CHECKSUM, None) is None:
+            return data
+        found = load(data)
+        return save(found, metadata={**metadata, CHECKSUM: checksum(found, metadata)})
+    except Exception:
+        return data
 
 
 def _tensors(r: random.Random, data: bytes) -> bytes:
@@ -269,7 +283,7 @@ def _tensors(r: random.Random, data: bytes) -> bytes:
             {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype)} for name, tensor in found.items()
         ]
         metadata["leakmap"] = json.dumps(manifest)
-    return save({name: tensor.contiguous().clone() for name, tensor in found.items()}, metadata=metadata)
+    return resealed(save({name: tensor.contiguous().clone() for name, tensor in found.items()}, metadata=metadata))
 
 
 def _swapped(r: random.Random, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

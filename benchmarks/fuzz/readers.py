@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 
 import leakmap
 from benchmarks.fuzz.payloads import checkpoint, npy, npz, npz_list, picture
@@ -20,7 +20,7 @@ from leakmap.capturing.facts import as_toml, read_facts
 from leakmap.capturing.files import order_of, read_order, read_state
 from leakmap.client.data import load_pictures
 from leakmap.client.groups import Groups
-from leakmap.files import read_json
+from leakmap.files import read_json, write_tensors
 from leakmap.plan.tuned import read_tuned
 from leakmap.runs.setup import Setup
 from leakmap.runs.store import Store
@@ -129,7 +129,7 @@ def _of_runs(network: leakmap.Network, pictures: torch.Tensor) -> Iterator[Reade
         plan = (folder / "plan.json").read_bytes()
         result = _result()
         cell = {"state": "s", "result": result, "order": json.dumps(["0/original"])}
-        save_file({"0/original": (pictures[:2] * 255).to(torch.uint8)}, folder / "cell", metadata=cell)
+        write_tensors(folder / "cell", {"0/original": (pictures[:2] * 255).to(torch.uint8)}, cell)
         concluded = (folder / "cell").read_bytes()
     tried = {"settings": {"steps": 10}, "scores": [0.1, 0.2], "stopped": False, "failures": []}
     tuned = {

@@ -11,7 +11,8 @@ import pytest
 import torch
 from benchmarks.fuzz import cases
 from benchmarks.fuzz.bombs import Bomb, bombs, marker
-from benchmarks.fuzz.mutations import RAW
+from benchmarks.fuzz.commands import ALL, run_command
+from benchmarks.fuzz.mutations import RAW, resealed
 from benchmarks.fuzz.payloads import checkpoint, npy, npz
 from benchmarks.fuzz.readers import Reader, readers
 from safetensors.torch import load, save
@@ -61,7 +62,7 @@ def _with(change):
         metadata, tensors = json.loads(data[8 : 8 + size])["__metadata__"], load(data)
         name = next(name for name in ("leakmap", "setup", "outcome", "order") if name in metadata)
         metadata[name] = json.dumps(change(json.loads(metadata[name]), tensors)).replace('"deep"', "[" * 100_000)
-        return save(tensors, metadata=metadata)
+        return resealed(save(tensors, metadata=metadata))
 
     return changed
 
@@ -181,3 +182,9 @@ def test_a_process_that_dies_or_hangs_is_a_violation(monkeypatch):
         ended = list(cases.everything(0, 3))
         assert [one.outcome for one in ended] == ["result", "violation", "result"]
         assert why in ended[1].why
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_odd_commands_end_in_a_result_or_in_one_sentence(kind, tmp_path):
+    ended = [run_command(SEED, number, kind, tmp_path / "case") for number in range(3)]
+    assert not [one for one in ended if one.outcome == "violation"]

@@ -1,15 +1,20 @@
 """Exit codes 0, 1 and 2 are those of results; everything else ends in one sentence and a code of its own."""
 
 import errno
+import io
+import json
 import os
 import subprocess
 import sys
 
 import pytest
+from rich.padding import Padding
 from safetensors import SafetensorError
 
+from leakmap import memory
 from leakmap.cli import main as entry
 from leakmap.cli.main import main
+from leakmap.cli.terminal import Terminal
 from leakmap.errors import StoreError, WorkerDied
 from leakmap.files import write_text, written
 
@@ -134,3 +139,51 @@ def test_a_reader_that_leaves_early_is_met_with_silence():
         running.stdout.close()
         assert running.stderr.read() == b""
         assert running.wait(120) == 141
+
+
+def test_what_a_model_file_prints_is_no_result_and_nothing_acts_on_the_terminal(
+    monkeypatch, capfd, tmp_path
+):
+    (tmp_path / "prints.py").write_text(
+        "import os, sys\nfrom torch import nn\nprint('x')\n"
+        "def build():\n    os.write(1, b'x'); print('x'); return nn.Sequential(nn.Flatten(), nn.Linear(768, 8))\n"
+        "def fails(): raise ValueError('\\x1b[31m[bold]')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["leakmap", *AUDIT, "--model", "prints.py:build", "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    assert json.loads(capfd.readouterr().out)["verdict"]
+    monkeypatch.setattr(sys, "argv", ["leakmap", *AUDIT, "--model", "prints.py:fails"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capfd.readouterr().err
+    assert stop.value.code == 3
+    assert "\x1b" not in said
+    assert "\\x1b[31m[bold]" in said
+    console = Terminal(file=io.StringIO(), width=80)
+    console.print(Padding("[bold]\x1b]0;title\x07[/bold]", (0, 0, 0, 2)))
+    assert "\x1b" not in console.file.getvalue()
+    assert "\\x1b]0;title\\x07" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--image-size", "1000000000"), "from 16 to 8192"),
+        (("--image-size", "8000"), "GB are free"),
+        (("--classes", "0"), "classes must be at least 1"),
+        (("--classes", "1" + "0" * 20), "at most 10000000"),
+        (("--device", "meta"), "'meta' cannot be used"),
+        (("--share", "delta", "--epochs", "1000000000"), "epochs must be at least 1 and at most 10000"),
+        (("--train-epochs", "1000000000"), "at most 10000"),
+    ],
+    ids=lambda value: value[-2] + value[-1][:5] if isinstance(value, tuple) else None,
+)
+def test_a_bound_is_said_before_anything_is_computed(option, words, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**34)
+    monkeypatch.setattr(sys, "argv", ["leakmap", *AUDIT, "--model", "mlp", *option])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 3
+    assert words in capsys.readouterr().err

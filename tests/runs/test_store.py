@@ -2,16 +2,18 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from leakmap import Spec
+from leakmap import Spec, files
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.auditing.search import search
 from leakmap.errors import StoreError
+from leakmap.files import read_tensors, write_tensors
 from leakmap.plan.plan import Plan
 from leakmap.runs.runner import HERE
 from leakmap.runs.store import Store
@@ -61,3 +63,60 @@ def test_only_old_leftovers_of_killed_processes_are_removed(tmp_path):
     Store(tmp_path).make()
     assert not old.exists()
     assert young.exists()
+
+
+def test_a_changed_digit_or_picture_is_noticed_and_the_run_repeated(tmp_path):
+    prepared, store = prepare(PLAN), Store(tmp_path)
+    first = perform(PLAN, prepared, store).result
+    total = len(list((tmp_path / "trials").iterdir()))
+    for number, change in enumerate((_another_digit, _flipped)):
+        file = sorted((tmp_path / "trials").iterdir())[number]
+        file.write_bytes(change(file.read_bytes()))
+        again = perform(PLAN, prepared, store).result
+        assert again.resumed_runs == total - 1
+        assert [client.ranks for client in again.finished] == [client.ranks for client in first.finished]
+
+
+def _another_digit(data: bytes) -> bytes:
+    at = re.compile(rb"psnr\D*").search(data).end()
+    return data[:at] + (b"8" if data[at : at + 1] != b"8" else b"7") + data[at + 1 :]
+
+
+def _flipped(data: bytes) -> bytes:
+    return data[:-3] + bytes([data[-3] ^ 16]) + data[-2:]
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"a": torch.zeros(4)}, {"of": "old"})
+    read, calls = files._read_tensors, []
+
+    def torn(path, limit):
+        calls.append(path)
+        if len(calls) == 1:
+            write_tensors(path, {"a": torch.ones(9)}, {"of": "new"})
+            raise RuntimeError("the file is shorter than its header says")
+        return read(path, limit)
+
+    monkeypatch.setattr(files, "_read_tensors", torn)
+    tensors, metadata = read_tensors(path, 2**20)
+    assert metadata == {"of": "new"}
+    assert torch.equal(tensors["a"], torch.ones(9))
+
+
+def test_a_study_claims_its_folder_and_a_damaged_claim_is_named(tmp_path):
+    run_study(STUDY, tmp_path / "study", HERE, limit=1)
+    run_study(STUDY, tmp_path / "study", HERE, limit=1)
+    other = parse_study({"title": "Other", "model": "mlp", "data": {"image_size": 16, "victims": 1}})
+    with pytest.raises(StoreError, match="holds the study 'Study'; give another --out"):
+        run_study(other, tmp_path / "study", HERE, limit=1)
+    prepared = prepare(PLAN)
+    with pytest.raises(StoreError, match="holds the study 'Study'"):
+        perform(PLAN, prepared, Store(tmp_path / "study"))
+    perform(PLAN, prepared, Store(tmp_path / "audit"))
+    with pytest.raises(StoreError, match="no study"):
+        run_study(STUDY, tmp_path / "audit", HERE, limit=1)
+    plan = tmp_path / "audit" / "plan.json"
+    plan.write_text(plan.read_text()[:50])
+    with pytest.raises(StoreError, match=r"plan\.json is damaged"):
+        perform(PLAN, prepared, Store(tmp_path / "audit"))
