@@ -2,10 +2,13 @@
 
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
+from torch import nn
 
 import leakmap
 
@@ -38,3 +41,48 @@ def test_every_public_name_says_what_it_takes_and_what_it_raises(name):
 def test_importing_it_warns_of_nothing():
     ran = subprocess.run([sys.executable, "-W", "error", "-c", "import leakmap"], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+PICTURES = torch.randint(256, (60, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+LABELS = torch.arange(60) % 2
+WRONG = {
+    "labels of a billion classes": ({"labels": LABELS * 10**9}, "from 0 to at most 99999"),
+    "labels that are no whole numbers": ({"labels": LABELS + 0.5}, "whole numbers"),
+    "labels that are words": ({"labels": ["a"] * 60}, "labels cannot be read as a tensor"),
+    "no images": ({"images": None}, "images cannot be read as a tensor"),
+    "sparse images": ({"images": PICTURES.float().to_sparse()}, "sparse"),
+    "victims": ({"victims": "4"}, "victims must be at least 1; got '4'"),
+    "a seed": ({"seed": 1.5}, "seed must be a whole number"),
+    "a client": ({"client": {"mode": "eval"}}, "rule must be LocalRule"),
+    "a threat": ({"threat": "known"}, "threat must be ThreatModel"),
+    "an attack": ({"attack": None}, "A specification is of type NoneType"),
+    "a loss": ({"loss": "cross_entropy"}, "The loss is of type str"),
+    "a model": ({"model": 3}, "The model is of type int"),
+    "progress": ({"progress": 3}, "progress is of type int"),
+    "a wrapped model": ({"model": nn.DataParallel(nn.Linear(3, 2))}, "pass what is inside, model.module"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_value_of_another_type_is_one_sentence(case):
+    change, words = WRONG[case]
+    with pytest.raises(leakmap.LeakmapError, match=re.escape(words)):
+        leakmap.audit(**{"model": "mlp", "images": PICTURES, "labels": LABELS, "attack": "linear", "victims": 2} | change)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: leakmap.attack("client.safetensors"),
+        lambda: leakmap.simulate(None, leakmap.LocalRule(), None),
+        lambda: leakmap.observe(None, leakmap.ThreatModel()),
+        lambda: leakmap.build_network(None, "mlp"),
+        lambda: leakmap.Observation.from_file(3),
+        lambda: leakmap.read_result(3),
+        lambda: leakmap.LocalRule(lr="0.1"),
+        lambda: leakmap.LocalRule(share="delta", epochs=1.5),
+    ],
+)
+def test_every_verb_says_what_it_takes(call):
+    with pytest.raises(leakmap.LeakmapError, match="expected|must be"):
+        call()

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from leakmap import Code, Facts, LocalRule, Observation, RuleFacts, build_network
+from leakmap.capturing import flower as tapping
 from leakmap.capturing.facts import read_facts
 from leakmap.capturing.flower import tap, tapped
 from leakmap.client.data import load_pictures
@@ -476,3 +477,9 @@ def test_the_real_simulation_writes_what_the_run_in_process_writes(runs, tmp_pat
         assert (found.count, found.rule) == (observation.count, observation.rule)
         for name, tensor in observation.update.tensors.items():
             assert torch.allclose(found.update.tensors[name], tensor, rtol=1e-3, atol=1e-6)
+
+
+def test_the_log_names_the_field_and_the_value_that_are_wrong(caplog):
+    with tapping._spared(3):
+        RuleFacts.model_validate({"lr": -0.5})
+    assert "the configuration says lr = -0.5: Input should be greater than 0." in caplog.text

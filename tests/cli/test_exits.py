@@ -141,9 +141,7 @@ def test_a_reader_that_leaves_early_is_met_with_silence():
         assert running.wait(120) == 141
 
 
-def test_what_a_model_file_prints_is_no_result_and_nothing_acts_on_the_terminal(
-    monkeypatch, capfd, tmp_path
-):
+def test_what_a_model_file_prints_is_no_result_and_nothing_acts_on_the_terminal(monkeypatch, capfd, tmp_path):
     (tmp_path / "prints.py").write_text(
         "import os, sys\nfrom torch import nn\nprint('x')\n"
         "def build():\n    os.write(1, b'x'); print('x'); return nn.Sequential(nn.Flatten(), nn.Linear(768, 8))\n"

@@ -1,5 +1,6 @@
 """Sources and the division into disjoint groups."""
 
+import os
 import re
 from dataclasses import replace
 
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from leakmap.client.data import Pictures, distinct, load_pictures
+from leakmap import memory
+from leakmap.client.data import Pictures, distinct, folder, load_pictures
 from leakmap.client.groups import LINE_UP, MEMBERS, MOST_BYTES, MOST_PUBLIC, REHEARSED, divide
-from leakmap.errors import BadSetting, DataError, UnknownName
+from leakmap.errors import BadSetting, DataError, UnknownName, UsageError
 
 
 def random_images(count, side=16, seed=0):
@@ -198,3 +200,34 @@ def test_too_few_pictures_name_the_largest_number_of_clients_that_fits(spare, tr
     divide(source, victims=most, **how)
     with pytest.raises(DataError):
         divide(source, victims=most + 1, **how)
+
+
+def class_folders(root, count=6):
+    for number, picture in enumerate(random_images(count)):
+        folder = root / ("cat", "dog")[number % 2]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    return root
+
+
+def test_what_lies_beside_pictures_is_left_out_or_refused_in_a_sentence(tmp_path, caplog):
+    root = class_folders(tmp_path)
+    (root / "cat" / "._0.png").write_bytes(b"macOS")
+    (root / "cat" / "folder.png").mkdir()
+    (root / "dog" / "copy.png").write_bytes((root / "cat" / "0.png").read_bytes())
+    assert len(load_pictures(f"folder:{root}")) == 6
+    assert "two classes: 1, such as one in 'cat' and in 'dog'" in caplog.text
+    with pytest.raises(BadSetting, match="'most'"):
+        load_pictures(f"folder:{root},most=0")
+    os.mkfifo(root / "cat" / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png is no file"):
+        load_pictures(f"folder:{root}")
+
+
+def test_pictures_that_memory_cannot_hold_are_refused_after_the_first(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(folder, "read_picture", lambda file: read.append(file) or torch.zeros(3, 4000, 4000).byte())
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**29)
+    with pytest.raises(UsageError, match=r"6 pictures of 4000x4000 take 1\.2 GB of memory, and 0\.5 GB are free"):
+        load_pictures(f"folder:{class_folders(tmp_path)}")
+    assert len(read) == 1

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import leakmap
-from leakmap import Facts, RuleFacts
+from leakmap import Facts, RuleFacts, memory
 from leakmap.auditing.captured import held_pictures, prepare_captured
 from leakmap.auditing.conclude import Audit
 from leakmap.auditing.perform import perform
@@ -24,7 +24,7 @@ from leakmap.client.data import load_pictures
 from leakmap.doctor import watching
 from leakmap.doctor.attacking import attack_file
 from leakmap.doctor.watching import Watch, captures, look
-from leakmap.errors import BadSetting, DataError, ModelError, ObservationError, StoreError
+from leakmap.errors import BadSetting, DataError, ModelError, ObservationError, StoreError, UsageError
 from leakmap.plan.command import command
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
@@ -376,3 +376,41 @@ def test_the_page_names_a_partial_last_batch(tmp_path):
     ]
     page = write_watch(tmp_path, rows, "strongest").read_text()
     assert f"<strong>round-0001/client-0</strong> and 1 more: {said}" in page
+
+
+def test_one_bad_file_is_a_row_and_the_others_go_on(federation, tmp_path, caplog):
+    root, files, _, others = federation
+    folder = tmp_path / "captures"
+    site = folder / "site" / "round-0001"
+    (folder / "round-0001").mkdir(parents=True)
+    site.mkdir(parents=True)
+    for file, place in zip(files, (folder / "round-0001", site), strict=True):
+        (place / "client-0.safetensors").write_bytes(file.read_bytes())
+    (site / "folder.safetensors").mkdir()
+    (site / "nowhere.safetensors").symlink_to("nothing")
+    os.mkfifo(site / "pipe.safetensors")
+    (site / os.fsdecode(b"\xff\x1b.safetensors")).write_bytes(b"x")
+    (site / "large.safetensors").touch()
+    os.truncate(site / "large.safetensors", 2**40)
+    watch = Watch(folder, folder / "out", PLAN, root / "truth", others)
+    rows = {row.name: row for row in look(watch)}
+    odd = {rf"site/round-0001/{name}" for name in ("folder", "nowhere", "pipe", r"\udcff\x1b", "large")}
+    assert set(rows) == {"round-0001/client-0", "site/round-0001/client-0"} | odd
+    assert all(rows[name].findings[0].level == "wrong" for name in odd)
+    assert rows["round-0001/client-0"].level is not None
+    assert rows["site/round-0001/client-0"].level is None, "another site's client of the same name is another client"
+    assert {row.name for row in look(watch)} == set(rows), "results in the folder are no captures"
+    (watch.out / "watch.json").write_text("{")
+    assert [row.level for row in look(watch)] == [row.level for row in rows.values()]
+    assert "All captures are looked at again" in caplog.text
+
+
+def test_a_number_of_pictures_that_no_memory_holds_is_refused(federation, tmp_path, monkeypatch):
+    observation = replace(leakmap.Observation.from_file(federation[1][0]), count=2**20)
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**33)
+    for attacking in (
+        lambda: leakmap.attack(observation, "inverting_gradients,steps=1"),
+        lambda: attack_file(observation, Spec("strongest"), tmp_path),
+    ):
+        with pytest.raises(UsageError, match=r"Attacking 1048576 pictures .* 8\.6 GB are free: check the number"):
+            attacking()

@@ -114,7 +114,8 @@ def audit(
     """Audits a model in memory on pictures in memory, in this process.
 
     Args:
-        model: A module, with the weights that the server sends, or a specification. It is copied, not changed.
+        model: A module, with the weights that the server sends, or a specification. It is copied, not
+            changed, without the hooks of the user's own: what changes outputs belongs into ``forward``.
         images: ``(N, C, H, W)``, uint8 or floats in [0, 1] (brought to 8 bits, as pictures are).
         labels: ``(N,)`` classes.
         client: What the clients do; by default they share one gradient in training mode.

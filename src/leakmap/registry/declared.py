@@ -142,7 +142,8 @@ class Entry:
         if self.choices:
             return _either([repr(choice) for choice in self.choices])
         bounds = f"in [{d.least:g}, {d.below:g})" if d.least is not None and d.below is not None else ""
-        if not bounds and (self.kinds & {int, float}):
+        bounded = any(bound is not None for bound in (d.least, d.above, d.limit))
+        if not bounds and bounded and self.kinds & {int, float}:
             bounds = "positive" if d.above == 0 else f"at least {d.least or 0:g}"
             bounds += "" if d.limit is None else f" and at most {d.limit}"
         bounds = bounds or " or ".join(_KINDS.get(kind, kind.__name__) for kind in self.kinds)
