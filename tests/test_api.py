@@ -67,7 +67,9 @@ WRONG = {
 def test_a_value_of_another_type_is_one_sentence(case):
     change, words = WRONG[case]
     with pytest.raises(leakmap.LeakmapError, match=re.escape(words)):
-        leakmap.audit(**{"model": "mlp", "images": PICTURES, "labels": LABELS, "attack": "linear", "victims": 2} | change)
+        leakmap.audit(
+            **{"model": "mlp", "images": PICTURES, "labels": LABELS, "attack": "linear", "victims": 2} | change
+        )
 
 
 @pytest.mark.parametrize(
