@@ -47,7 +47,7 @@ PICTURES = torch.randint(256, (60, 3, 16, 16), generator=torch.Generator().manua
 LABELS = torch.arange(60) % 2
 WRONG = {
     "labels of a billion classes": ({"labels": LABELS * 10**9}, "from 0 to at most 99999"),
-    "labels that are no whole numbers": ({"labels": LABELS + 0.5}, "whole numbers"),
+    "labels that name classes without bound": ({"labels": LABELS + 10**9}, "classes from 0 to at most"),
     "labels that are words": ({"labels": ["a"] * 60}, "labels cannot be read as a tensor"),
     "no images": ({"images": None}, "images cannot be read as a tensor"),
     "sparse images": ({"images": PICTURES.float().to_sparse()}, "sparse"),

@@ -17,6 +17,9 @@ Each message is a sentence: what was got, what was expected, what to do. They en
 what is raised inside a run is recorded as that run's failure.
 """
 
+import sysconfig
+import traceback
+from pathlib import Path
 from typing import Any
 
 
@@ -32,7 +35,20 @@ def in_words(error: BaseException) -> str:
     """Kind and message of any error in one line, for the sentence about code that is not leakmap's."""
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r}), which leakmap does not follow"
-    return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.') or 'no message'}"
+    message = " ".join(str(error).split()).rstrip(".") or "no message"
+    return f"{type(error).__name__}: {message}{_place_of(error)}"
+
+
+_LIBRARIES = tuple(
+    {str(Path(__file__).parent), *(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))}
+)
+
+
+def _place_of(error: BaseException) -> str:
+    """File and line of the innermost code that belongs to neither leakmap nor a library; empty where there is none."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [one for one in frames if one[0].endswith(".py") and not one[0].startswith(_LIBRARIES)]
+    return f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
 
 
 def check_type(value: object, kinds: Any, what: str, expected: str) -> None:

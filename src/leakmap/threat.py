@@ -122,19 +122,21 @@ def observe(
         seed: Decides which pixels are known; nothing else is random.
 
     Raises:
-        BadSetting: fewer public pictures are there than granted.
+        BadSetting: fewer public pictures are there than granted, or counts of classes where there are none.
         UsageError: an argument is of another type.
     """
     check_type(round, Round, "The round", "what leakmap.simulate returns")
     check_type(threat, ThreatModel, "The threat", "a leakmap.ThreatModel")
-    y, classes = round.batch.y, round.network.task.classes
+    y, task = round.batch.y, round.network.task
+    if threat.labels == "counts" and not task.counted:
+        raise BadSetting(f"The target {task.target} has no classes to count; grant the labels, or nothing of them.")
     granted = Observation(
         network=round.network,
         update=round.update,
         count=len(y) if threat.count else None,
         labels=y if threat.labels == "known" else None,
-        label_counts=torch.bincount(unpack(y)[1] if round.network.task.objects else y, minlength=classes)
-        if threat.labels != "unknown"
+        label_counts=torch.bincount(unpack(y)[1] if task.objects else y, minlength=task.labels)
+        if threat.labels != "unknown" and task.counted
         else None,
         buffers=round.buffers if threat.buffers else None,
         rule=round.rule if threat.rule else None,

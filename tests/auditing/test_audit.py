@@ -46,7 +46,7 @@ def test_automatic_public_pictures_become_a_number_and_the_folder_resumes_with_e
     assert first.plan.threat.public == first.knowledge.granted.public == first.pictures["public"] == count > 300
     assert first.knowledge.public == f"{count} public pictures from other photographs"
     assert f"--public {count}" in first.command
-    assert "auto" not in (tmp_path / "plan.json").read_text()
+    assert '"public": "auto"' not in (tmp_path / "plan.json").read_text()
     for plan in (PLAN, first.plan):
         again = perform(plan, prepare(plan), Store(tmp_path)).result
         assert (again.plan, again.resumed_runs) == (first.plan, len(PLAN.attack.params) * 15)

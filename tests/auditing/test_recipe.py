@@ -23,7 +23,7 @@ CODE = (
     ("own", "changed"),
     [
         ("model", {"network", "main"}),
-        ("loss", {"network", "main", "control"}),
+        ("loss", {"network", "main"}),
         ("attack", set()),
     ],
 )

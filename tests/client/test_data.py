@@ -46,7 +46,7 @@ def test_npz_with_a_spare_set_and_grey_conversion(tmp_path):
         ({"pixels": random_images(3)}, "pixels"),
         ({"images": random_images(3).astype(float), "labels": np.zeros(3, int)}, "float64"),
         ({"images": random_images(3), "labels": np.zeros(2, int)}, "labels"),
-        ({"images": random_images(3), "labels": np.full(3, -1)}, "labels"),
+        ({"images": random_images(3), "labels": np.array(["a", "b", "c"])}, "labels"),
         ({"images": random_images(3), "labels": np.array([object()] * 3)}, "cannot be read"),
         ({"images": random_images(3, side=8), "labels": np.zeros(3, int)}, "16x16"),
     ],

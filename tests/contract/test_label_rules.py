@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from leakmap import LocalRule, Task, ThreatModel, build_network, label_rules, simulate
+from leakmap import Batch, LocalRule, Spec, Task, ThreatModel, Update, build_network, label_rules, simulate
 from leakmap.errors import NotApplicable, NotGranted
 from leakmap.threat import observe
 from tests.conftest import batch_of, observed
@@ -19,7 +19,12 @@ def test_a_rule_of_detectors_refuses_classifiers(name, task):
         label_rules.build(name)(observed("convnet,width=4", task)[1], 0)
 
 
-@pytest.fixture(params=[name for name in label_rules.names() if not label_rules.of_objects(name)])
+OF_CLASSES = [
+    name for name in label_rules.names() if not label_rules.of_objects(name) and "class" in label_rules.targets_of(name)
+]
+
+
+@pytest.fixture(params=OF_CLASSES)
 def name(request) -> str:
     return request.param
 
@@ -89,11 +94,57 @@ def test_works_without_the_bias_or_says_that_it_needs_one(name, task):
     assert refuses(rule, observation, NotApplicable, "bias") or rule(observation, 0).y.shape == (1,)
 
 
-def test_a_loss_of_its_own_is_refused(name, task):
-    network = build_network(task, "convnet,width=8", loss=lambda outputs, y: nn.functional.cross_entropy(outputs, y))
-    observation = observe(simulate(network, LocalRule(), batch_of(1, task)), ThreatModel())
+def test_a_loss_of_its_own_is_read_where_it_is_cross_entropy_and_refused_where_it_is_not(name, task):
+    def seen(loss):
+        network = build_network(task, "convnet,width=8", loss=loss)
+        return observe(simulate(network, LocalRule(), batch_of(1, task)), ThreatModel())
+
+    own = seen(lambda outputs, y: nn.functional.nll_loss(outputs.log_softmax(1), y))
+    assert label_rules.build(name)(own, 0).y.tolist() == [0]
     with pytest.raises(NotApplicable, match="cross entropy"):
-        label_rules.build(name)(observation, 0)
+        label_rules.build(name)(seen(lambda outputs, y: nn.functional.multi_margin_loss(outputs, y)), 0)
+
+
+@pytest.mark.parametrize("target", ["binary", "multilabel", "regression"])
+@pytest.mark.parametrize("share", ["gradient", "delta"])
+def test_every_rule_reads_the_targets_that_it_says_and_refuses_others_in_a_sentence(target, share, task):
+    outputs = 1 if target == "binary" else 4
+    own = replace(task, classes=outputs, target=target, loss=Spec("mse" if target == "regression" else "bce"))
+    network = build_network(own, "convnet,width=8")
+    y = {
+        "binary": torch.tensor([1]),
+        "multilabel": torch.tensor([[0, 1, 1, 0]]),
+        "regression": torch.tensor([[98.7, -3.0, 0.25, 40.0]]),
+    }[target]
+    batch = Batch(batch_of(1, task).pictures, y)
+    observation = observe(simulate(network, LocalRule(share=share), batch), ThreatModel())
+    read = 0
+    for name in label_rules.names():
+        rule = label_rules.build(name)
+        if label_rules.of_objects(name) or target not in label_rules.targets_of(name):
+            with pytest.raises(NotApplicable, match=r"target|objects"):
+                rule(observation, 0)
+        else:
+            assert torch.allclose(rule(observation, 0).y, y, rtol=1e-3), name
+            read += 1
+    assert read
+
+
+def test_the_head_is_the_layer_that_the_loss_sees_not_the_one_that_is_declared_last(name, task):
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.body = nn.Linear(32, 4), nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.Sigmoid())
+            self.unused = nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    observation = observe(simulate(build_network(task, Unused()), LocalRule(), batch_of(1, task, 2)), ThreatModel())
+    assert label_rules.build(name)(observation, 0).y.tolist() == [2]
+    tensors = {n: t * 0 if n.startswith("head") else t for n, t in observation.update.tensors.items()}
+    with pytest.raises(NotApplicable, match="'head', is zero"):
+        label_rules.build(name)(replace(observation, update=Update("gradient", tensors)), 0)
 
 
 def test_takes_the_signs_of_adam_or_refuses_them(name, task):

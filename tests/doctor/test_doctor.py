@@ -216,7 +216,7 @@ def test_returned_statistics_that_the_update_contradicts_are_told():
 def test_pictures_that_do_not_fit_are_refused_in_a_sentence():
     with pytest.raises(DataError, match=r"\(N, 3, 8, 8\)"):
         replay(captured(), Batch(BATCH.pictures[..., :4], BATCH.y))
-    with pytest.raises(DataError, match="0 to 11"):
+    with pytest.raises(DataError, match="outside 0..11"):
         replay(captured(), Batch(BATCH.pictures, BATCH.y + 10))
 
 

@@ -63,6 +63,8 @@ OTHER = {
     "classes": 20,
     "normalization": "imagenet",
     "loss": "cross_entropy,label_smoothing=0.1",
+    "target": "binary",
+    "output": "logits",
     "seed": 7,
     "null": True,
     "metrics": ("psnr", "lpips,net=alex"),
@@ -157,7 +159,9 @@ def test_the_local_steps_and_the_pictures_of_one_are_not_both_given():
         plan_of({"model": "mlp", "rule.share": "delta", "rule.local_steps": 2, "rule.batch_size": 3, "batch_size": 6})
 
 
-@pytest.mark.parametrize("path", ["rule.mode", "threat.public", "attack", "classes", "normalization", "null", "seed"])
+@pytest.mark.parametrize(
+    "path", ["rule.mode", "threat.public", "attack", "classes", "normalization", "target", "output", "null", "seed"]
+)
 def test_the_printed_call_of_an_audit_in_memory_repeats_it(path):
     plan = replace(changed(path, OTHER[path]), model=IN_MEMORY, data=IN_MEMORY)
     names = {one.__name__: one for one in (LocalRule, ThreatModel)} | dict.fromkeys(("model", "images", "labels"))

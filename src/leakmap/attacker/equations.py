@@ -27,7 +27,7 @@ def ordered(y: Tensor, network: Network, name: str, inputs: Tensor, dz: Tensor) 
     """The classes in the order in which they explain each picture's gradient best.
 
     Args:
-        y: ``(count,)`` classes in any order; objects stay in theirs.
+        y: Labels in any order; objects stay in theirs.
         network: Gives the gradient that a picture would have with a class.
         name: Of the bias whose gradient that is.
         inputs: ``(count, C, H, W)``, normalized.
@@ -38,10 +38,11 @@ def ordered(y: Tensor, network: Network, name: str, inputs: Tensor, dz: Tensor) 
         module = network.module().eval()
         bias = module.get_parameter(name)
         cost = dz.new_empty(len(inputs), len(y))
+        different, which = y.unique(dim=0, return_inverse=True)
         for i in range(len(inputs)):
             outputs = module(inputs[i : i + 1])
-            for c in y.unique():
-                (own,) = torch.autograd.grad(loss(outputs, c[None]), bias, retain_graph=True)
-                cost[i, y == c] = -F.cosine_similarity(own.double() * (dz[:, i] != 0), dz[:, i], dim=0)
+            for c in range(len(different)):
+                (own,) = torch.autograd.grad(loss(outputs, different[c : c + 1]), bias, retain_graph=True)
+                cost[i, which == c] = -F.cosine_similarity(own.double() * (dz[:, i] != 0), dz[:, i], dim=0)
         y = y[torch.as_tensor(linear_sum_assignment(cost.cpu())[1], device=y.device)]
     return y

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from leakmap.local_rule import LocalRule
 from leakmap.models.network import IN_MEMORY
 from leakmap.plan.plan import Plan, Progress, usual_victims
 from leakmap.plan.tuned import Tuned
-from leakmap.problem.task import Loss
+from leakmap.problem.targets import Loss, Target
 from leakmap.registry.spec import Spec
 from leakmap.runs.runner import HERE, Local, Runner
 from leakmap.runs.store import Store
@@ -93,13 +93,15 @@ def audit_captured(
 def audit(
     model: nn.Module | Spec | str,
     images: Tensor | np.ndarray,
-    labels: Tensor | np.ndarray | Sequence[int],
+    labels: Tensor | np.ndarray | Sequence[Any],
     *,
     client: LocalRule | None = None,
     threat: ThreatModel | None = None,
     attack: Spec | str = DEFAULT,
     tuned: Tuned | None = None,
     loss: Loss | None = None,
+    target: Literal["auto", Target] = "auto",
+    output: str = "",
     victims: int | None = None,
     batch_size: int = 1,
     classes: int | None = None,
@@ -117,12 +119,15 @@ def audit(
         model: A module, with the weights that the server sends, or a specification. It is copied, not
             changed, without the hooks of the user's own: what changes outputs belongs into ``forward``.
         images: ``(N, C, H, W)``, uint8 or floats in [0, 1] (brought to 8 bits, as pictures are).
-        labels: ``(N,)`` classes.
+        labels: ``(N,)`` classes; for other tasks numbers ``(N,)`` or ``(N, K)``, or ``(N, H, W)`` classes of pixels.
         client: What the clients do; by default they share one gradient in training mode.
         threat: What the server is granted.
         attack: Its specification, so that the audit can be repeated.
         tuned: Settings for it from :func:`leakmap.tune`.
-        loss: ``loss(outputs, y) -> scalar``; cross entropy by default.
+        loss: ``loss(outputs, y) -> scalar``; by default the usual one of the target.
+        target: What a picture is labelled with, see :mod:`leakmap.problem.targets`; ``auto``: as labels, model and loss
+            tell together.
+        output: Which part of what the model returns the loss takes, a name or a position; empty: all of it.
         victims: Number of clients; by default 36, or 200 where the attack is fitted first.
         batch_size: Pictures of each client.
         classes: Outputs of the model; by default the highest label plus one.
@@ -156,6 +161,8 @@ def audit(
         classes=classes,
         metrics=(metrics,) if isinstance(metrics, str) else tuple(metrics),
         seed=seed,
+        target=target,
+        output=output,
     )
     if tuned is not None:
         plan = tuned.applied_to(plan)
@@ -170,21 +177,28 @@ def _store(out: Path | str | None) -> Store | None:
 
 
 def _from_memory(images: Any, labels: Any) -> Pictures:
-    images, labels = _tensor("images", images), _tensor("labels", labels).reshape(-1)
-    if not images.numel() or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(labels):
+    images, labels = _tensor("images", images), _tensor("labels", labels)
+    if not images.numel() or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise DataError(f"images have shape {tuple(images.shape)}; expected (N, C, H, W) with 1 or 3 channels.")
+    if labels.ndim == 4 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if not 1 <= labels.ndim <= 3 or len(labels) != len(images):
         raise DataError(
-            f"images have shape {tuple(images.shape)} and labels {tuple(labels.shape)}; "
-            "expected (N, C, H, W) with 1 or 3 channels, and (N,)."
+            f"labels have shape {tuple(labels.shape)} and type {labels.dtype} for {len(images)} images; expected "
+            "classes (N,), numbers (N,) or (N, K), or classes of pixels (N, H, W)."
         )
     if images.dtype != torch.uint8:
         if not images.is_floating_point() or not 0 <= float(images.min()) <= float(images.max()) <= 1:
             raise DataError("images must be uint8, or floats in [0, 1]; give them before normalization.")
         images = (images * 255).round().to(torch.uint8)
-    if labels.is_floating_point() or not 0 <= int(labels.min()) <= int(labels.max()) < MOST_CLASSES:
-        got = f"{labels.dtype} from {labels.min():g} to {labels.max():g}"
-        raise DataError(f"labels must be whole numbers, classes from 0 to at most {MOST_CLASSES - 1}; got {got}.")
-    labels = labels.long()
-    return usable(Pictures(images, labels, tuple(str(c) for c in range(int(labels.max()) + 1))), "images")
+    column = labels.shape in ((len(images),), (len(images), 1)) and not labels.is_floating_point()
+    if column and int(labels.min()) >= 0:
+        if int(labels.max()) >= MOST_CLASSES:
+            raise DataError(f"labels are classes from 0 to at most {MOST_CLASSES - 1}; got {int(labels.max())}.")
+        classes = labels.long().reshape(-1)
+        return usable(Pictures(images, classes, tuple(map(str, range(int(classes.max()) + 1)))), "images")
+    none = torch.zeros(len(images), dtype=torch.int64)
+    return usable(Pictures(images, none, ("0",), values=labels), "images")
 
 
 def _tensor(name: str, value: Any) -> Tensor:

@@ -17,6 +17,7 @@ from leakmap.capturing.typed import read_observation
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import divide
 from leakmap.client.simulate import Batch
+from leakmap.client.targets import labelled
 from leakmap.errors import BadSetting, DataError
 from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
@@ -66,7 +67,10 @@ def prepare_captured(
         raise BadSetting("Give --others with pictures of the same kind that no client held: line-ups are made of them.")
     values = values_of(plan)
     told = [
-        one.flag for one in settings() if one.declared.table in CAPTURED and values[one.path] != usual(one, plan.attack)
+        one.flag
+        for one in settings()
+        if (one.declared.table in CAPTURED or one.path in ("target", "output"))
+        and values[one.path] != usual(one, plan.attack)
     ]
     told += ["--tuned"] if plan.tuned is not None else []
     if told:
@@ -92,6 +96,8 @@ def prepare_captured(
         classes=task.classes,
         normalization=":".join("/".join(f"{value:g}" for value in values) for values in (task.mean, task.std)),
         loss=str(task.loss),
+        target=task.target,
+        output=task.output,
         captured=Captured(tuple(map(str, files)), tuple(truths), others),
     )
     check(plan)
@@ -120,7 +126,8 @@ def held_pictures(spec: str, task: Task) -> Batch:
         DataError: they cannot be read, or do not fit the task.
     """
     found = _pictures(spec, task)
-    y = found.labels if found.objects is None else _padded(found.objects, task.objects)
+    y = found.labels if found.values is None else found.values
+    y = y if found.objects is None else _padded(found.objects, task.objects)
     return Batch(found.images.float() / 255, y, found.areas)
 
 
@@ -152,8 +159,11 @@ def _pictures(spec: str, task: Task) -> Pictures:
     found = load_pictures(spec, task.shape[1] if task.shape[1] == task.shape[2] else None)
     if tuple(found.images.shape[1:]) != task.shape:
         raise DataError(f"{spec} has pictures of shape {tuple(found.images.shape[1:])}, the clients' are {task.shape}.")
-    if not task.objects and int(found.labels.max()) >= task.classes:
-        raise DataError(f"{spec} has the class {int(found.labels.max())}, the clients' model has {task.classes}.")
+    found = labelled(found, task.target, spec)
+    y = found.labels if found.values is None else found.values
+    if not task.objects and (wrong := task.wrong(y, len(found))):
+        most = f"; its highest is {int(y.max())}, the clients' model has {task.classes} outputs" if task.labels else ""
+        raise DataError(f"{spec}: what its pictures are labelled with {wrong}{most}.")
     if bool(task.objects) != (found.objects is not None):
         raise DataError(f"{spec} has {'no ' if task.objects else ''}objects, the clients' model does not expect that.")
     return found
@@ -177,6 +187,7 @@ def _joined(held: Sequence[Pictures], others: Pictures, task: Task) -> Pictures:
         if task.objects
         else None,
         areas=_areas(parts),
+        values=None if task.counted else torch.cat([one.values for one in parts if one.values is not None]),
         elsewhere=others.elsewhere,
     )
 
@@ -191,7 +202,7 @@ def _without(others: Pictures, held: Sequence[Pictures]) -> Pictures:
         return torch.cat(found) if found else None
 
     images, labels = (torch.cat([getattr(one, name)[kept] for one, kept in parts]) for name in ("images", "labels"))
-    return Pictures(images, labels, others.classes, objects=rows("objects"), areas=rows("areas"))
+    return Pictures(images, labels, others.classes, objects=rows("objects"), areas=rows("areas"), values=rows("values"))
 
 
 def _digest(image: Tensor) -> bytes:

@@ -176,7 +176,8 @@ class Case:
         if observation.labels is not None and (y is not None or changes):
             changes["labels"] = batch.y
         if observation.label_counts is not None and (y is not None or changes):
-            counts = None if self.task.objects else torch.bincount(batch.y, minlength=self.task.classes)
+            known = self.task.counted and not self.task.objects
+            counts = torch.bincount(batch.y, minlength=self.task.labels) if known else None
             changes["label_counts"] = counts
         return replace(self, observation=replace(observation, **changes) if changes else observation, batch=batch)
 

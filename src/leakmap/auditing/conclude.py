@@ -1,6 +1,5 @@
 """From outcomes to the result: scores beside floors, flags, the ledger, the verdict."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +14,13 @@ from leakmap.auditing.method import closed_forms, promised, settings_of, suite_o
 from leakmap.auditing.prepare import Prepared
 from leakmap.auditing.recipe import ROLES
 from leakmap.auditing.update_check import degenerate
-from leakmap.auditing.words import statement, typical, what_leaks, worst
+from leakmap.auditing.words import statement, told_labels, typical, what_leaks, worst
 from leakmap.client.groups import Groups
 from leakmap.client.simulate import Batch
 from leakmap.errors import NotApplicable
 from leakmap.files import write_text
 from leakmap.plan.command import command
 from leakmap.plan.plan import Plan
-from leakmap.problem.objects import unpack
 from leakmap.result.clients import FailedRun, FinishedClient, LostClient
 from leakmap.result.evidence import (
     BandsResult,
@@ -214,7 +212,7 @@ def _client(
     swapped = _swapped(swap_score, own_score.galleries, chosen)
     row = FinishedClient(
         client=v,
-        classes=tuple(_told_classes(truth.y, prepared.main.groups.classes)),
+        classes=tuple(told_labels(truth.y, prepared.main.network.task, prepared.main.groups.classes)),
         ranks=own_score.ranks,
         galleries=own_score.galleries,
         scores=own_score.values,
@@ -307,17 +305,6 @@ def _swapped(found: Score | None, galleries: tuple[int, ...], chosen: tuple[tupl
     if found is not None:
         return Client(found.ranks, found.galleries, found.values, pose_ranks=found.pose_ranks, distractors=chosen)
     return Client(tuple((size + 1) / 2 for size in galleries), galleries, {}, distractors=chosen)
-
-
-def _told_classes(y: Tensor, names: Sequence[str]) -> list[str]:
-    """The class of each picture, or which objects it holds: ``2 person, dog``."""
-    if y.ndim == 1:
-        return [str(names[c]) for c in y.tolist()]
-    found = []
-    for own in y:
-        counts = Counter(str(names[c]) for c in unpack(own[None])[1].tolist())
-        found.append(", ".join(f"{n} {name}" if n > 1 else name for name, n in counts.items()))
-    return found
 
 
 def _failures(planned: Mapping[str, list[Trial]], outcomes: Mapping[str, Outcome]) -> tuple[FailedRun, ...]:

@@ -270,7 +270,7 @@ def fitting_to(how: Attack, setting: Setting) -> Fitting | None:
         setting: What the server knows.
     """
     count, rule, network = setting.count, setting.rule, setting.network
-    if not how.fits or count is None or rule is None or network.task.objects:
+    if not how.fits or count is None or rule is None or network.task.objects or not network.task.counted:
         return None
     # Noise, as constant pictures leave BatchNorm nothing to normalize by.
     pictures = torch.rand((count, *network.task.shape), generator=generator(0, "timed")).to(network.device)

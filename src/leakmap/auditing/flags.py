@@ -8,6 +8,7 @@ import torch
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.strongest import MEMBERS, member_specs
+from leakmap.attacker.labels import UNREAD
 from leakmap.auditing.prepare import facts
 from leakmap.client.copies import CLOSE
 from leakmap.client.groups import FEWEST_OF_A_CLASS, Groups
@@ -99,7 +100,7 @@ def flags_of(plan: Plan, groups: Groups, verdict: Verdict, attacked: Sequence[Ou
             f"{plan.batch_size}. {drop}Buffers that stay on the client send nothing of it."
         )
     # An attack that reads no classes was not wrong about them.
-    right = [o.score.labels_right for o in attacked if o.score and "labels" in o.notes]
+    right = [o.score.labels_right for o in attacked if o.score and o.notes.get("labels", UNREAD) != UNREAD]
     if right and statistics.mean(right) < 1:
         flags["labels_wrong"] = f"Inferred classes were right in {statistics.mean(right):.0%} of the cases."
     return flags

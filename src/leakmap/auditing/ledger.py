@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal
 
+from leakmap.attacker.labels import UNREAD
 from leakmap.client.groups import Groups
 from leakmap.plan.plan import Plan
 from leakmap.result.method import Knowledge, LabelsResult
@@ -49,7 +50,7 @@ def labels_of(plan: Plan, attacked: Sequence[Outcome]) -> LabelsResult:
         statement = f"{source}: an upper bound for an attacker who does not know them"
     elif right is None:
         statement = "to be inferred"
-    elif not rule:
+    elif rule in ("", UNREAD):
         statement = "not read"
     else:
         sure = "" if confidence is None else f", confidence {confidence:.2f}"

@@ -3,16 +3,19 @@
 import time
 from dataclasses import asdict
 
+from leakmap.attacker.attacks import attacks
+from leakmap.attacker.attacks.strongest import unlabelled
 from leakmap.auditing.conclude import Audit, conclude
 from leakmap.auditing.estimate import Foretold, expected
 from leakmap.auditing.prepare import Prepared, granting
 from leakmap.auditing.recipe import ROLES, in_order, trials
-from leakmap.auditing.update_check import check_update
+from leakmap.auditing.update_check import check_update, degenerate
 from leakmap.client.simulate import Batch
+from leakmap.errors import BadSetting
 from leakmap.plan.plan import Plan, Progress
 from leakmap.result.method import UpdateCheck
 from leakmap.runs.fitting import FOLDER
-from leakmap.runs.run import held_by, network_of
+from leakmap.runs.run import held_by, network_of, seen_by_server
 from leakmap.runs.runner import FITTING, HERE, Runner, jobs_of, run_trials
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome, Trial
@@ -47,6 +50,8 @@ def perform(
     plan = granting(plan, prepared.main.groups)
     progress("probing the update", 0.0)
     check = probe(plan, prepared, runner.here.device)
+    if not degenerate(check):  # an update that shows nothing is a result, with a flag that says why
+        refuse_unlabelled(plan, prepared)
     if store is not None:
         store.claim({**asdict(plan), "contents": prepared.main.digest}, "audit")
     planned = trials(plan, *prepared.digests)
@@ -86,6 +91,18 @@ def perform(
     if store is not None:
         found.save(store.folder)
     return found
+
+
+def refuse_unlabelled(plan: Plan, prepared: Prepared) -> None:
+    """Refuses, before any run, an attack that would fail on every client for lack of labels.
+
+    Raises:
+        BadSetting: no rule reads the labels of such clients, they are not granted, and the attack needs them.
+    """
+    setup = prepared.main
+    first = Trial(setup.digest, plan.rule, plan.threat, plan.attack)
+    if why := unlabelled(attacks.build(plan.attack), seen_by_server(first, setup)):
+        raise BadSetting(f"{plan.attack} cannot attack such clients: {why}")
 
 
 PROBED = 3

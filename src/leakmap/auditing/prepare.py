@@ -12,14 +12,18 @@ from leakmap.attacker.attacks import attacks
 from leakmap.auditing.recipe import Names, names_of
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import Groups, divide
+from leakmap.client.targets import labelled, outputs_of, target_of
 from leakmap.client.training import accuracy, calibrated, train
 from leakmap.errors import BadSetting, DataError
 from leakmap.files import DAMAGED, read_tensors
 from leakmap.models.network import IN_MEMORY, Network, build_network
+from leakmap.models.network import outputs_of as shown_by
 from leakmap.models.weights import WEIGHTS_LIMIT, write_weights
 from leakmap.plan.plan import Plan, Progress, Scalar, check, check_device
-from leakmap.problem.task import Loss, Task
+from leakmap.problem.targets import WITHOUT_CLASS, Loss, usual_loss
+from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
+from leakmap.registry.user_code import is_user_code
 from leakmap.runs.setup import Setup
 
 NORMALIZATIONS = {
@@ -77,11 +81,13 @@ def prepare(
     """
     check_device(device)
     check(plan)
-    groups, task = gather(plan, pictures, rehearsals, progress)
+    groups, task = gather(plan, pictures, rehearsals, progress, module, loss)
     plan = granting(plan, groups)
     progress("building the model", 0.0)
     chosen = module if module is not None else plan.model
-    network = build_network(task, chosen, seed=plan.seed, weights=plan.weights, loss=loss).to("cpu")
+    network = build_network(task, chosen, seed=plan.seed, weights=plan.weights, loss=loss, mode=plan.rule.mode).to(
+        "cpu"
+    )
     in_memory = IN_MEMORY in (plan.model, plan.data) or loss is not None
     names = Names() if in_memory else names_of(plan, task, groups)
     reference = groups.reference
@@ -92,9 +98,9 @@ def prepare(
         network = _kept(network, kept) or _trained(plan, network, groups, device, progress)
         if kept is not None and not kept.is_file():
             write_weights(kept, network.weights)
-    own_loss = network.code.loss is not None or task.objects > 0
-    right = math.nan if own_loss else accuracy(network, groups.images[reference], groups.labels[reference])
-    return Prepared(Setup(network, groups, names.main), planted(plan, groups, task, names, loss), right)
+    no_class = network.code.loss is not None or task.objects > 0 or task.target != "class"
+    right = math.nan if no_class else accuracy(network, groups.images[reference], groups.labels[reference])
+    return Prepared(Setup(network, groups, names.main), planted(plan, groups, task, names), right)
 
 
 def granting(plan: Plan, groups: Groups) -> Plan:
@@ -118,15 +124,13 @@ def granting(plan: Plan, groups: Groups) -> Plan:
     return replace(plan, threat=replace(plan.threat, public=count))
 
 
-def planted(plan: Plan, groups: Groups, task: Task, names: Names, loss: Loss | None = None) -> Setup:
+def planted(plan: Plan, groups: Groups, task: Task, names: Names) -> Setup:
     """The setup of the planted control: a network that is known to leak to the plan's attack, and the same pictures.
 
-    It classifies, also where the audited network detects objects.
+    It has the same kind of target with a loss that fits it, see :meth:`leakmap.problem.task.Task.leaky`.
     """
     leaky = attacks.build(plan.attack).leaky_model
-    if task.objects:
-        task = replace(task, classes=max(2, task.classes), objects=0)
-    return Setup(build_network(task, leaky, seed=plan.seed, loss=loss), groups, names.control)
+    return Setup(build_network(task.leaky(), leaky, seed=plan.seed), groups, names.control)
 
 
 def gather(
@@ -134,6 +138,8 @@ def gather(
     pictures: Pictures | None = None,
     rehearsals: int = 0,
     progress: Progress = lambda what, fraction: None,
+    module: nn.Module | None = None,
+    loss: Loss | None = None,
 ) -> tuple[Groups, Task]:
     """The pictures of an audit in groups, and the task that they make.
 
@@ -142,13 +148,21 @@ def gather(
         pictures: In place of ``plan.data``.
         rehearsals: Simulated clients to tune on.
         progress: Called with what is being done and the finished fraction.
+        module: In place of ``plan.model``.
+        loss: In place of ``plan.loss``.
 
     Raises:
         UsageError: there are too few pictures, or they do not fit the plan.
     """
     progress("loading pictures", 0.0)
+    found = pictures or load_pictures(plan.data, plan.image_size)
+    target, given = plan.target, _outputs(plan, found, module)
+    if target == "auto":
+        target = target_of(found, given, "own" if loss is not None else Spec.parse(plan.loss).name)
+    found = labelled(found, target, "images" if plan.data == IN_MEMORY else plan.data)
+    needed = outputs_of(found, target, given)
     groups = divide(
-        pictures or load_pictures(plan.data, plan.image_size),
+        found,
         victims=plan.victims,
         batch_size=plan.batch_size,
         public=plan.threat.public,
@@ -159,13 +173,28 @@ def gather(
     groups = _without_rehearsed(plan, groups)
     channels, height, width = groups.images.shape[1:]
     mean, std = _normalization(plan.normalization, groups)
-    classes = plan.classes or len(groups.classes)
-    if classes < len(groups.classes):
-        raise BadSetting(f"classes is {classes}, but the pictures have {len(groups.classes)} classes.")
+    classes = plan.classes or needed
+    if classes < needed:
+        what = "classes" if target == "class" else f"outputs for the target {target}"
+        raise BadSetting(f"classes is {classes}, but the pictures have {needed} {what}.")
+    if plan.threat.labels == "counts" and target in WITHOUT_CLASS:
+        raise BadSetting(f"The target {target} has no classes to count; use --labels known or unknown.")
     most = groups.objects.shape[1] if groups.objects.numel() else 0
     if most and plan.loss != "cross_entropy":
         raise BadSetting(f"A detector computes its own loss; got {plan.loss}. Leave the loss out.")
-    return groups, Task((channels, height, width), classes, mean, std, Spec.parse(plan.loss), most)
+    name = usual_loss(target, classes) if plan.loss == "cross_entropy" and not most else plan.loss
+    shape = (channels, height, width)
+    return groups, Task(shape, classes, mean, std, Spec.parse(name), most, target, plan.output)
+
+
+def _outputs(plan: Plan, pictures: Pictures, module: nn.Module | None) -> tuple[int, ...] | None:
+    """Shape of what the user's own network gives for 2 pictures; None of others, which are built to the data."""
+    spec = Spec.parse(plan.model)
+    if pictures.objects is not None or (module is None and not is_user_code(spec.name)):
+        return None
+    channels, height, width = pictures.images.shape[1:]
+    given = shown_by(spec if module is None else module, (channels, height, width), plan.output, plan.rule.mode)
+    return None if given is None else tuple(given.shape)
 
 
 def _kept(network: Network, path: Path | None) -> Network | None:

@@ -109,8 +109,11 @@ def names_of(plan: Plan, task: Task, groups: Groups, captured: Sequence[Observat
     Raises:
         UsageError: a file that the plan names is not there.
     """
-    shared = {"task": asdict(task), "code of loss": user_code_digest(task.loss), "seed": plan.seed}
-    own = shared | _of_model(Spec.parse(plan.model))
+
+    def shared(of: Task) -> dict[str, Any]:
+        return {"task": asdict(of), "code of loss": user_code_digest(of.loss), "seed": plan.seed}
+
+    own = shared(task) | _of_model(Spec.parse(plan.model))
     if plan.weights is not None:
         own["weights"] = file_digest(Path(plan.weights))
     if plan.train_epochs:
@@ -123,7 +126,7 @@ def names_of(plan: Plan, task: Task, groups: Groups, captured: Sequence[Observat
     if captured:
         main["captured"] = [observation.digest() for observation in captured]
     leaky = _of_model(Spec.parse(attacks.build(plan.attack).leaky_model))
-    return Names(network, _named(main), _named(shared | leaky | pictures))
+    return Names(network, _named(main), _named(shared(task.leaky()) | leaky | pictures))
 
 
 def _of_model(spec: Spec) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leakmap.attacker.labels.head import last_layer
 from leakmap.client.simulate import Batch, simulate
 from leakmap.client_step import arrange, check_examples_apart
 from leakmap.defences import NONE
@@ -87,8 +88,7 @@ def check_update(
         own = _update(network, calm, batch)
         norms = [float(tensor.double().norm()) for tensor in own.values()]
         norm = math.hypot(*norms)
-        # Tensors come in the order of the model's declaration, so the last one belongs to the head.
-        last = list(own)[-1].rpartition(".")[0]
+        last = last_layer(network, calm)
         head = [name.rpartition(".")[0] == last for name in own]
         rows.append(
             {

@@ -1,11 +1,16 @@
 """The verdict in plain words; "safe", "anonymous" and "private" are never among them."""
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
+
+from torch import Tensor
 
 from leakmap.attacker.attacks import attacks
 from leakmap.auditing.ledger import used_by
 from leakmap.plan.plan import Plan
+from leakmap.problem.objects import unpack
+from leakmap.problem.task import Task
 from leakmap.runs.trial import Outcome
 from leakmap.scoring.exposure import clients_exposed, exposed
 from leakmap.scoring.verdict import Client, Verdict, line_up
@@ -121,3 +126,20 @@ def what_leaks(bands: Sequence[str]) -> str:
     found = f"{named_ones} of the pictures {verb} above chance{tail}."
     seen = SEEN.get(tuple(bands))
     return f"{found} A person sees {seen}." if seen else found
+
+
+def told_labels(y: Tensor, task: Task, names: Sequence[str]) -> list[str]:
+    """What each picture is labelled with: its class, which objects it holds (``2 person, dog``), labels or values."""
+    if task.target == "multilabel":
+        return [", ".join(map(str, own.nonzero()[:, 0].tolist())) for own in y]
+    if task.target == "regression":
+        return [", ".join(f"{value:.4g}" for value in own.tolist()) for own in y]
+    if task.target == "pixels":
+        return [", ".join(map(str, own.unique().tolist())) for own in y]
+    if not task.objects:
+        return [str(names[c]) for c in y.tolist()]
+    found = []
+    for own in y:
+        counts = Counter(str(names[c]) for c in unpack(own[None])[1].tolist())
+        found.append(", ".join(f"{n} {name}" if n > 1 else name for name, n in counts.items()))
+    return found

@@ -4,17 +4,20 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 
 from leakmap.errors import BadSetting
 from leakmap.local_rule import COUNT_LIMIT, LocalRule, Share
-from leakmap.models.network import build_network
+from leakmap.models.network import build_network, outputs_of
 from leakmap.observation.observation import Observation
-from leakmap.problem.task import Task
+from leakmap.problem.targets import Loss, Target, target_told_by, usual_loss
+from leakmap.problem.task import Task, build_loss
 from leakmap.registry.declared import Entry, entries, file_model
 from leakmap.registry.spec import Spec
+from leakmap.registry.user_code import is_user_code
 
 LONGEST = 2**20
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -50,11 +53,13 @@ class Facts(BaseModel):
         model: The architecture: a specification such as ``torchvision/resnet18``, or the user's own
             ``file.py:function``, which is run only where it is typed as code, never because a file names it.
         shape: ``(C, H, W)`` of one input.
-        classes: Outputs of the model.
+        classes: Outputs of the model; 1 where the target is ``binary``.
         mean: Per channel, of pictures in [0, 1]: inputs are ``(picture - mean) / std``.
         std: Per channel.
-        loss: ``cross_entropy[,label_smoothing=E]`` or the user's own ``file.py:function``.
+        loss: ``cross_entropy[,label_smoothing=E]``, ``bce``, ``mse`` or the user's own ``file.py:function``.
         objects: For detection the most objects of a picture, else 0.
+        target: What the client's pictures are labelled with, see :mod:`leakmap.problem.targets`.
+        output: Which part of what the model returns the loss takes, a name or a position; empty: all of it.
         count: Pictures of the client, if it says so.
         rule: What it does with them, if it says so.
     """
@@ -68,6 +73,8 @@ class Facts(BaseModel):
     std: Annotated[tuple[Number, ...], Field(max_length=1024)]
     loss: Annotated[str, Field(max_length=512)] = "cross_entropy"
     objects: Annotated[int, Field(ge=0, le=10**4)] = 0
+    target: Target = "class"
+    output: Annotated[str, Field(max_length=512)] = ""
     count: Annotated[int, Field(ge=1, le=COUNT_LIMIT)] | None = None
     rule: RuleFacts | None = None
 
@@ -78,31 +85,73 @@ class Facts(BaseModel):
         Raises:
             BadSetting: they do not fit together.
         """
-        return Task(self.shape, self.classes, self.mean, self.std, Spec.parse(self.loss), self.objects)
+        loss = Spec.parse(self.loss)
+        return Task(self.shape, self.classes, self.mean, self.std, loss, self.objects, self.target, self.output)
 
 
-def facts_for(model: str, shape: tuple[int, int, int], classes: int) -> Facts:
+def facts_for(
+    model: str,
+    shape: tuple[int, int, int],
+    classes: int | None = None,
+    *,
+    loss: str = "",
+    target: Literal["auto", Target] = "auto",
+    output: str = "",
+) -> Facts:
     """Facts to complete: what an update of this architecture cannot tell about itself.
 
     Args:
         model: Specification of the architecture, or ``file.py:function``; it is built once, to see that it fits.
         shape: ``(C, H, W)`` of one input.
-        classes: Outputs of the model.
+        classes: Outputs of the model; None: as many as a model of the user's own gives, else 10, or 1 of ``binary``.
+        loss: Its specification, or ``file.py:function``; empty: the usual one of the target.
+        target: What pictures are labelled with; ``auto``: as outputs and loss tell, see
+            :func:`leakmap.problem.targets.target_told_by`.
+        output: Which part of what the model returns the loss takes.
 
     Raises:
-        BadSetting: shape or classes are impossible.
+        BadSetting: shape or classes are impossible, or one output is given and nothing tells what it is.
         ModelError: the architecture cannot be built, or does not fit the task.
     """
     channels = shape[0]
+    given = None
+    if is_user_code(Spec.parse(model).name) and min(shape) > 0:
+        given = outputs_of(model, shape, output)
+        if target == "auto" and given is not None:
+            told = build_loss(Spec.parse(loss)) if loss else None
+            target = _target(model, given, told)
+    target = "class" if target == "auto" else target
+    if classes is None:
+        own = 1 if given is None or given.ndim < 2 else given.shape[1]
+        classes = 1 if target == "binary" else own if given is not None else 10
     try:
         found = Facts(
-            model=model, shape=shape, classes=classes, mean=(0.0,) * channels, std=(1.0,) * channels, rule=RuleFacts()
+            model=model,
+            shape=shape,
+            classes=classes,
+            mean=(0.0,) * channels,
+            std=(1.0,) * channels,
+            loss=loss or usual_loss(target, classes),
+            target=target,
+            output=output,
+            rule=RuleFacts(),
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise BadSetting(f"{'.'.join(map(str, first['loc']))!r} of the facts: {first['msg']}.") from None
-    build_network(found.task, model)
+    build_network(found.task, model, mode=found.rule.mode if found.rule else "train")
     return found
+
+
+def _target(model: str, outputs: Tensor, loss: Loss | None) -> Target:
+    """What a model's outputs and its loss tell about the labels, where anything does."""
+    single = outputs.ndim == 1 or (outputs.ndim == 2 and outputs.shape[1] == 1)
+    told = None if loss is None else target_told_by(outputs, loss)
+    if told is None and single:
+        raise BadSetting(
+            f"{model} gives one output for each picture; say what it is with --target binary or --target regression."
+        )
+    return told or ("pixels" if outputs.ndim == 4 else "class")
 
 
 def facts_of(observation: Observation) -> Facts:
@@ -120,6 +169,8 @@ def facts_of(observation: Observation) -> Facts:
         std=task.std,
         loss=str(task.loss),
         objects=task.objects,
+        target=task.target,
+        output=task.output,
         count=observation.count,
         rule=told,
     )
@@ -178,7 +229,9 @@ def as_toml(facts: Facts) -> str:
         _line("classes", facts.classes, "outputs of the model"),
         _line("mean", list(facts.mean), "of pictures in [0, 1]; zeros where the client does not normalize"),
         _line("std", list(facts.std), "ones where it does not"),
-        _line("loss", facts.loss, "or cross_entropy,label_smoothing=0.1, or file.py:function"),
+        _line("target", facts.target, f"what a picture is labelled with: {', '.join(get_args(Target))}"),
+        _line("output", facts.output, "what the loss takes of the model's outputs, a name or a position; empty: all"),
+        _line("loss", facts.loss, "cross_entropy[,label_smoothing=0.1], bce, mse, or file.py:function"),
         _line("objects", facts.objects, "for detection: the most objects of a picture"),
         _line("count", facts.count, "pictures of the client; leave it out if every client says it itself"),
         "",

@@ -64,7 +64,8 @@ def capture_files(
     """
     told = read_facts(facts)
     told = told.model_copy(update={name: own for name, own in (("model", model), ("loss", loss)) if own is not None})
-    code = typed_code(facts, told.task, Spec.parse(told.model), model, loss)
+    mode = "train" if told.rule is None else told.rule.mode
+    code = typed_code(facts, told.task, Spec.parse(told.model), model, loss, mode)
     names = order_of(told, code) if order is None else read_order(order)
     return capture(
         read_state(before, names), read_state(after, names), told, kind=kind, count=count, code=code, file=out

@@ -192,7 +192,8 @@ def _recorder(folder: Path | str, facts: Facts | Path | str, code: Code | None) 
             )
     if facts.rule is not None:
         facts.rule.rule("delta")
-    module = build_network(facts.task, code.model or facts.model, loss=code.loss).module()
+    mode = "train" if facts.rule is None else facts.rule.mode
+    module = build_network(facts.task, code.model or facts.model, loss=code.loss, mode=mode).module()
     return _Recorder(Path(folder).absolute(), facts, module, Code(module, code.loss))
 
 

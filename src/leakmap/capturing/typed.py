@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from leakmap.errors import ModelError
+from leakmap.local_rule import Mode
 from leakmap.models.network import Code, Network, build_network
 from leakmap.observation.observation import Observation
 from leakmap.problem.task import Task
@@ -27,11 +28,14 @@ def read_observation(file: Path | str, model: str | None = None, loss: str | Non
     network = found.network
     task = network.task if loss is None else replace(network.task, loss=Spec.parse(loss))
     spec = network.model if model is None else Spec.parse(model)
-    code = typed_code(file, task, spec, model, loss)
+    mode = "train" if found.rule is None else found.rule.mode
+    code = typed_code(file, task, spec, model, loss, mode)
     return replace(found, network=Network(task, spec, network.weights, code))
 
 
-def typed_code(file: Path | str, task: Task, spec: Spec, model: str | None, loss: str | None) -> Code:
+def typed_code(
+    file: Path | str, task: Task, spec: Spec, model: str | None, loss: str | None, mode: Mode = "train"
+) -> Code:
     """The user's own architecture and loss, which run only if they were typed, not because a file names them.
 
     Args:
@@ -40,6 +44,7 @@ def typed_code(file: Path | str, task: Task, spec: Spec, model: str | None, loss
         spec: The architecture.
         model: What was typed in its place, if anything.
         loss: What was typed in place of the loss, if anything.
+        mode: Of the client, in which the architecture is tried.
 
     Raises:
         ModelError: the file names code of the user's own, and it was not typed.
@@ -49,4 +54,4 @@ def typed_code(file: Path | str, task: Task, spec: Spec, model: str | None, loss
             raise ModelError(
                 f"{file} names code of your own, {one}, which leakmap runs only where you type it: give {option} {one}."
             )
-    return Code() if model is None and loss is None else build_network(task, spec).code
+    return Code() if model is None and loss is None else build_network(task, spec, mode=mode).code

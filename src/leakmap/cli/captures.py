@@ -22,6 +22,7 @@ from leakmap.doctor.examine import examine
 from leakmap.doctor.finding import Finding
 from leakmap.errors import BadSetting
 from leakmap.observation.observation import Observation
+from leakmap.problem.targets import Target
 from leakmap.registry.spec import Spec
 from leakmap.report.page import number
 
@@ -32,20 +33,27 @@ MARKS = {"fine": "[green]fine  [/]", "notice": "[yellow]notice[/]", "wrong": "[b
 def facts_(
     model: Annotated[str, typer.Argument(help="NAME[,key=value…] or path/to/file.py:function.")],
     shape: Annotated[str, typer.Option(help="Channels, height and width of an input.")] = "3,32,32",
-    classes: Annotated[int, typer.Option(help="Outputs of the model.")] = 10,
+    classes: Annotated[
+        int | None, typer.Option(help="Outputs of the model; 10, or those of your own model, by default.")
+    ] = None,
+    target: Annotated[Literal["auto", Target], typer.Option(help="What a picture is labelled with.")] = "auto",
+    output: Annotated[str, typer.Option(help="What of the model's outputs the loss takes: a name or a position.")] = "",
+    loss: Annotated[str, typer.Option(help="Of the client, if not the usual one of the target.")] = "",
 ) -> None:
     """Print a file of facts to complete: what an update cannot tell about itself.
 
     [bold]Example[/bold]
 
       leakmap facts torchvision/resnet18 --shape 3,64,64 > facts.toml
+
+      leakmap facts nets.py:build --shape 1,28,28 --target binary > facts.toml
     """
     try:
         channels, height, width = map(int, shape.split(","))
     except ValueError:
         raise BadSetting(f"--shape takes channels, height and width, such as 3,32,32; got {shape!r}.") from None
     with results_apart():
-        found = facts_for(model, (channels, height, width), classes)
+        found = facts_for(model, (channels, height, width), classes, loss=loss, target=target, output=output)
     typer.echo(as_toml(found), nl=False)
 
 

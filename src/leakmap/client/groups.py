@@ -58,6 +58,7 @@ class Groups:
         areas: ``(N, 4)``: top, left, bottom and right between letterbox bars; empty without bars.
         merged: What leaving out near copies did; None where they were not looked for.
         elsewhere: Whether the public pictures come from other photographs than all others.
+        values: ``(N, ...)`` targets of tasks without classes, see :mod:`leakmap.problem.targets`; empty for others.
     """
 
     images: Tensor
@@ -75,12 +76,13 @@ class Groups:
     areas: Tensor = _NONE
     merged: Merged | None = None
     elsewhere: bool = False
+    values: Tensor = _NONE
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all pictures and of who is who."""
         tensors = [self.images, self.labels, *(getattr(self, name) for name in MEMBERS)]
-        tensors += [tensor for tensor in (self.objects, self.areas) if tensor.numel()]
+        tensors += [tensor for tensor in (self.objects, self.areas, self.values) if tensor.numel()]
         digest = hashlib.sha256("\x1f".join([*self.classes, *(str(tuple(t.shape)) for t in tensors)]).encode())
         for tensor in tensors:
             digest.update(tensor.contiguous().numpy().tobytes())
@@ -124,8 +126,8 @@ class Groups:
         return self.images[index].float() / 255
 
     def targets(self, index: Tensor) -> Tensor:
-        """What a loss takes for a group: classes ``index.shape``, or objects ``(*index.shape, M, 5)``."""
-        return (self.objects if self.objects.numel() else self.labels)[index]
+        """What a group is labelled with: classes ``index.shape``, objects ``(*index.shape, M, 5)``, or values."""
+        return next((one for one in (self.objects, self.values) if one.numel()), self.labels)[index]
 
     def digests(self, index: Tensor) -> list[str]:
         """SHA-256 of each picture of a group: pictures are told apart without being shown."""
@@ -253,6 +255,7 @@ def divide(
         _joined([each.areas for each in sets], used),
         merged,
         bool(elsewhere and shown),
+        _joined([each.values for each in sets], used),
     )
 
 

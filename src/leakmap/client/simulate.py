@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from leakmap.client_step import arrange, local_signal
-from leakmap.errors import ModelError, check_type, in_words
+from leakmap.errors import LeakmapError, ModelError, check_type, in_words
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.contents import Update
@@ -19,7 +20,8 @@ class Batch:
 
     Args:
         pictures: ``(N, C, H, W)`` in [0, 1].
-        y: ``(N,)`` classes, or ``(N, M, 5)`` objects, see :mod:`leakmap.problem.objects`.
+        y: What they are labelled with, see :mod:`leakmap.problem.targets`, or ``(N, M, 5)`` objects, see
+            :mod:`leakmap.problem.objects`.
         areas: ``(N, 4)``: top, left, bottom and right of each picture between its letterbox bars; None without bars.
     """
 
@@ -87,7 +89,9 @@ def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> 
             order_seed=derive(seed, "order"),
             noise_seed=derive(seed, "noise"),
         )
-    except (ValueError, RuntimeError, SystemExit) as error:
+    except (LeakmapError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:
         raise ModelError(
             f"A client with {len(x)} pictures of shape {network.task.shape} cannot take its step with {network.model} "
             f"in {rule.mode} mode: {in_words(error)}."

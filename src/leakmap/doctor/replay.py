@@ -21,7 +21,6 @@ from leakmap.doctor.values import rounding
 from leakmap.errors import DataError
 from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
-from leakmap.problem.objects import EMPTY
 
 HOPELESS = 0.7
 """Spread of a random client beyond which a replay tells right facts from wrong ones no more."""
@@ -150,15 +149,8 @@ def _start(observation: Observation, batch: Batch) -> Case:
             f"A replay needs the client's own pictures as (N, {', '.join(map(str, task.shape))}); got "
             f"{tuple(batch.pictures.shape)} with {len(batch.y)} labels."
         )
-    if tuple(batch.y.shape) != task.target_shape(len(batch.y)):
-        expected = task.target_shape(len(batch.y))
-        raise DataError(f"A replay needs labels of shape {expected}; got {tuple(batch.y.shape)}.")
-    classes = batch.y[..., 0] if task.objects else batch.y
-    if int(classes.max()) >= task.classes or int(classes.min()) < (EMPTY if task.objects else 0):
-        raise DataError(
-            f"The client's classes go from {int(classes.min())} to {int(classes.max())}; the model has 0 to "
-            f"{task.classes - 1}."
-        )
+    if wrong := task.wrong(batch.y, len(batch.y)):
+        raise DataError(f"What the client's pictures are labelled with {wrong}.")
     own = Batch(batch.pictures.to(network.device, network.dtype), batch.y.to(network.device), batch.areas)
     if observation.rule is None:
         observation = replace(observation, rule=LocalRule(share=observation.update.kind))

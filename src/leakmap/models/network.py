@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,10 @@ from leakmap.errors import LeakmapError, ModelError, NonFinite, check_type, in_w
 from leakmap.models import models
 from leakmap.models.accepted import accepted
 from leakmap.models.adapt import replace_layers
+from leakmap.models.outputs import Picking, expected, fits, told
 from leakmap.models.weights import compare_weights, fit_weights, read_weights
-from leakmap.problem.objects import GRID
-from leakmap.problem.task import Loss, Task, build_loss, loss_of
+from leakmap.problem.targets import Form, Loss, form_for, like_of
+from leakmap.problem.task import Task, build_loss
 from leakmap.registry.spec import Spec
 from leakmap.registry.user_code import is_user_code, load_user_code
 from leakmap.seeds import derive, generator
@@ -89,6 +90,8 @@ class Network:
     def _outline(self) -> nn.Module:
         """The architecture, built and initialised once; its parameters take no memory, unless some are tied."""
         module = replace_layers(self._architecture())
+        if self.task.output:
+            module.register_forward_hook(Picking(self.task.output))
         compare_weights(module, self.weights, where=f"The weights of {self.model}")
         if not _tied(module):
             for layer in module.modules():
@@ -121,17 +124,56 @@ class Network:
         return list((self._built() if outline is None else outline).state_dict())
 
     def loss(self) -> Loss | None:
-        """What the client minimises; None where the module computes it from ``(x, y)``, as detectors do."""
-        if self.task.objects:
-            return None
-        if self.code.loss is not None:
-            return self.code.loss
-        if is_user_code(self.task.loss.name):
+        """What the client minimises, of targets as they stand in a batch, see :mod:`leakmap.problem.targets`.
+
+        None where the module computes it from ``(x, y)``, as detectors do.
+
+        Raises:
+            ModelError: the loss is a user's own code that was not supplied, or takes no form of such targets.
+        """
+        return None if self.task.objects else self._loss
+
+    @cached_property
+    def _loss(self) -> Loss:
+        own, spec = self.code.loss, self.task.loss
+        if own is None and is_user_code(spec.name):
             raise ModelError(
-                f"The loss {self.task.loss} is code of your own; leakmap does not run code that a file names: "
+                f"The loss {spec} is code of your own; leakmap does not run code that a file names: "
                 "pass the function as code=Code(loss=...)."
             )
-        return build_loss(self.task.loss)
+        loss = build_loss(spec) if own is None else own
+        return loss if own is None and self.task.target == "class" else _fitted(loss, self._form(loss), self._loss_name)
+
+    @property
+    def _loss_name(self) -> str:
+        return (
+            f"The loss {self.task.loss}" if self.code.loss is None or is_user_code(self.task.loss.name) else "The loss"
+        )
+
+    def _form(self, loss: Loss) -> Form:
+        """The form of targets that the loss takes, tried on what the model gives in either mode."""
+        first: Exception | None = None
+        for mode in (False, True):
+            module = self.module().train(mode)
+            try:
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    outputs = module(self._random_inputs())
+                return form_for(self.task.target, loss, outputs, self.task.tried(3).to(self.device))
+            except MemoryError:
+                raise
+            except (Exception, SystemExit) as error:
+                first = first or error if isinstance(error, Exception) else ModelError(f"{in_words(error)}.")
+        assert first is not None
+        if isinstance(first, LeakmapError):
+            raise first
+        raise ModelError(
+            f"{self._loss_name} does not take what {self.model} gives for 2 inputs beside {self.task.target} targets: "
+            f"{in_words(first)}."
+        ) from first
+
+    def _random_inputs(self) -> Tensor:
+        x = torch.randn(2, *self.task.shape, generator=generator(0, "check"))
+        return x.to(self.device, self.dtype)
 
     def to(self, device: torch.device | str) -> "Network":
         """The same network with its weights on a device."""
@@ -173,6 +215,20 @@ def _tied(module: nn.Module) -> bool:
     return len(list(module.parameters())) < len(list(module.named_parameters(remove_duplicate=False)))
 
 
+def _fitted(loss: Loss, form: Form, name: str) -> Loss:
+    """The loss of targets as they stand in a batch; what it raises is told in a sentence."""
+
+    def computed(outputs: Any, y: Tensor) -> Tensor:
+        try:
+            return loss(outputs, form(y, like_of(outputs)))
+        except (LeakmapError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            raise ModelError(f"{name} failed: {in_words(error)}.") from error
+
+    return computed
+
+
 def _source(code: Any) -> str:
     try:
         return inspect.getsource(code)
@@ -181,6 +237,7 @@ def _source(code: Any) -> str:
         return f"{code!r}" if compiled is None else f"{compiled.co_code!r}{compiled.co_consts!r}{compiled.co_names!r}"
 
 
+Mode = Literal["train", "eval"]
 IN_MEMORY = "(in memory)"
 """The name of an architecture that was given as a module, not as a specification."""
 
@@ -192,6 +249,7 @@ def build_network(
     seed: int = 0,
     weights: Path | str | None = None,
     loss: Loss | None = None,
+    mode: Mode = "eval",
 ) -> Network:
     """A network with fresh weights drawn from ``seed``, or with weights from a file.
 
@@ -201,6 +259,7 @@ def build_network(
         seed: For the initialisation.
         weights: A safetensors file, or a checkpoint that ``torch.load(weights_only=True)`` can read.
         loss: A loss function of the user's own, in place of ``task.loss``.
+        mode: Of the client, in which the network is tried.
 
     Raises:
         ModelError: the model does not map the task's inputs to its classes, or the weights do not fit.
@@ -220,7 +279,7 @@ def build_network(
         loss = build_loss(task.loss)
     state = {name: tensor.detach().clone().contiguous() for name, tensor in architecture.state_dict().items()}
     network = Network(task, spec, state, Code(architecture if own else None, loss))
-    check_network(network)
+    check_network(network, mode)
     return network
 
 
@@ -244,40 +303,67 @@ def _call_user_code(spec: Spec) -> nn.Module:
     return accepted(module, spec)
 
 
-def check_network(network: Network) -> None:
+def outputs_of(
+    model: Spec | str | nn.Module,
+    shape: tuple[int, int, int],
+    output: str = "",
+    mode: Mode = "eval",
+) -> Tensor | None:
+    """What a user's own model gives for 2 random pictures; None where it gives no tensor, which a check then tells.
+
+    Args:
+        model: ``file.py:function``, or a module.
+        shape: ``(C, H, W)`` of one input.
+        output: Which part of what it returns.
+        mode: Of the client.
+    """
+    module = accepted(model, Spec(IN_MEMORY)) if isinstance(model, nn.Module) else _call_user_code(Spec.parse(model))
+    x = torch.randn(2, *shape, generator=generator(0, "outputs"))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            given = module.train(mode == "train")(x.to(next(module.parameters())))
+            given = Picking(output)(module, x, given) if output else given
+    except (Exception, SystemExit):
+        return None
+    return given.cpu() if isinstance(given, Tensor) else None
+
+
+def check_network(network: Network, mode: Mode = "eval") -> None:
     """Tries one forward and one backward pass, so that a model that cannot be attacked is refused at once.
+
+    Args:
+        network: To try.
+        mode: Of the client: a model may give something else in training mode, such as auxiliary outputs.
 
     Raises:
         ModelError: the outputs have the wrong shape, or the loss has no derivative.
     """
     task, spec = network.task, network.model
-    module = network.module().eval()
-    device = network.device
-    x = torch.randn(2, *task.shape, generator=generator(0, "check")).to(device).requires_grad_()
-    y = torch.arange(2, device=device) % task.classes
-    if task.objects:
-        y = torch.tensor([0, *[GRID // 2] * 4], device=device).repeat(2, 1, 1)
+    module = network.module().train(mode == "train")
+    x = network._random_inputs().requires_grad_()
+    y = task.tried(2).to(network.device)
     try:
-        outputs = module(x, y) if task.objects else module(x)
+        with torch.random.fork_rng(devices=[]):
+            outputs = module(x, y) if task.objects else module(x)
     except (LeakmapError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
         takes = "pictures and their objects, which a detector takes," if task.objects else "inputs"
         raise ModelError(
-            f"{spec} does not take {takes} of shape (N, {', '.join(map(str, task.shape))}): "
-            f"{in_words(error) if isinstance(error, SystemExit) else error}."
+            f"{spec} does not take {takes} of shape (N, {', '.join(map(str, task.shape))}) in {mode} mode: "
+            f"{in_words(error)}. A model that takes more than these is wrapped in a module whose forward takes them."
         ) from error
-    expected = () if task.objects else (2, task.classes)
-    if network.code.loss is None and (not isinstance(outputs, Tensor) or outputs.shape != expected):
-        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        meant = "its loss, a scalar" if task.objects else f"class scores of shape (2, {task.classes})"
-        raise ModelError(f"{spec} gives {got} for 2 inputs; expected {meant}.")
+    if network.code.loss is None and not fits(task, outputs):
+        raise ModelError(
+            f"{spec} gives {told(outputs)} for 2 inputs in {mode} mode; expected {expected(task, outputs)}."
+        )
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise ModelError(f"{spec} has no trainable parameter, so a client has nothing to share.")
+    loss = network.loss()
     try:
-        loss = outputs if task.objects else loss_of(lambda _: outputs, network.loss(), x, y)
-        signal = torch.autograd.grad(loss, [*parameters, x], allow_unused=True, materialize_grads=True)
+        value = outputs if loss is None else loss(outputs, y)
+        signal = torch.autograd.grad(value, [*parameters, x], allow_unused=True, materialize_grads=True)
     except (LeakmapError, MemoryError):
         raise
     except (Exception, SystemExit) as error:

@@ -9,7 +9,6 @@ from torch import Tensor
 from leakmap.local_rule import COUNT_LIMIT, LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.contents import Public, Update
-from leakmap.problem.objects import EMPTY, GRID
 from leakmap.problem.task import Task
 
 PIXEL_LIMIT = 2**31
@@ -83,7 +82,9 @@ def check_labels(task: Task, count: int | None, labels: Tensor | None, label_cou
             raise Unsound("'labels' are granted, so 'count' must be too")
         _check_targets("labels", labels, count, task)
     if label_counts is not None:
-        _check_shape("label_counts", label_counts, (task.classes,))
+        if not task.counted:
+            raise Unsound(f"'label_counts' are granted, and the target {task.target} has no classes to count")
+        _check_shape("label_counts", label_counts, (task.labels,))
         if label_counts.dtype != torch.int64 or bool((label_counts < 0).any()):
             raise Unsound("'label_counts' must be whole numbers of at least 0")
         if not task.objects and count != int(label_counts.sum()):
@@ -121,22 +122,5 @@ def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
 
 
 def _check_targets(name: str, targets: Tensor, count: int, task: Task) -> None:
-    _check_shape(name, targets, task.target_shape(count))
-    if targets.dtype != torch.int64:
-        raise Unsound(f"{name!r} has type {targets.dtype}, expected torch.int64")
-    if not task.objects:
-        _check_classes(name, targets, task.classes)
-        return
-    found = targets[..., 0]
-    if targets.numel() and not int(found.min()) >= EMPTY:
-        raise Unsound(f"{name!r} holds a class below {EMPTY}")
-    boxes = targets[found != EMPTY]
-    _check_classes(name, boxes[:, 0], task.classes)
-    sides = boxes[:, 1:]
-    if len(boxes) and not (int(sides.min()) >= 0 and int(sides.max()) <= GRID and int(boxes[:, 3:].min()) > 0):
-        raise Unsound(f"{name!r} holds a box outside the picture, or without width or height")
-
-
-def _check_classes(name: str, labels: Tensor, classes: int) -> None:
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise Unsound(f"{name!r} holds a class outside 0..{classes - 1}")
+    if wrong := task.wrong(targets, count):
+        raise Unsound(f"{name!r} {wrong}")

@@ -6,6 +6,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from leakmap.local_rule import COUNT_LIMIT, LocalRule
+from leakmap.problem.targets import Target
 from leakmap.registry.declared import file_model
 
 SCHEMA = 1
@@ -38,6 +39,8 @@ class TaskManifest(_Strict):
     std: _Numbers
     loss: SpecManifest
     objects: Annotated[int, Field(ge=0, le=10**4)] = 0
+    target: Target = "class"
+    output: Annotated[str, Field(max_length=512)] = ""
 
 
 class RuleManifest(file_model(LocalRule, strict=True)):

@@ -59,7 +59,8 @@ class Observation:
         network: Task, architecture and the weights that the server sent.
         update: What the client shared.
         count: Number of the client's examples.
-        labels: ``(count,)`` class of each example, or ``(count, M, 5)`` objects, see :mod:`leakmap.problem.objects`.
+        labels: What each example is labelled with, see :mod:`leakmap.problem.targets`, or ``(count, M, 5)`` objects,
+            see :mod:`leakmap.problem.objects`.
         label_counts: ``(classes,)`` examples, or objects, of each class.
         buffers: The client's buffers after its step, by name.
         rule: The client's local rule.
@@ -267,6 +268,8 @@ def _assemble(manifest: Manifest, tensors: dict[str, Tensor], code: Code, where:
             tuple(t.std),
             Spec(t.loss.name, dict(t.loss.params)),
             t.objects,
+            t.target,
+            t.output,
         )
         rule = None if manifest.rule is None else LocalRule(**manifest.rule.model_dump())
         observation = Observation(

@@ -11,6 +11,7 @@ from leakmap.attacker.attacks import DEFAULT, attacks
 from leakmap.attacker.protocol import Attack, checked
 from leakmap.errors import BadSetting, in_words
 from leakmap.local_rule import LocalRule
+from leakmap.problem.targets import Target
 from leakmap.registry.declared import Declared
 from leakmap.registry.declared import check as check_values
 from leakmap.registry.spec import Spec
@@ -105,7 +106,11 @@ class Plan:
         classes: Outputs of the model, if there are more than classes in the data.
         normalization: ``data`` (mean and deviation of the reference pictures), ``imagenet``, ``cifar10`` or
             ``M/M/M:S/S/S``.
-        loss: ``cross_entropy[,label_smoothing=E]`` or a user's ``file.py:function``.
+        loss: ``cross_entropy[,label_smoothing=E]`` or a user's ``file.py:function``; where the target takes another of
+            leakmap's own, ``bce`` or ``mse``, the usual value stands for it.
+        target: What a picture is labelled with, see :mod:`leakmap.problem.targets`; ``auto``: as data, model and loss
+            tell.
+        output: Which part of what the model returns the loss takes, a name or a position; empty: all of it.
         seed: Everything random derives from it.
         null: Whether this is a null audit: every update comes from other pictures.
         metrics: Besides PSNR and SSIM.
@@ -149,6 +154,12 @@ class Plan:
     loss: Annotated[str, Declared("cross_entropy[,label_smoothing=E] or file.py:function.", MODEL, table="model")] = (
         "cross_entropy"
     )
+    target: Annotated[Literal["auto", Target], Declared("What a picture is labelled with.", MODEL, table="model")] = (
+        "auto"
+    )
+    output: Annotated[
+        str, Declared("What of the model's outputs the loss takes: a name or a position.", MODEL, table="model")
+    ] = ""
     seed: Annotated[int, Declared("Everything random follows.", RUN, table="study")] = 0
     null: Annotated[bool, Declared("A null audit: updates of other pictures.", ATTACK, table="study")] = False
     metrics: Annotated[

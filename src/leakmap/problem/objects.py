@@ -44,6 +44,11 @@ def unpack(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return picture, found[:, 0], found[:, 1:].to(torch.get_default_dtype()) / GRID
 
 
+def holds_objects(y: Tensor) -> bool:
+    """Whether targets are objects: a picture has more than 5 pixels a side, so classes of pixels are none."""
+    return y.ndim == 3 and y.shape[-1] == VALUES and not y.is_floating_point()
+
+
 def corners(boxes: Tensor) -> Tensor:
     """``(n, 4)`` centre, width and height -> left, top, right, bottom."""
     centre, half = boxes[:, :2], boxes[:, 2:] / 2

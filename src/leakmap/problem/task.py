@@ -2,21 +2,19 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.errors import BadSetting
-from leakmap.problem.objects import VALUES
+from leakmap.problem.objects import EMPTY, GRID, VALUES
+from leakmap.problem.targets import WITHOUT_CLASS, Loss, Target, usual_loss
 from leakmap.registry.registry import checked_settings
 from leakmap.registry.spec import Spec
 from leakmap.registry.user_code import is_user_code, load_user_code
-
-Loss = Callable[[Any, Any], Tensor]
-"""``loss(outputs, y) -> scalar``: what the client minimises."""
 
 
 def loss_of(model: Callable[..., Any], loss: Loss | None, x: Tensor, y: Tensor) -> Tensor:
@@ -33,19 +31,21 @@ def loss_of(model: Callable[..., Any], loss: Loss | None, x: Tensor, y: Tensor) 
 
 @dataclass(frozen=True)
 class Task:
-    """What the model is for: the shape and range of its inputs, its classes and its loss.
+    """What the model is for: the shape and range of its inputs, what it says of them, and its loss.
 
     Models take *normalized* pictures: ``(picture - mean) / std`` per channel, for a picture in [0, 1].
 
     Args:
         shape: ``(C, H, W)`` of one input.
-        classes: Number of classes.
+        classes: Outputs of the model: class scores, logits or values; 1 for ``binary``.
         mean: Per channel, of pictures in [0, 1].
         std: Per channel, positive.
-        loss: ``cross_entropy[,label_smoothing=E]`` or a user's ``file.py:function`` taking ``(outputs, y)``; a detector
-            computes its own.
-        objects: The most objects of a picture, which targets are padded to, see :mod:`leakmap.problem.objects`; 0 for
-            classification, where a target is a class.
+        loss: ``cross_entropy[,label_smoothing=E]``, ``bce``, ``mse`` or a user's ``file.py:function`` taking
+            ``(outputs, y)``; a detector computes its own.
+        objects: The most objects of a picture, which targets are padded to, see :mod:`leakmap.problem.objects`; 0 where
+            pictures have no objects.
+        target: What a picture is labelled with, see :mod:`leakmap.problem.targets`.
+        output: Which part of what the model returns the loss takes: a name or a position; empty: all of it.
     """
 
     shape: tuple[int, int, int]
@@ -54,14 +54,25 @@ class Task:
     std: tuple[float, ...]
     loss: Spec = field(default_factory=lambda: Spec("cross_entropy"))
     objects: int = 0
+    target: Target = "class"
+    output: str = ""
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise BadSetting(f"A task's shape is (channels, height, width), all at least 1; got {self.shape}.")
         if self.objects < 0:
             raise BadSetting(f"A task has at least 0 objects in a picture; got {self.objects}.")
-        if self.classes < (1 if self.objects else 2):
-            raise BadSetting(f"A task needs at least 2 classes, detection at least 1; got {self.classes}.")
+        if self.target not in get_args(Target):
+            raise BadSetting(f"A task's target is one of {', '.join(get_args(Target))}; got {self.target!r}.")
+        if self.objects and self.target != "class":
+            raise BadSetting(f"Pictures with objects have no other target; got {self.target!r}.")
+        if self.target == "binary" and self.classes != 1:
+            raise BadSetting(f"A binary task has one output, classes = 1; got {self.classes}.")
+        if self.classes < (2 if self.target == "class" and not self.objects else 1):
+            raise BadSetting(
+                f"A task needs at least 2 classes, detection at least 1; got {self.classes}. A model with one output "
+                "has the target binary or regression."
+            )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.shape[0]:
                 raise BadSetting(f"A task with {self.shape[0]} channels needs as many values of {name}; got {values}.")
@@ -69,8 +80,95 @@ class Task:
             raise BadSetting(f"mean must be finite and every std positive; got {self.mean} and {self.std}.")
 
     def target_shape(self, count: int) -> tuple[int, ...]:
-        """Of the targets of ``count`` examples: ``(count,)``, for detection ``(count, objects, 5)``."""
-        return (count, self.objects, VALUES) if self.objects else (count,)
+        """Of the targets of ``count`` examples, see :mod:`leakmap.problem.targets`; of objects ``(count, M, 5)``."""
+        if self.objects:
+            return (count, self.objects, VALUES)
+        if self.target == "pixels":
+            return (count, *self.shape[1:])
+        return (count, self.classes) if self.target in ("multilabel", "regression") else (count,)
+
+    @property
+    def labels(self) -> int:
+        """Different labels that a picture, an object, an output or a pixel can have; 0 for real values."""
+        return {"regression": 0, "binary": 2, "multilabel": 2, "pixels": max(2, self.classes)}.get(
+            self.target, self.classes
+        )
+
+    @property
+    def counted(self) -> bool:
+        """Whether it makes sense to say how many examples, or objects, of each class there are."""
+        return self.target not in WITHOUT_CLASS
+
+    def blank(self, count: int) -> Tensor:
+        """Targets of ``count`` examples that say nothing: all 0, and no object."""
+        if self.objects:
+            return torch.full(self.target_shape(count), EMPTY)
+        return torch.zeros(
+            self.target_shape(count), dtype=torch.float32 if self.target == "regression" else torch.int64
+        )
+
+    def tried(self, count: int) -> Tensor:
+        """Some targets of ``count`` examples, different ones where there can be, to try a loss with."""
+        if self.objects:
+            return torch.tensor([0, *[GRID // 2] * (VALUES - 1)]).repeat(count, 1, 1)
+        shape = self.target_shape(count)
+        y = torch.arange(count).view(-1, *[1] * (len(shape) - 1)).expand(shape)
+        return y / count if self.target == "regression" else y % self.labels
+
+    def free(self, count: int) -> tuple[int, ...]:
+        """Shape of the free values behind searched targets of ``count`` examples, see :meth:`searched`."""
+        return (count, self.classes) if self.target == "class" else self.target_shape(count)
+
+    def searched(self, free: Tensor) -> Tensor:
+        """Targets as a search sees them: class distributions ``(N, classes)``, probabilities of labels, or values."""
+        if self.target == "class":
+            return free.softmax(1)
+        return free if self.target == "regression" else free.sigmoid()
+
+    def settled(self, y: Tensor) -> Tensor:
+        """Targets that were searched, or are given, as they stand in a batch."""
+        if self.target == "regression" or not y.is_floating_point():
+            return y
+        return y.argmax(1) if self.target == "class" else (y > 0.5).long()
+
+    def wrong(self, y: Tensor, count: int) -> str:
+        """What is wrong with the targets of ``count`` examples, as a clause behind their name; empty if nothing is."""
+        if tuple(y.shape) != self.target_shape(count):
+            return f"has shape {tuple(y.shape)}, expected {self.target_shape(count)}"
+        if self.target == "regression":
+            if not y.is_floating_point():
+                return f"has type {y.dtype}, expected floats"
+            return "" if bool(torch.isfinite(y).all()) else "holds values that are not finite"
+        if y.dtype != torch.int64:
+            return f"has type {y.dtype}, expected torch.int64"
+        return self._wrong_objects(y) if self.objects else self._wrong_labels(y)
+
+    def _wrong_labels(self, labels: Tensor) -> str:
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.labels:
+            return f"holds a class outside 0..{self.labels - 1}"
+        return ""
+
+    def _wrong_objects(self, y: Tensor) -> str:
+        found = y[..., 0]
+        if y.numel() and not int(found.min()) >= EMPTY:
+            return f"holds a class below {EMPTY}"
+        boxes = y[found != EMPTY]
+        sides = boxes[:, 1:]
+        if len(boxes) and not (int(sides.min()) >= 0 and int(sides.max()) <= GRID and int(boxes[:, 3:].min()) > 0):
+            return "holds a box outside the picture, or without width or height"
+        return self._wrong_labels(boxes[:, 0])
+
+    def leaky(self) -> "Task":
+        """The task of a planted control: the same kind of target with the loss that goes with it.
+
+        The control is a network of its own, which neither detects, nor labels pixels, nor returns more than one tensor;
+        of a loss of the user's own nobody knows whether it fits.
+        """
+        task = replace(self, output="")
+        if self.objects or self.target == "pixels":
+            task = replace(task, classes=max(2, self.classes), objects=0, target="class")
+        own = task.target == "class" and self.target == "class" and self.loss.name == "cross_entropy"
+        return replace(task, loss=self.loss if own else Spec(usual_loss(task.target, task.classes)))
 
     def normalize(self, pictures: Tensor) -> Tensor:
         """Pictures ``(N, C, H, W)`` in [0, 1] -> model inputs."""
@@ -101,12 +199,25 @@ def cross_entropy(*, label_smoothing: float = 0.0) -> Loss:
     return lambda outputs, y: F.cross_entropy(outputs, y, label_smoothing=label_smoothing)
 
 
+def bce() -> Loss:
+    """Mean binary cross entropy of logits, over pictures and outputs."""
+    return F.binary_cross_entropy_with_logits
+
+
+def mse() -> Loss:
+    """Mean squared difference, over pictures and outputs."""
+    return F.mse_loss
+
+
+LOSSES: dict[str, Callable[..., Loss]] = {"cross_entropy": cross_entropy, "bce": bce, "mse": mse}
+
+
 def build_loss(spec: Spec) -> Loss:
     """The loss that a specification typed by the user names; runs the user's file if it names one."""
     if is_user_code(spec.name):
         if spec.params:
             raise BadSetting(f"A loss function of your own takes no settings; got {spec}.")
         return load_user_code(spec.name)
-    if spec.name != "cross_entropy":
-        raise BadSetting(f"There is no loss {spec.name!r}; use cross_entropy or path/to/file.py:function.")
-    return cross_entropy(**checked_settings(cross_entropy, spec, "loss"))
+    if spec.name not in LOSSES:
+        raise BadSetting(f"There is no loss {spec.name!r}; use {', '.join(LOSSES)} or path/to/file.py:function.")
+    return LOSSES[spec.name](**checked_settings(LOSSES[spec.name], spec, "loss"))

@@ -19,7 +19,8 @@ class FinishedClient(Part):
 
     Args:
         client: Its number, from 0.
-        classes: The class of each picture, or which objects it holds.
+        classes: What each picture is labelled with: its class, which objects it holds, its labels or values, or the
+            classes of its pixels.
         ranks: In the line-up, of each picture; 1 is first.
         galleries: Candidates in each of these line-ups, the true picture included.
         scores: Metric -> value of each picture.

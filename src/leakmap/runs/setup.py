@@ -25,7 +25,7 @@ from leakmap.scoring.regions import crops
 
 _GROUPS = (
     *("images", "labels", "victims", "swaps", "controls", "reference", "public", "training", "rehearsals"),
-    *("distractors", "objects", "areas"),
+    *("distractors", "objects", "areas", "values"),
 )
 
 
@@ -69,8 +69,9 @@ class Setup:
         return Public(self.groups.pictures(index), self.targets(index))
 
     def targets(self, index: Tensor) -> Tensor:
-        """What the network's loss takes for some pictures: the planted control classifies those with objects too."""
-        return self.groups.targets(index) if self.network.task.objects else self.groups.labels[index]
+        """What the network's task labels some pictures with: the planted control classifies those with objects too."""
+        task = self.network.task
+        return self.groups.targets(index) if task.objects or not task.counted else self.groups.labels[index]
 
     @cached_property
     def spare_objects(self) -> tuple[Tensor, list[Tensor]]:

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.client.simulate import Batch
-from leakmap.problem.objects import unpack
+from leakmap.problem.objects import holds_objects, unpack
 from leakmap.registry.spec import Spec
 from leakmap.scoring.bands import BANDS, band_ranks
 from leakmap.scoring.invariance import invariant_ncc
@@ -28,7 +29,7 @@ class Score:
         ranks: In the line-up, of each picture; 1 is best.
         galleries: Candidates in each line-up, the truth included.
         labels_right: Share of the multiset of classes that was right; of detected objects twice the common ones over
-            all of both.
+            all of both; of other labels the pictures of which all are right, of values all within 1 %.
         pose_ranks: In the line-up that allows any pose, see :func:`leakmap.scoring.invariance.invariant_ncc`.
         band_ranks: Band -> rank of each picture in the line-up of that band, see :mod:`leakmap.scoring.bands`.
         object_ranks: In the line-up of crops, of each large object.
@@ -125,13 +126,21 @@ def metric_values(pictures: Tensor, batch: Batch, names: Sequence[Spec | str] = 
             pairs = zip(pictures, originals, batch.areas, strict=True)
             values = [metric(cut(picture[None], area), cut(original[None], area)) for picture, original, area in pairs]
             found[spec.name] = tuple(torch.cat(values).tolist())
-    if batch.y.ndim > 1:
+    if holds_objects(batch.y):
         found |= in_and_around(pictures, originals, batch.y.cpu(), batch.areas)
     return found
 
 
+CLOSE = 1e-2
+"""Relative distance up to which a value counts as found."""
+
+
 def overlap(found: Tensor, truth: Tensor) -> float:
-    """Overlap of two multisets of classes, in [0, 1]."""
+    """Overlap of two multisets of classes, or of what pictures are labelled with else, in [0, 1]."""
+    if truth.ndim > 1 and not holds_objects(truth):
+        pairs = torch.stack([torch.isclose(found, one, rtol=CLOSE, atol=0.0).flatten(1).all(1) for one in truth])
+        rows, columns = linear_sum_assignment(pairs.numpy(), maximize=True)
+        return float(pairs[torch.as_tensor(rows), torch.as_tensor(columns)].float().mean())
     found, truth = (unpack(y)[1] if y.ndim > 1 else y for y in (found, truth))
     size = 1 + int(torch.cat([found, truth, truth.new_zeros(1)]).max())
     common = torch.minimum(torch.bincount(found, minlength=size), torch.bincount(truth, minlength=size))

@@ -82,7 +82,9 @@ def _alike(cells: Sequence[Cell]) -> list[list[int]]:
     for place, cell in enumerate(cells):
         plan = cell.plan
         what = (plan.data, plan.image_size, plan.victims, plan.batch_size, plan.threat.public, plan.train_epochs > 0)
-        found.setdefault((*what, plan.seed, plan.normalization, plan.classes, plan.loss), []).append(place)
+        asked = (plan.target, plan.output, plan.model if plan.target == "auto" else "", plan.rule.mode)
+        key = (*what, *asked, plan.threat.labels, plan.seed, plan.normalization, plan.classes, plan.loss)
+        found.setdefault(key, []).append(place)
     return list(found.values())
 
 

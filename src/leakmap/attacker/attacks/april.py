@@ -12,7 +12,7 @@ from leakmap.attacker.attacks.inverting_gradients import floor_of_search
 from leakmap.attacker.closed_form import first_attention
 from leakmap.attacker.equations import facts_used, label_notes
 from leakmap.attacker.gradients import mean_gradient
-from leakmap.attacker.labels import recover
+from leakmap.attacker.labels import told
 from leakmap.attacker.protocol import CLOSED_FORM, free_to_fit, nothing_to_fit, nothing_to_restore, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.errors import NotApplicable
@@ -63,7 +63,7 @@ class April:
                 contradicts the closed form.
         """
         names = first_attention(observation)
-        labels = recover(observation, self.labels, derive(seed, "labels"))
+        labels = told(observation, self.labels, derive(seed, "labels"))
         network = observation.network
         read = (names.position, *names.readers)
         if missing := [name for name in read if name not in observation.update.tensors]:

@@ -11,7 +11,7 @@ from leakmap.attacker.attacks.inverting_gradients import floor_of_search
 from leakmap.attacker.closed_form import qualifying_layer
 from leakmap.attacker.equations import facts_used, label_notes, ordered
 from leakmap.attacker.gradients import mean_gradient
-from leakmap.attacker.labels import recover
+from leakmap.attacker.labels import told
 from leakmap.attacker.protocol import CLOSED_FORM, free_to_fit, nothing_to_fit, nothing_to_restore, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.defences import defence_of
@@ -59,7 +59,7 @@ class Linear:
         """
         layer = qualifying_layer(observation, "linear")
         gradient = mean_gradient(observation, (f"{layer}.weight", f"{layer}.bias"))
-        labels = recover(observation, self.labels, derive(seed, "labels"))
+        labels = told(observation, self.labels, derive(seed, "labels"))
         y = labels.y
         weight, bias = gradient[f"{layer}.weight"], gradient[f"{layer}.bias"]
         if observation.rule is not None and defence_of(observation.rule.defence).left == "largest":

@@ -10,7 +10,7 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.inverting_gradients import floor_of_search
 from leakmap.attacker.equations import facts_used, label_notes
 from leakmap.attacker.gradients import mean_gradient
-from leakmap.attacker.labels import recover
+from leakmap.attacker.labels import told
 from leakmap.attacker.patches import readable_patches
 from leakmap.attacker.protocol import CLOSED_FORM, free_to_fit, nothing_to_fit, nothing_to_restore, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction, Tick
@@ -64,7 +64,7 @@ class PatchPositions:
         tokens, weight = found.of_tokens(gradient[found.position]), gradient[found.embedding].flatten(1)
         precision = torch.finfo(observation.update.tensors[found.embedding].dtype).eps
         solution = solve(tokens, weight, precision)
-        labels = recover(observation, self.labels, derive(seed, "labels"))
+        labels = told(observation, self.labels, derive(seed, "labels"))
         pictures = network.task.denormalize(found.picture(solution.patches, network.task).to(network.dtype))
         tick(1.0)
         return Reconstruction(

@@ -14,7 +14,7 @@ from leakmap.attacker.attacks.inverting_gradients import floor_of_search
 from leakmap.attacker.closed_form import qualifying_layer
 from leakmap.attacker.equations import facts_used, label_notes, ordered
 from leakmap.attacker.gradients import mean_gradient
-from leakmap.attacker.labels import recover
+from leakmap.attacker.labels import told
 from leakmap.attacker.protocol import CLOSED_FORM, free_to_fit, nothing_to_fit, nothing_to_restore, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction, Tick
 from leakmap.errors import NotApplicable
@@ -81,7 +81,7 @@ class Spear:
             NotApplicable: no layer qualifies, the gradient has no clear rank, or no solution agrees with the ReLU.
         """
         layer = qualifying_layer(observation, "spear")
-        labels = recover(observation, self.labels, derive(seed, "labels"))
+        labels = told(observation, self.labels, derive(seed, "labels"))
         count, network = len(labels.y), observation.network
         gradient = mean_gradient(observation, (f"{layer}.weight", f"{layer}.bias"))
         factors = decompose(gradient[f"{layer}.weight"], gradient[f"{layer}.bias"], count)

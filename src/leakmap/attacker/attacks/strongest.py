@@ -15,12 +15,13 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.learned.rehearsal import READ, rehearsals_of
 from leakmap.attacker.matching.context import SearchContext
+from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.residual import buffer_residual, update_residual
 from leakmap.attacker.matching.statistics import norm_layers
 from leakmap.attacker.protocol import Attack, Cost, FitCost, Fitted, Kept, trying_shows
 from leakmap.attacker.reconstruction import Attempt, Reconstruction, Tick
 from leakmap.attacker.setting import Setting
-from leakmap.errors import BadSetting, LeakmapError, NonFinite, NotApplicable
+from leakmap.errors import BadSetting, LeakmapError, NonFinite, NotApplicable, NotGranted
 from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
 from leakmap.registry.spec import Spec
@@ -128,6 +129,27 @@ def member_specs(suite: Spec) -> list[Spec]:
 def applying(suite: Spec, observation: Observation) -> list[Spec]:
     """The specifications of the members that would run against such a client."""
     return [member for member in member_specs(suite) if not attacks.build(member).why_not(observation)]
+
+
+def unlabelled(attack: Attack, observation: Observation) -> str:
+    """Why an attack cannot run for lack of labels, which it neither is granted nor can read; empty if it can run.
+
+    A search needs labels, or searches them too; a closed form reads pictures without. Of a suite one member is enough.
+    """
+    members = [attack]
+    if isinstance(attack, Strongest):
+        members = [member for _, member in attack.members if not member.why_not(observation)]
+    why = ""
+    for one in members:
+        if not isinstance(one, GradientMatching):
+            return ""
+        try:
+            one.labels_of(observation, 0)
+        except (NotApplicable, NotGranted) as error:
+            why = why or str(error)
+        else:
+            return ""
+    return why
 
 
 @dataclass(frozen=True)

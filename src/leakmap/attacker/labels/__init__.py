@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from leakmap.defences import defence_of
-from leakmap.errors import NotApplicable
+from leakmap.errors import NotApplicable, NotGranted
 from leakmap.observation.observation import Observation
 from leakmap.problem.objects import pack
 from leakmap.registry.registry import Registry
@@ -25,7 +25,7 @@ class Labels:
 
     Args:
         y: ``(count,)`` classes in ascending order: the order inside a batch cannot be seen. For detection ``(count, M,
-            5)`` objects in boxes that :func:`placed` draws.
+            5)`` objects in boxes that :func:`placed` draws, for other tasks see :mod:`leakmap.problem.targets`.
         rule: Name of the rule.
         confidence: In [0, 1], from the rule's own residual; never from the truth.
         used: Facts that it drew on besides the number of examples.
@@ -63,7 +63,9 @@ def recover(observation: Observation, rule: str, seed: int) -> Labels:
     task = observation.network.task
     if rule == "blind" and observation.label_counts is None and observation.labels is None:
         count = observation.count or 1
-        y = torch.randint(task.classes, (count,), generator=generator(seed, "blind labels")).sort().values
+        if not task.counted:
+            return Labels(task.blank(count).to(observation.network.device), "random", 0.0)
+        y = torch.randint(task.labels, (count,), generator=generator(seed, "blind labels")).sort().values
         y = placed(observation, y, seed) if task.objects else y
         return Labels(y.to(observation.network.device), "random", 0.0)
     if rule not in ("auto", "blind"):
@@ -86,6 +88,38 @@ def recover(observation: Observation, rule: str, seed: int) -> Labels:
         raise refused[0]
     # max keeps the first of equals, and fitting_rules puts the rule that wins ties first.
     return max(found, key=lambda labels: labels.confidence)
+
+
+def to_search(observation: Observation) -> Labels:
+    """Labels that say nothing yet, for an attack that searches them together with the pictures.
+
+    Raises:
+        NotApplicable: they are of objects or pixels, which are not searched.
+    """
+    observation.need("count")
+    task = observation.network.task
+    if task.target == "pixels" or task.objects:
+        what = "objects" if task.objects else "pixels"
+        raise NotApplicable(
+            f"This attack searches labels together with pictures, and labels of {what} cannot be searched: use "
+            "inverting_gradients with granted labels (--labels known)."
+        )
+    blank = task.blank(observation.count or 1).to(observation.network.device)
+    return Labels(blank, "searched with the pictures", 0.0)
+
+
+def told(observation: Observation, rule: str, seed: int) -> Labels:
+    """As :func:`recover`, for an attack that reads pictures without labels: what cannot be read is left blank."""
+    try:
+        return recover(observation, rule, seed)
+    except (NotApplicable, NotGranted):
+        observation.need("count")
+        blank = observation.network.task.blank(observation.count or 1).to(observation.network.device)
+        return Labels(blank, UNREAD, 0.0)
+
+
+UNREAD = "not read"
+"""In place of the name of a rule."""
 
 
 def placed(observation: Observation, classes: Tensor, seed: int) -> Tensor:
@@ -116,6 +150,8 @@ def fitting_rules(observation: Observation) -> tuple[str, ...]:
     rule = observation.rule
     if observation.network.task.objects:
         return ("objects",)
+    if not observation.network.task.counted:
+        return ("single",)
     if observation.count == 1:
         return ("idlg",)
     if rule is None:

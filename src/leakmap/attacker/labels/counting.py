@@ -15,7 +15,7 @@ def label_smoothing(observation: Observation) -> float:
 
 def counts_from_mean_label(mean_label: Tensor, observation: Observation) -> Tensor:
     """``(classes,)`` real counts from the mean, possibly smoothed, label distribution ``mean_k(p_k) - db``."""
-    smoothing, classes = label_smoothing(observation), observation.network.task.classes
+    smoothing, classes = label_smoothing(observation), observation.network.task.labels
     return (observation.count or 0) * (mean_label - smoothing / classes) / (1 - smoothing)
 
 

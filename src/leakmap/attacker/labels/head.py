@@ -1,20 +1,27 @@
 """The last linear layer: its gradient as the update shows it, and its inputs and outputs on stand-in pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.gradients import mean_gradient
 from leakmap.client_step import arrange
 from leakmap.defences import defence_of
-from leakmap.errors import NotApplicable
+from leakmap.errors import NotApplicable, in_words
+from leakmap.local_rule import LocalRule
 from leakmap.models.adapt import freeze_running_statistics
+from leakmap.models.network import Network
 from leakmap.observation.observation import Observation
+from leakmap.problem.targets import Target
+from leakmap.problem.task import Task
 from leakmap.seeds import generator
 
 AT_ONCE = 64
@@ -60,32 +67,140 @@ class View:
     probabilities: Tensor
 
 
-def head_gradient(observation: Observation) -> Head:
+def head_gradient(observation: Observation, targets: Sequence[Target] = ("class", "binary")) -> Head:
     """The gradient of the last linear layer, as :func:`leakmap.attacker.gradients.mean_gradient` reads it.
 
+    One logit is read as two scores, 0 and itself: the softmax of both is its probability, and the gradients of both
+    are each other's opposite.
+
+    Args:
+        observation: Gives the update.
+        targets: What a client's pictures may be labelled with for the rule that asks.
+
     Raises:
-        NotApplicable: the model does not end in a linear layer with one output per class, or it was not shared.
+        NotApplicable: pictures are labelled with something else, the layer was not shared or its gradient is zero; or
+            see :func:`head_of`.
     """
     network = observation.network
-    classes = network.task.classes
-    if network.task.objects or network.task.loss.name != "cross_entropy" or network.code.loss is not None:
+    if network.task.objects or network.task.target not in targets:
+        what = "objects" if network.task.objects else network.task.target
         raise NotApplicable(
-            "Label recovery reads the gradient of cross entropy, this client has a loss of its own; grant the labels."
+            f"This rule reads labels of the target {' or '.join(targets)}, this client's is {what}; {GRANT}."
         )
-    linear = [
-        name
-        for name, layer in network.module().named_modules()
-        if isinstance(layer, nn.Linear) and layer.out_features == classes
-    ]
+    name = head_of(network, assumed_rule(observation).rule)
     shared = observation.update.tensors
-    if not linear or f"{linear[-1]}.weight" not in shared:
+    if f"{name}.weight" not in shared:
         raise NotApplicable(
-            f"Label recovery reads the gradient of a final linear layer with {classes} outputs, which "
-            f"{network.model} does not share; grant the labels."
+            f"Label recovery reads the gradient of a final linear layer, and that of {name!r} is not shared; {GRANT}."
         )
-    weight, bias = f"{linear[-1]}.weight", f"{linear[-1]}.bias"
-    gradient = mean_gradient(observation, [name for name in (weight, bias) if name in shared])
-    return Head(linear[-1], gradient.get(bias), gradient[weight])
+    gradient = mean_gradient(observation, [one for one in (f"{name}.weight", f"{name}.bias") if one in shared])
+    if not any(bool(tensor.any()) for tensor in gradient.values()):
+        raise NotApplicable(f"The gradient of the final linear layer, {name!r}, is zero: it shows no label; {GRANT}.")
+    if network.task.target == "binary":
+        gradient = {one: torch.cat([-tensor, tensor]) for one, tensor in gradient.items()}
+    return Head(name, gradient.get(f"{name}.bias"), gradient[f"{name}.weight"])
+
+
+def head_of(network: Network, rule: LocalRule) -> str:
+    """The name of the linear layer whose outputs the loss takes as they are, found by running the network.
+
+    Registration tells nothing: a layer may be unused, or registered before others. The layer is the last one to run
+    whose outputs get the derivative that the softmax or the logistic function, or for values the squared difference,
+    leaves between prediction and label. So a user's own loss is read where it is one of these, and scores behind which
+    something else comes are not.
+
+    Args:
+        network: Architecture, weights and loss.
+        rule: Gives the mode.
+
+    Raises:
+        NotApplicable: there is no such layer.
+    """
+    task, loss = network.task, network.loss()
+    module = arrange(network.module(), rule, dropout=False)
+    seen: list[tuple[str, Tensor]] = []
+
+    def note(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def hook(layer: nn.Module, inputs: Any, outputs: Tensor) -> Tensor:
+            seen.append((name, outputs))
+            return outputs.clone()  # what works in place behind the layer must not reach the noted tensor
+
+        return hook
+
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(note(name))
+    x = torch.randn(2, *task.shape, generator=generator(0, "head")).to(network.device, network.dtype)
+    y = task.tried(2).to(network.device)
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            value = module(x.requires_grad_(), y) if loss is None else loss(module(x.requires_grad_()), y)
+            given = [one for _, one in seen]
+            slopes = torch.autograd.grad(value, given, allow_unused=True) if given else ()
+    except (ValueError, RuntimeError) as error:
+        raise NotApplicable(f"The last linear layer cannot be found: {in_words(error)}; {GRANT}.") from None
+    pairs = [(name, z, dz) for (name, z), dz in zip(seen, slopes, strict=True) if z.shape == (2, task.classes)]
+    for name, z, dz in reversed(pairs):
+        if dz is not None and _is_residual(task, z.detach().double(), dz.double(), y):
+            return name
+    if not pairs:
+        raise NotApplicable(
+            f"Label recovery reads the gradient of a final linear layer with {task.classes} outputs, which "
+            f"{network.model} does not have; {GRANT}."
+        )
+    what = {"class": "cross entropy", "regression": "the squared difference"}.get(task.target, "binary cross entropy")
+    raise NotApplicable(
+        f"Label recovery reads the gradient of {what} of the outputs of a linear layer, and this client's loss has "
+        f"another derivative at those of {pairs[-1][0]!r}; {GRANT}."
+    )
+
+
+def last_layer(network: Network, rule: LocalRule) -> str:
+    """The name of the layer with parameters that runs last; of a detector, which has several ends, the last declared.
+
+    Args:
+        network: Architecture and weights.
+        rule: Gives the mode.
+    """
+    module = arrange(network.module(), rule, dropout=False)
+    trained = [name.rpartition(".")[0] for name, p in module.named_parameters() if p.requires_grad]
+    ran: list[str] = []
+    for name in dict.fromkeys(trained):
+        module.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    x = torch.randn(2, *network.task.shape, generator=generator(0, "head")).to(network.device, network.dtype)
+    if not network.task.objects:
+        with suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            module(x)
+    return [*trained, *ran][-1]
+
+
+GRANT = "grant the labels (--labels known, ThreatModel(labels='known'))"
+NEARLY = 1e-2
+"""Relative distance between the derivative of a loss and what it is compared with: half precision leaves 1e-3."""
+
+
+def _is_residual(task: Task, z: Tensor, dz: Tensor, y: Tensor) -> bool:
+    """Whether ``dz`` is what the loss that goes with the task leaves at the outputs ``z``, each ``(2, classes)``."""
+    if task.target == "class":
+        smoothing = float(task.loss.params.get("label_smoothing", 0.0))
+        held = F.one_hot(y, task.classes).double()
+        expected = (z.softmax(1) - (1 - smoothing) * held - smoothing / task.classes) / len(z)
+    elif task.target == "regression":
+        expected = 2 * (z - y.view_as(z)) / z.numel()
+    else:
+        expected = (z.sigmoid() - y.view_as(z)) / z.numel()
+    return float((dz - expected).norm()) <= NEARLY * float(expected.norm())
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """Rows of a last layer for the classes of a softmax: for a single logit those of 0 and of itself."""
+    return torch.cat([torch.zeros_like(tensor), tensor]) if len(tensor) == 1 else tensor
+
+
+def probabilities(z: Tensor) -> Tensor:
+    """``(N, classes)`` scores -> their softmax; one logit each, ``(N, 1)`` or ``(N,)`` -> probabilities of 0 and 1."""
+    z = z.view(len(z), -1)
+    return torch.cat([torch.zeros_like(z), z], 1).softmax(1) if z.shape[1] == 1 else z.softmax(1)
 
 
 def bias_of(head: Head, rule: str) -> Tensor:
@@ -171,8 +286,14 @@ def view(observation: Observation, head: Head, x: Tensor, weights: Mapping[str, 
         x = x[: max(1, len(x) // size) * size]
     parts = x.split(size)[:PARTS]
     seen: list[Tensor] = []
-    hook = module.get_submodule(head.name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    with hook, torch.no_grad():
-        outputs = [functional_call(module, dict(weights or observation.network.weights), (part,)) for part in parts]
+    given: list[Tensor] = []
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+        seen.append(inputs[0])
+        given.append(outputs.clone())
+
+    with module.get_submodule(head.name).register_forward_hook(note), torch.no_grad():
+        for part in parts:
+            functional_call(module, dict(weights or observation.network.weights), (part,))
     # Counts are read off the difference of predictions and gradients, which are nearly equal for absent classes.
-    return View(torch.cat(seen).double(), torch.cat(outputs).double().softmax(1))
+    return View(torch.cat(seen).double(), probabilities(torch.cat(given).double()))

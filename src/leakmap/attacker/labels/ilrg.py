@@ -4,7 +4,15 @@ from torch import Tensor
 
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
 from leakmap.attacker.labels.counting import agreement, largest_remainder, listed, solve_counts
-from leakmap.attacker.labels.head import Head, bias_of, check_magnitudes, check_scale, facts_used, head_gradient
+from leakmap.attacker.labels.head import (
+    Head,
+    bias_of,
+    check_magnitudes,
+    check_scale,
+    facts_used,
+    head_gradient,
+    rows_of,
+)
 from leakmap.observation.observation import Observation
 
 ROUNDING = 1e-6
@@ -46,10 +54,10 @@ def class_predictions(observation: Observation, head: Head, bias: Tensor) -> Ten
     features = common.expand_as(head.weight).clone()
     features[readable] = head.weight[readable] / bias[readable, None]
     names = [f"{head.name}.weight", f"{head.name}.bias"]
-    weight, own = (observation.network.weights[name].double() for name in names)
+    weight, own = (rows_of(observation.network.weights[name].double()) for name in names)
     # After several steps the mean gradient belongs, on average, to the weights halfway along.
     if observation.rule and observation.rule.steps(observation.count or 1) > 1:
         weight, own = (
-            w + observation.update.tensors[n].double() / 2 for w, n in zip((weight, own), names, strict=True)
+            w + rows_of(observation.update.tensors[n].double()) / 2 for w, n in zip((weight, own), names, strict=True)
         )
     return (features @ weight.T + own).softmax(1)

@@ -7,11 +7,17 @@ from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.gradients import step_weights
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
 from leakmap.attacker.labels.counting import agreement, largest_remainder, listed, solve_counts
-from leakmap.attacker.labels.head import bias_of, check_magnitudes, check_scale, facts_used, head_gradient
+from leakmap.attacker.labels.head import (
+    bias_of,
+    check_magnitudes,
+    check_scale,
+    facts_used,
+    head_gradient,
+    probabilities,
+)
 from leakmap.client_step import arrange, local_signal
 from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
-from leakmap.problem.task import build_loss
 from leakmap.seeds import generator
 
 
@@ -35,7 +41,7 @@ def rlu(*, rounds: int = 3, draws: int = 4) -> LabelRule:
     def rule(observation: Observation, seed: int) -> Labels:
         check_scale(observation)
         check_magnitudes(observation, "rlu")
-        total, classes = observation.count or 0, observation.network.task.classes
+        total, classes = observation.count or 0, observation.network.task.labels
         head = head_gradient(observation)
         bias = bias_of(head, "rlu")
         source = generator(seed, "label dummies")
@@ -63,18 +69,21 @@ def erroneous_confidence(observation: Observation, y: Tensor, source: torch.Gene
         source: Of randomness.
     """
     network, rule = observation.network, assumed_rule(observation).rule
+    classes = network.task.labels
     y = y[torch.randperm(len(y), generator=source).to(y.device)]
     seen: list[Tensor] = []
 
+    loss = network.loss()
+    assert loss is not None
+
     def recorded(outputs: Tensor, part: Tensor) -> Tensor:
-        seen.append(outputs.detach().double().softmax(1))
+        seen.append(probabilities(outputs.detach().double()))
         return loss(outputs, part)
 
-    loss = build_loss(network.task.loss)
     module = arrange(network.module(), rule, dropout=False)
     local_signal(module, network.weights, _stand_ins(observation, y, source), y, rule, recorded)
     weights = _weights(rule, len(y)).to(y.device)
-    members = weights * (y.repeat(rule.epochs) == torch.arange(network.task.classes, device=y.device)[:, None])
+    members = weights * (y.repeat(rule.epochs) == torch.arange(classes, device=y.device)[:, None])
     return members @ torch.cat(seen) / members.sum(1, keepdim=True)
 
 

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
-from leakmap.attacker.labels.head import Head, check_magnitudes, check_scale, facts_used, head_gradient, rescaled
+from leakmap.attacker.labels.head import (
+    Head,
+    check_magnitudes,
+    check_scale,
+    facts_used,
+    head_gradient,
+    rescaled,
+    rows_of,
+)
 from leakmap.errors import NotApplicable
 from leakmap.observation.observation import Observation
 
@@ -75,7 +83,7 @@ def _families(observation: Observation, head: Head) -> list[tuple[Family, Tensor
     weights = observation.network.weights
     # The gradient of one example is (p - y) h, of rank one: its first singular vectors are both up to sign and scale.
     left, sizes, right = torch.linalg.svd(head.weight, full_matrices=False)
-    logits = weights[f"{head.name}.weight"].double() @ right[0]
+    logits = rows_of(weights[f"{head.name}.weight"].double()) @ right[0]
     if head.bias is None:
         check_scale(observation)
 
@@ -87,7 +95,7 @@ def _families(observation: Observation, head: Head) -> list[tuple[Family, Tensor
         return [(mirrored(sign), NORMS.to(left.device)) for sign in (1.0, -1.0)]
     norm = head.bias.norm().clamp(min=1e-300)
     length = sizes[0] * (left[:, 0] @ head.bias) / norm.square()
-    predicted = (length * logits + weights[f"{head.name}.bias"].double()).softmax(0)
+    predicted = (length * logits + rows_of(weights[f"{head.name}.bias"].double())).softmax(0)
     known = (observation.update.kind == "gradient" or observation.rule is not None) and not rescaled(observation)
     norms = norm[None] if known else NORMS.to(left.device)
     direction = head.bias / norm

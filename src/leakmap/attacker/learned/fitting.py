@@ -143,7 +143,7 @@ class Fitting:
 
     def _classes_read(self) -> int:
         """Classes that are columns besides what is read; 0 where public pictures of each are too few."""
-        classes = self.setting.network.task.classes
+        classes = self.setting.network.task.labels
         return classes if self.classes and len(self._public.pictures) >= OFTEN * classes else 0
 
     def _predicted(self) -> tuple[int, int, int]:
@@ -160,8 +160,10 @@ def granted(setting: Setting) -> tuple[LocalRule, int]:
         NotGranted: one is withheld.
         NotApplicable: the task is detection, or there are too few public pictures.
     """
-    if setting.network.task.objects:
-        raise NotApplicable("An inverse is fitted to pictures with a class; this task detects objects.")
+    task = setting.network.task
+    if task.objects or not task.counted:
+        what = "detects objects" if task.objects else f"has the target {task.target}"
+        raise NotApplicable(f"An inverse is fitted to pictures with a class; this task {what}.")
     if setting.rule is None or setting.count is None or setting.public is None:
         raise NotGranted(
             "An inverse is fitted to simulated clients, which needs the local rule, the number of examples and public "
@@ -174,8 +176,9 @@ def granted(setting: Setting) -> tuple[LocalRule, int]:
 
 def why_unfit(observation: Observation) -> str:
     """Why no inverse can be fitted for such clients, as far as it shows; empty if one can."""
-    if observation.network.task.objects:
-        return "it reads pictures with a class, not with objects"
+    task = observation.network.task
+    if task.objects or not task.counted:
+        return f"it reads pictures with a class, not with {'objects' if task.objects else f'the target {task.target}'}"
     return "" if observation.public is not None else "no public pictures are granted to fit it to"
 
 

@@ -114,7 +114,9 @@ class Rehearsals:
             Update(setting.share, signal.tensors),
             setting.count,
             y if "labels" in granted else None,
-            torch.bincount(y, minlength=network.task.classes) if "label_counts" in granted else None,
+            torch.bincount(y, minlength=network.task.labels)
+            if "label_counts" in granted and network.task.counted
+            else None,
             signal.buffers if "buffers" in granted else None,
             setting.rule,
             setting.public and setting.public.first(SHOWN),

@@ -120,16 +120,16 @@ def merge_epochs(x: Tensor, y: Tensor) -> Tensor:
 
     Args:
         x: ``(epochs, N, C, H, W)``.
-        y: ``(N,)`` classes: only pictures of one class are matched.
+        y: ``(N, ...)`` labels: only pictures that are labelled alike are matched.
 
     Source: Dimitrov et al. 2022, arXiv:2206.12395; the assignment minimises the squared distance.
     """
-    first = x[0].flatten(1)
+    first, rows = x[0].flatten(1), y.reshape(len(y), -1)
     merged = [x[0]]
     for epoch in x[1:]:
         cost = torch.cdist(first, epoch.flatten(1)).square()
         # More than any squared distance in the box, so a picture is never matched to one of another class.
-        cost = cost + 1e9 * (y[:, None] != y[None]).to(cost)
+        cost = cost + 1e9 * (rows[:, None] != rows[None]).any(-1).to(cost)
         _, columns = linear_sum_assignment(cost.cpu().numpy())
         merged.append(epoch[torch.as_tensor(columns, device=x.device)])
     return torch.stack(merged).mean(0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from leakmap.attacker.buffers import assumed_rule
-from leakmap.attacker.labels import Labels, label_rules, recover
+from leakmap.attacker.labels import Labels, label_rules, recover, to_search
 from leakmap.attacker.matching.context import Guess, SearchContext, Term
 from leakmap.attacker.matching.decoders import Decoder, Free, Pixels, median_filter, merge_epochs
 from leakmap.attacker.matching.descent import Descent
@@ -63,7 +63,7 @@ class GradientMatching:
         median_every: Iterations between two 3x3 median filters of the pixels; 0: none.
         masks: Weight of the dropout rates when masks are searched together with the pictures; None: the expected
             network is simulated.
-        soft_labels: Whether classes are searched together with the pictures, as the softmax of free values.
+        soft_labels: Whether labels are searched together with the pictures: classes as the softmax of free values.
         labels: ``auto`` or the name of a label rule, see :func:`leakmap.attacker.labels.recover`.
         mode: ``client`` simulates the client's mode, ``eval`` forces inference mode.
         engine: How the matching term is differentiated, see :class:`leakmap.attacker.matching.engine.Engine`.
@@ -143,7 +143,7 @@ class GradientMatching:
             observation = replace(observation, buffers=None)
         assumed = assumed_rule(observation)
         rule = replace(assumed.rule, mode="eval") if self.mode == "eval" else assumed.rule
-        found = self._labels(observation, seed)
+        found = self.labels_of(observation, seed)
         y = found.y if found.probabilities is None else found.probabilities
         context = SearchContext(observation, rule, y, seed)
         penalties = [term(context) for term in self.terms]
@@ -183,12 +183,16 @@ class GradientMatching:
         pictures = observation.network.task.denormalize(x)
         return Reconstruction(pictures, run.y, run.objective, run.curve, notes, used=used)
 
-    def _labels(self, observation: Observation, seed: int) -> Labels:
-        if not self.soft_labels:
-            return recover(observation, self.labels if self.match else "blind", derive(seed, "labels"))
-        observation.need("count")
-        classes = torch.zeros(observation.count or 1, dtype=torch.int64, device=observation.network.device)
-        return Labels(classes, "searched with the pictures", 0.0)
+    def labels_of(self, observation: Observation, seed: int) -> Labels:
+        """The labels that it simulates the client with.
+
+        Raises:
+            NotGranted: the number of examples is not granted, or another fact that a label rule cannot do without.
+            NotApplicable: labels are not granted, and neither read nor searched.
+        """
+        if self.soft_labels:
+            return to_search(observation)
+        return recover(observation, self.labels if self.match else "blind", derive(seed, "labels"))
 
     def _notes(self, context: SearchContext, labels: Labels, assumed: str) -> dict[str, str | int | float]:
         notes: dict[str, str | int | float] = {
@@ -233,6 +237,7 @@ class Restart:
         self.plateau: int | None = None
         self.marks: list[float] = []
         network, count = context.observation.network, len(context.y)
+        self.task = network.task
         self.noise = generator(context.seed, "noise", restart)
         context.observation.need(*how.of_start)
         given = context.observation.known_pixels
@@ -246,7 +251,8 @@ class Restart:
         self.values: list[Tensor] = []
         self.logits: Tensor | None = None
         if how.soft_labels:
-            drawn = torch.randn(count, network.task.classes, generator=generator(context.seed, "soft labels", restart))
+            shape = network.task.free(count)
+            drawn = torch.randn(shape, generator=generator(context.seed, "soft labels", restart))
             self.logits = drawn.to(self.best_x).requires_grad_()
         self.masks: list[Tensor] = []
         if engine is not None and engine.masks is not None:
@@ -313,7 +319,7 @@ class Restart:
         """Sets the gradients of the leaves; returns the objective, for optimisers that search along a line."""
         with torch.enable_grad():
             x = self.free.decode()
-            y = self.context.y if self.logits is None else self.logits.softmax(1)
+            y = self.context.y if self.logits is None else self.task.searched(self.logits)
         guess = Guess(x.detach(), y.detach(), tuple(mask.detach() for mask in self.masks))
         pulls = [torch.zeros_like(tensor) for tensor in (x, *([] if self.logits is None else [y]), *self.masks)]
         total = torch.zeros((), dtype=torch.float64, device=x.device)
@@ -384,7 +390,7 @@ class Restart:
 
     def result(self) -> Run:
         """Where it ended: the kept iterate, or the last one where there was no update to match."""
-        y = self.best_y.argmax(1) if self.best_y.is_floating_point() else self.best_y
+        y = self.task.settled(self.best_y)
         if not self.values:
             x = self.pictures()
             return Run(x, y, math.nan, (), float(total_variation(x)))

@@ -39,7 +39,7 @@ class Features:
             head = head_gradient(context.observation)
         except NotApplicable as error:
             return Penalty((), _nothing, f"no features: {error}")
-        classes = context.y.argmax(1) if context.y.is_floating_point() else context.y
+        classes = context.observation.network.task.settled(context.y)
         single = (torch.bincount(classes, minlength=len(head.weight)) == 1)[classes]
         if head.bias is None or not bool(single.any()):
             why = "the last layer has no bias" if head.bias is None else "every class occurs more than once"

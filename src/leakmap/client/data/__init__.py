@@ -36,13 +36,15 @@ class Pictures:
 
     Args:
         images: ``(N, C, H, W)`` uint8.
-        labels: ``(N,)`` int64; of pictures with objects all 0: line-ups mix them.
+        labels: ``(N,)`` int64; of pictures with objects, or of no class, all 0: line-ups mix them.
         classes: Their names; of pictures with objects those of the objects.
         spare: A second set from the same source, such as a training split: public pictures and training come from it.
         elsewhere: Pictures from other photographs, for the attacker alone: where a source cuts many pictures out of few
             photographs, its public pictures come from here and from nowhere else.
         objects: ``(N, M, 5)`` int64, see :mod:`leakmap.problem.objects`; None for classification.
         areas: ``(N, 4)`` int64: top, left, bottom and right of the picture between letterbox bars; None without bars.
+        values: Labels that are no class from 0 on: real numbers ``(N,)``, several ``(N, K)``, one of each pixel
+            ``(N, H, W)``; see :mod:`leakmap.client.targets`. None where ``labels`` say all.
     """
 
     images: Tensor
@@ -52,6 +54,7 @@ class Pictures:
     objects: Tensor | None = None
     areas: Tensor | None = None
     elsewhere: "Pictures | None" = None
+    values: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -68,6 +71,7 @@ class Pictures:
             labels=self.labels[index],
             objects=None if self.objects is None else self.objects[index],
             areas=None if self.areas is None else self.areas[index],
+            values=None if self.values is None else self.values[index],
         )
 
 

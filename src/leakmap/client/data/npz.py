@@ -15,7 +15,8 @@ from leakmap.memory import check_fits, free_memory
 LIMIT = 8 * 2**30
 _LAYOUT = (
     "expected test_images and test_labels (and train_images, train_labels), or images and labels: uint8 (N, H, W, C) "
-    "or (N, H, W), with 1 or 3 channels, and classes (N,) from 0 on"
+    "or (N, H, W), with 1 or 3 channels, and classes (N,) from 0 on; for other tasks labels (N,) or (N, K) of numbers, "
+    "or (N, H, W) of whole ones"
 )
 
 
@@ -31,7 +32,8 @@ def npz(size: int | None, path: str, *, channels: Literal[1, 3] | None = None) -
     """An archive with ``test_images``/``test_labels`` and, as the spare set, ``train_images``/``train_labels``.
 
     Instead of the former, ``images``/``labels`` may stand alone. Images are uint8, ``(N, H, W, C)`` or ``(N, H, W)``;
-    labels ``(N,)`` or ``(N, 1)``; ``class_names`` is optional. Pickled arrays are refused.
+    labels are classes ``(N,)`` or ``(N, 1)``, for other targets (``--target``) numbers ``(N,)`` or ``(N, K)``, or
+    classes of pixels ``(N, H, W)``; ``class_names`` is optional. Pickled arrays are refused.
 
     Args:
         size: Image size, None as stored.
@@ -54,7 +56,10 @@ def npz(size: int | None, path: str, *, channels: Literal[1, 3] | None = None) -
     prefixes = [main] if spare is None else [main, spare]
     for prefix in prefixes:
         _check(file, prefix, arrays)
-    highest = max(int(arrays[f"{prefix}labels"].max()) for prefix in prefixes)
+    classed = all(is_classes(arrays[f"{prefix}labels"], len(arrays[f"{prefix}images"])) for prefix in prefixes)
+    highest = max(int(arrays[f"{prefix}labels"].max()) for prefix in prefixes) if classed else 0
+    if highest >= MOST_CLASSES:
+        raise DataError(f"{file} has labels up to {highest}; {_LAYOUT}.")
     names = arrays.get("class_names")
     if names is not None and (names.ndim != 1 or len(names) > MOST_CLASSES):
         raise DataError(f"{file} has class_names {names.dtype} {names.shape}; expected a list of names.")
@@ -63,11 +68,14 @@ def npz(size: int | None, path: str, *, channels: Literal[1, 3] | None = None) -
         raise DataError(f"{file} has labels up to {highest} but only {len(classes)} class_names.")
 
     def read(prefix: str, spare: Pictures | None = None) -> Pictures:
-        images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"].reshape(-1)
+        images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
         tensor = torch.from_numpy(images if images.ndim == 4 else images[..., None]).permute(0, 3, 1, 2)
         check_room(len(tensor), (channels or tensor.shape[1], *((size, size) if size else tensor.shape[2:])))
         tensor = square(to_channels(tensor, channels), size).contiguous()
-        return Pictures(tensor, torch.from_numpy(labels.astype(np.int64)), classes, spare)
+        if classed:
+            return Pictures(tensor, torch.from_numpy(labels.reshape(-1).astype(np.int64)), classes, spare)
+        values = torch.from_numpy(labels.astype(np.float64 if labels.dtype.kind == "f" else np.int64))
+        return Pictures(tensor, torch.zeros(len(tensor), dtype=torch.int64), classes, spare, values=values)
 
     found = read(main, None if spare is None else read(spare))
     if found.spare is not None and found.spare.images.shape[1:] != found.images.shape[1:]:
@@ -76,10 +84,15 @@ def npz(size: int | None, path: str, *, channels: Literal[1, 3] | None = None) -
     return found
 
 
+def is_classes(labels: Any, count: int) -> bool:
+    """Whether labels are one class from 0 on for each picture, as far as shape and type tell."""
+    return tuple(labels.shape) in ((count,), (count, 1)) and labels.dtype.kind in "iu" and labels.min() >= 0
+
+
 def _check(file: Path, prefix: str, arrays: dict[str, Any]) -> None:
     images, labels = np.asarray(arrays[f"{prefix}images"]), np.asarray(arrays[f"{prefix}labels"])
     pictures = images.dtype == np.uint8 and images.ndim in (3, 4) and images.shape[3:] in ((), (1,), (3,))
-    whole = labels.dtype.kind in "iu" and labels.shape in (images.shape[:1], (*images.shape[:1], 1))
-    if not pictures or not images.size or not whole or labels.min() < 0 or labels.max() >= MOST_CLASSES:
+    numbers = labels.dtype.kind in "iufb" and labels.dtype.itemsize <= 8 and 1 <= labels.ndim <= 3
+    if not pictures or not images.size or not numbers or len(labels) != len(images) or not labels.size:
         got = f"{prefix}images {images.dtype} {images.shape} and {prefix}labels {labels.dtype} {labels.shape}"
         raise DataError(f"{file} has {got}; {_LAYOUT}.")

@@ -17,7 +17,11 @@ SUM = 1e-2
 
 
 def head(o: Observation) -> Iterator[Finding]:
-    """What the change of the last layer says of loss, sign and scale."""
+    """What the change of the last layer says of loss, sign and scale, of a softmax over classes."""
+    if (target := o.network.task.target) != "class":
+        why = f"pictures have the target {target}, whose outputs have no sum to check; a replay does"
+        yield Finding("loss", "notice", f"The head does not tell loss, sign and labels here: {why}.")
+        return
     defence = defence_of(o.rule.defence if o.rule is not None else NONE)
     defended = not defence.exact or defence.left != "values"
     adam = o.rule is not None and o.rule.optimizer != "sgd"

@@ -150,6 +150,6 @@ def mini_batches(case: Case) -> Candidates:
         what = f"it dropped the last mini-batch, so that {kept} of {count} pictures count"
         yield what, case.holding(pictures[:kept], y[:kept])
     yield "it went through the pictures from the last to the first", case.holding(pictures.flip(0), y.flip(0))
-    by_class = y.flatten(1)[:, 0].argsort(stable=True) if case.task.objects else y.argsort(stable=True)
+    by_class = (y if y.ndim == 1 else y.flatten(1)[:, 0]).argsort(stable=True)
     if not torch.equal(by_class, torch.arange(count, device=y.device)):
         yield "it went through the pictures by class", case.holding(pictures[by_class], y[by_class])

@@ -1,10 +1,12 @@
 """What may be wrong with the labels."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from leakmap.attacker.labels.head import head_of
 from leakmap.auditing.case import Candidates, Case
 from leakmap.client_step import arrange
+from leakmap.errors import NotApplicable
 from leakmap.local_rule import LocalRule
 from leakmap.problem.objects import EMPTY
 
@@ -14,7 +16,12 @@ READINGS = 8
 
 def other_labels(case: Case) -> Candidates:
     """Other numbers of the classes, other orders of the labels."""
-    y, classes = case.batch.y, case.task.classes
+    y, classes = case.batch.y, case.task.labels
+    if not case.task.counted:
+        yield "labels stand in reverse order beside the pictures", case.holding(y=y.flip(0))
+        yield "labels are shifted by one picture", case.holding(y=y.roll(1, 0))
+        yield "labels are shifted by one picture back", case.holding(y=y.roll(-1, 0))
+        return
     own = y[..., 0] if case.task.objects else y
 
     def relabelled(found: Tensor) -> Tensor:
@@ -35,7 +42,7 @@ def other_labels(case: Case) -> Candidates:
         "labels are shifted by one picture": y.roll(1, 0),
         "labels are shifted by one picture back": y.roll(-1, 0),
     }
-    if not case.task.objects:
+    if not case.task.objects and case.task.target == "class":
         found["labels are sorted, pictures are not"] = y.sort().values
         if (read := _read_labels(case)) is not None:
             found[_relabelling(y, read)] = read
@@ -80,15 +87,14 @@ def _reach(rule: LocalRule, steps: int) -> float:
 def _features(case: Case) -> tuple[str, Tensor | None]:
     """Name of the last linear layer, and ``(N, features)`` of what it sees, with a 1 for its bias; None without one."""
     module = arrange(case.observation.network.module(), case.rule, dropout=False)
-    linear = [
-        (name, layer)
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and layer.out_features == case.task.classes
-    ]
     sent = case.observation.update.tensors
-    if not linear or f"{linear[-1][0]}.weight" not in sent:
+    try:
+        name = head_of(case.observation.network, case.rule)
+    except NotApplicable:
         return "", None
-    name, layer = linear[-1]
+    if f"{name}.weight" not in sent:
+        return "", None
+    layer = module.get_submodule(name)
     seen: list[Tensor] = []
     layer.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
     try:
