@@ -17,7 +17,7 @@ from safetensors.torch import save
 import leakmap
 from benchmarks.fuzz.payloads import checkpoint, npy, npz, npz_list, picture
 from leakmap.capturing.facts import as_toml, read_facts
-from leakmap.capturing.files import order_of, read_order, read_state
+from leakmap.capturing.files import read_order, read_state
 from leakmap.client.data import load_pictures
 from leakmap.client.groups import Groups
 from leakmap.files import read_json, write_tensors
@@ -66,12 +66,11 @@ def readers() -> tuple[Reader, ...]:
     told = as_toml(facts).encode()
 
     def state(name: str, data: bytes) -> Reader:
-        return Reader(name, {"state": data}, lambda folder: read_state(folder / "state", names))
+        return Reader(name, {"state": data}, lambda folder: read_state(folder / "state"))
 
     def captured(folder: Path) -> object:
         facts = read_facts(folder / "facts.toml")
-        names = order_of(facts)
-        sent, came = (read_state(folder / name, names) for name in ("before", "after"))
+        sent, came = (read_state(folder / name) for name in ("before", "after"))
         return leakmap.capture(sent, came, facts).through_bytes()
 
     return (

@@ -127,18 +127,20 @@ def test_a_zeroed_head_is_seen_on_networks_of_two_layers(model):
     assert "degenerate_update" in perform(plan, replace(prepared, main=main)).result.flags
 
 
-def test_of_grey_pictures_of_16_bits_the_upper_8_are_read_and_nothing_is_clipped(tmp_path):
+def test_pictures_of_more_than_8_bits_are_read_as_such_and_not_clipped(tmp_path):
     import numpy as np
     from PIL import Image
 
     from leakmap.client.data import load_pictures
 
     pixels = np.arange(1024, dtype=np.uint16).reshape(32, 32) * 60
-    for name, shown in (("a", pixels), ("b", pixels[::-1])):
+    for name, shown in (("a", pixels), ("b", pixels + 1)):
         (tmp_path / name).mkdir()
         Image.fromarray(shown).save(tmp_path / name / "x.png")
-    found = load_pictures(f"folder:{tmp_path}").images
-    assert torch.equal(found[0], torch.from_numpy(pixels // 256).to(torch.uint8).expand(3, 32, 32))
+    found = load_pictures(f"folder:{tmp_path}")
+    assert found.exact is not None
+    assert torch.equal((found.exact[0] * 65535).round(), torch.from_numpy(pixels.astype(np.float32)).expand(3, 32, 32))
+    assert len(found) == 2  # they differ in the last of 16 bits
 
 
 def test_a_failed_run_is_tried_again_by_the_same_command(tmp_path, monkeypatch):

@@ -40,11 +40,28 @@ def test_npz_with_a_spare_set_and_grey_conversion(tmp_path):
     assert load_pictures(f"npz:{tmp_path / 'a.npz'},channels=1", 20).images.shape == (8, 1, 20, 20)
 
 
+def test_floats_are_read_exactly_beside_numbers_as_labels_and_take_memory_as_floats(tmp_path, monkeypatch):
+    units = np.random.default_rng(0).uniform(-1024, 3071, (6, 20, 20)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", images=units, labels=np.linspace(0, 1, 12).reshape(6, 2))
+    source = f"npz:{tmp_path / 'a.npz'},low=-1024,high=3071"
+    found = load_pictures(source)
+    assert np.allclose(found.exact[:, 0] * 4095 - 1024, units, atol=1e-3)
+    assert torch.equal(found.images, (found.exact * 255).round().byte())
+    assert found.values[1].tolist() == pytest.approx([2 / 11, 3 / 11])
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**22)  # enough for bytes
+    with pytest.raises(UsageError, match=r"6 pictures of 300x300 take"):
+        load_pictures(source, 300)
+
+
 @pytest.mark.parametrize(
     ("arrays", "word"),
     [
         ({"pixels": random_images(3)}, "pixels"),
-        ({"images": random_images(3).astype(float), "labels": np.zeros(3, int)}, "float64"),
+        (
+            {"images": random_images(3).astype(float), "labels": np.zeros(3, int)},
+            "from .* expected 0 to 1",
+        ),
+        ({"images": random_images(3).astype(complex), "labels": np.zeros(3, int)}, "complex128"),
         ({"images": random_images(3), "labels": np.zeros(2, int)}, "labels"),
         ({"images": random_images(3), "labels": np.array(["a", "b", "c"])}, "labels"),
         ({"images": random_images(3), "labels": np.array([object()] * 3)}, "cannot be read"),

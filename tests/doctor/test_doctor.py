@@ -2,14 +2,20 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from leakmap import Batch, LocalRule, Observation, Task, ThreatModel, Update, build_network, observe, simulate
+from leakmap.auditing.captured import held_pictures
+from leakmap.auditing.update_check import check_update, degenerate
 from leakmap.doctor.checks import check
+from leakmap.doctor.examine import examine
 from leakmap.doctor.replay import LIMIT, replay
 from leakmap.doctor.values import likely_defence, rounding
 from leakmap.errors import DataError
+from leakmap.inspection import advise, read_traits
 from leakmap.problem.objects import GRID
 from leakmap.registry.spec import Spec
 from tests.conftest import batch_of
@@ -83,6 +89,27 @@ MISTAKES = {
     "divided by lr": (EPOCHS, PLAIN, lambda o: with_tensors(o, lambda _, t: t / 0.05), "scale"),
     "summed gradient": (LocalRule(), PLAIN, lambda o: with_tensors(o, lambda _, t: 4 * t), "scale"),
     "weights": (STEP, PLAIN, lambda o: with_tensors(o, lambda name, t: t + o.network.weights[name]), "kind"),
+    "delta as weights": (EPOCHS, PLAIN, lambda o: with_tensors(o, lambda n, t: t - o.network.weights[n]), "kind"),
+    "gradient as weights": (
+        LocalRule(),
+        PLAIN,
+        lambda o: replace(
+            o,
+            update=Update("delta", {n: t - o.network.weights[n] for n, t in o.update.tensors.items()}),
+            rule=LocalRule("delta"),
+        ),
+        "kind",
+    ),
+    "weights as gradient": (
+        LocalRule("delta"),
+        PLAIN,
+        lambda o: replace(
+            o,
+            update=Update("gradient", {n: t + o.network.weights[n] for n, t in o.update.tensors.items()}),
+            rule=LocalRule(),
+        ),
+        "kind",
+    ),
     "lr, one step": (STEP, PLAIN, lambda o: with_rule(o, lr=0.013), "lr"),
     "lr, momentum": (EPOCHS, PLAIN, lambda o: with_rule(o, lr=0.02), "lr"),
     "swapped": (STEP, NORMED, swapped, "parameter order"),
@@ -136,6 +163,74 @@ def test_what_tf32_leaves_does_not_hide_a_wrong_fact():
     assert "lr" in {change.name for changes in (found.explained_by, *found.equally) for change in changes}
     assert "TF32" in found.sentence
     assert found.corrected is not None
+
+
+def proximal(mu: float) -> Observation:
+    """Two epochs of torch's own optimiser with FedProx's pull to the sent weights."""
+    network = build_network(TASK, PLAIN)
+    module, x = network.module().train(), TASK.normalize(BATCH.pictures)
+    sent = [parameter.detach().clone() for parameter in module.parameters()]
+    optimizer = torch.optim.SGD(module.parameters(), EPOCHS.lr, EPOCHS.momentum)
+    for part in (slice(0, 2), slice(2, 4)) * 2:
+        optimizer.zero_grad()
+        pull = sum((p - s).square().sum() for p, s in zip(module.parameters(), sent, strict=True))
+        (torch.nn.functional.cross_entropy(module(x[part]), BATCH.y[part]) + mu / 2 * pull).backward()
+        optimizer.step()
+    moved = {n: p.detach() - s for (n, p), s in zip(module.named_parameters(), sent, strict=True)}
+    return Observation(network, Update("delta", moved), 4, rule=EPOCHS)
+
+
+def test_rounding_is_named_where_it_leaves_as_much_and_a_pull_to_the_weights_is_not_called_rounding():
+    assert replay(proximal(0.0), BATCH).exact
+    for mu in (0.03, 0.1):
+        found = replay(proximal(mu), BATCH, limit=40)
+        assert not found.exact
+        assert found.level == "wrong"
+        assert "TF32" not in found.sentence
+        assert "Mixed precision" not in found.sentence
+    held = Batch((BATCH.pictures * 255).round() / 255, BATCH.y)
+    found = replay(captured(STEP, NORMED), held, limit=40)
+    assert found.distance > 1e-3
+    assert (found.exact, found.level) == (False, "notice")
+    assert "rounded to 8 bits leave as much" in found.sentence
+    assert replay(with_rule(captured(STEP, NORMED), lr=0.03), held, limit=40).level == "wrong"
+
+
+def test_pictures_finer_than_8_bits_are_replayed_as_they_are(tmp_path):
+    task = Task((1, 16, 16), 4, (0.5,), (0.25,))
+    random = np.random.default_rng(0)
+    deep = random.integers(0, 65536, (2, 16, 16), dtype=np.uint16)
+    low, high = -1024.0, 3071.0
+    floats = (low + (high - low) * deep / 65535).astype(np.float64)
+    for name, images in (("deep", deep), ("floats", floats), ("eight", (deep / 257).round().astype(np.uint8))):
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(2))
+    for label, picture in enumerate(deep):
+        (tmp_path / "folder" / str(label)).mkdir(parents=True)
+        Image.fromarray(picture).save(tmp_path / "folder" / str(label) / "a.png")
+    held = Batch(torch.from_numpy(deep.astype(np.float32) / 65535)[:, None], torch.arange(2))
+    network = build_network(task, "mlp,hidden=8")
+    o = observe(simulate(network, STEP, held), ThreatModel())
+    o.to_file(tmp_path / "o")
+    sources = f"floats.npz,low={low},high={high}", "deep.npz"
+    for source in (*(f"npz:{tmp_path / one}" for one in sources), f"folder:{tmp_path / 'folder'},channels=1"):
+        assert torch.allclose(held_pictures(source, task).pictures, held.pictures, atol=1e-6)
+        found = examine(tmp_path / "o", replay=source)
+        assert found.replayed is not None
+        assert found.replayed.exact
+    found = examine(tmp_path / "o", replay=f"npz:{tmp_path / 'eight.npz'}")
+    assert found.replayed is not None
+    assert not found.replayed.exact
+    assert "rounded to 8 bits" in found.replayed.sentence
+    with pytest.raises(DataError, match="from .* to .*; expected 0 to 1"):
+        held_pictures(f"npz:{tmp_path / 'floats.npz'}", task)
+
+
+def test_buffers_in_half_precision_are_not_called_another_momentum():
+    o = captured(STEP, NORMED)
+    halved = {n: t.half().to(t.dtype) for n, t in (o.buffers or {}).items()}
+    found = replay(replace(o, buffers=halved), BATCH)
+    assert found.exact
+    assert "momentum" not in found.sentence
 
 
 def test_colours_the_other_way_round_are_named_and_change_no_fact_of_the_file():
@@ -247,6 +342,8 @@ def test_objects_are_replayed_too():
 
 CONTRADICTIONS = {
     "weights": (lambda o: with_tensors(o, lambda n, t: t + o.network.weights[n]), "kind"),
+    "subtracted": (lambda o: with_tensors(o, lambda n, t: t - o.network.weights[n]), "kind"),
+    "int8": (lambda o: with_tensors(o, lambda _, t: (t / t.abs().max() * 127).round()), "precision"),
     "nothing": (lambda o: with_tensors(o, lambda _, t: 0 * t), "zero tensors"),
     "sign": (lambda o: with_tensors(o, lambda _, t: -t), "sign"),
     "divided by lr": (lambda o: with_tensors(o, lambda _, t: t / 0.05), "scale"),
@@ -291,6 +388,56 @@ def test_a_defence_is_seen_in_the_values_and_a_replay_proves_it(defence):
 def test_no_defence_is_seen_where_there_is_none():
     assert likely_defence(captured()) is None
     assert likely_defence(captured(EPOCHS, NORMED)) is None
+
+
+def head_only() -> torch.nn.Sequential:
+    """A frozen body behind whose ReLU many features are 0, and a head."""
+    torch.manual_seed(3)
+    layers = torch.nn.Linear(192, 32), torch.nn.ReLU(), torch.nn.Linear(32, TASK.classes)
+    module = torch.nn.Sequential(torch.nn.Flatten(), *layers)
+    module[1].requires_grad_(False).bias.sub_(0.5)
+    return module
+
+
+def test_a_client_that_trains_the_head_alone_is_known_as_such_and_raises_no_alarm():
+    network = build_network(TASK, head_only())
+    o = observe(simulate(network, STEP, BATCH), ThreatModel())
+    assert float((o.update.tensors["3.weight"] == 0).double().mean()) > 0.2  # dead features
+    assert likely_defence(o) is None
+    assert not wrong(o)
+    assert "only the layer '3' is trained" in check(o)[0].sentence
+    probed = check_update([network], STEP, [BATCH], [Batch(BATCH.pictures.flip(2), BATCH.y)])
+    assert probed.head_fraction == pytest.approx(1)
+    assert not probed.zero_below
+    assert "degenerate_update" not in degenerate(probed)
+    traits = read_traits(network)
+    assert traits.only_head
+    assert any("only the head is trained" in advice.found for advice in advise(traits))
+    assert not read_traits(build_network(TASK, PLAIN)).only_head
+
+
+def test_a_replay_that_gives_the_update_overrules_the_checks_of_the_file(tmp_path):
+    """A head of zeros leaves most tensors zero, which looks wrong and is what this client sends."""
+    task = Task((3, 16, 16), 4, (0.5,) * 3, (0.25,) * 3)
+    module = torch.nn.Sequential(torch.nn.Flatten(), *(torch.nn.Linear(a, b) for a, b in ((768, 8), (8, 8), (8, 4))))
+    torch.nn.init.zeros_(module[3].weight)
+    pictures = (batch_of(2, task).pictures * 255).round().byte()
+    np.savez(tmp_path / "held.npz", images=pictures.permute(0, 2, 3, 1).numpy(), labels=np.arange(2))
+    layers = "nn.Flatten(), nn.Linear(768, 8), nn.Linear(8, 8), nn.Linear(8, 4)"
+    (tmp_path / "nets.py").write_text(f"from torch import nn\ndef build(): return nn.Sequential({layers})")
+    round = simulate(build_network(task, module), STEP, Batch(pictures.float() / 255, torch.arange(2)))
+    code = f"{tmp_path / 'nets.py'}:build"
+    o = observe(round, ThreatModel())
+    o = replace(o, network=replace(o.network, model=Spec(code)))
+    for told, file, right in ((o, "right", True), (with_rule(o, lr=0.01), "wrong", False)):
+        told.to_file(tmp_path / file)
+        alone = examine(tmp_path / file, model=code)
+        assert "zero tensors" in {finding.name for finding in alone.findings if finding.level == "wrong"}
+        assert alone.wrong
+        found = examine(tmp_path / file, model=code, replay=f"npz:{tmp_path / 'held.npz'}")
+        assert found.wrong is not right
+        told_so = [finding for finding in found.findings if "The replay overrules this" in finding.sentence]
+        assert [finding.name for finding in told_so] == (["zero tensors"] if right else [])
 
 
 def test_a_small_delta_is_known_to_be_rounded():

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from leakmap.auditing.case import SPREAD, Case, Runs
 from leakmap.auditing.prepare import Prepared, granting, planted
 from leakmap.auditing.recipe import names_of
+from leakmap.auditing.rounded import cause
 from leakmap.capturing.typed import read_observation
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.groups import divide
@@ -29,6 +30,10 @@ from leakmap.registry.spec import Spec
 from leakmap.registry.user_code import is_user_code
 from leakmap.runs.setup import Setup
 
+WRONG = (
+    ": a fact is wrong, or they add something random that the facts do not tell. leakmap doctor FILE --replay DATA "
+    "says which."
+)
 REPLAYS = 1e-3
 """Relative distance up to which a client that is simulated at its own pictures is the client that sent the update."""
 
@@ -112,7 +117,9 @@ def prepare_captured(
     plan = granting(plan, groups)
     names = names_of(plan, task, groups, observations)
     main = Setup(first.network, groups, names.main, tuple(observations))
-    return plan, Prepared(main, planted(plan, groups, task, names), math.nan, _flags(main))
+    return plan, Prepared(
+        main, planted(plan, groups, task, names), math.nan, _flags(observations, [_batch(one, task) for one in held])
+    )
 
 
 def held_pictures(spec: str, task: Task) -> Batch:
@@ -125,10 +132,13 @@ def held_pictures(spec: str, task: Task) -> Batch:
     Raises:
         DataError: they cannot be read, or do not fit the task.
     """
-    found = _pictures(spec, task)
+    return _batch(_pictures(spec, task), task)
+
+
+def _batch(found: Pictures, task: Task) -> Batch:
     y = found.labels if found.values is None else found.values
     y = y if found.objects is None else _padded(found.objects, task.objects)
-    return Batch(found.images.float() / 255, y, found.areas)
+    return Batch(found.floats, y, found.areas)
 
 
 def _same(observations: Sequence[Observation], files: Sequence[Path | str]) -> tuple[LocalRule, Task, int]:
@@ -224,21 +234,18 @@ def _areas(parts: Sequence[Pictures]) -> Tensor | None:
     return torch.cat([whole.expand(len(one), 4) if one.areas is None else one.areas for one in parts])
 
 
-def _flags(setup: Setup) -> dict[str, str]:
+def _flags(observations: Sequence[Observation], held: Sequence[Batch]) -> dict[str, str]:
     """Why finding nothing would be no evidence: the captured facts do not give the captured update."""
-    groups = setup.groups
-    cases = [
-        Case(one, Batch(groups.pictures(index), groups.targets(index)), Runs())
-        for one, index in zip(setup.captured, groups.victims, strict=True)
-    ]
+    cases = [Case(one, batch, Runs()) for one, batch in zip(observations, held, strict=True)]
     far = {i: one.distance for i, one in enumerate(cases) if REPLAYS < one.distance > SPREAD * one.spread}
     if not far:
         return {}
     client = max(far, key=far.__getitem__)
+    why = cause(cases[client])
     return {
         "does_not_replay": (
             "Simulated on its own pictures, a client does not send what it sent (relative distance "
-            f"{far[client]:.2g} for client {client}, {len(far)} of {len(cases)} clients affected): a fact is wrong, "
-            "or they add something random that the facts do not tell. leakmap doctor FILE --replay DATA says which."
+            f"{far[client]:.2g} for client {client}, {len(far)} of {len(cases)} clients affected)"
+            + (f". {why}" if why else WRONG)
         )
     }

@@ -96,7 +96,7 @@ def check_update(
                 "head_fraction": sum(n**2 for n, top in zip(norms, head, strict=True) if top) / norm**2
                 if norm
                 else 0.0,
-                "zero_below": not any(n for n, top in zip(norms, head, strict=True) if not top),
+                "zero_below": not all(head) and not any(n for n, top in zip(norms, head, strict=True) if not top),
                 "zero_tensors": sum(n == 0 for n in norms),
                 "tiny_tensors": sum(n < TINY_FRACTION * norm for n in norms),
                 "cos_other": _cosine(own, _update(network, calm, Batch(other.pictures, batch.y))),

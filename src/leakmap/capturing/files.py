@@ -1,20 +1,18 @@
 """Saved payloads: state dicts and lists of arrays in the formats that federations write, and NVFlare's objects."""
 
 import math
-import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from torch import Tensor
 
-from leakmap.capturing.capture import Kind, capture, named, states
-from leakmap.capturing.facts import LONGEST, Facts, read_facts
+from leakmap.capturing.capture import Kind, capture, tensors_of
+from leakmap.capturing.facts import LONGEST, read_facts
 from leakmap.capturing.typed import typed_code
 from leakmap.errors import BadSetting, LeakmapError, ObservationError
-from leakmap.models.network import Code, Network
 from leakmap.models.weights import LONGEST_NAME, MOST_TENSORS, WEIGHTS_LIMIT, read_weights
 from leakmap.observation.observation import Observation
 from leakmap.registry.spec import Spec
@@ -52,7 +50,7 @@ def capture_files(
         out: The Observation file to write.
         kind: What ``after`` holds.
         count: Pictures of the client, in place of that of the facts.
-        order: File with the names of arrays without names; None for the order of the architecture's state dict.
+        order: File with the names of a list in an order of its own; None for an order of the architecture.
         model: The user's own ``file.py:function``, where the facts name one.
         loss: The user's own ``file.py:function``, where the facts name one.
 
@@ -66,43 +64,41 @@ def capture_files(
     told = told.model_copy(update={name: own for name, own in (("model", model), ("loss", loss)) if own is not None})
     mode = "train" if told.rule is None else told.rule.mode
     code = typed_code(facts, told.task, Spec.parse(told.model), model, loss, mode)
-    names = order_of(told, code) if order is None else read_order(order)
     return capture(
-        read_state(before, names), read_state(after, names), told, kind=kind, count=count, code=code, file=out
+        read_state(before),
+        read_state(after),
+        told,
+        kind=kind,
+        count=count,
+        order=None if order is None else read_order(order),
+        code=code,
+        file=out,
     )
 
 
-def read_state(path: Path | str, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+def read_state(path: Path | str) -> dict[str, Tensor]:
     """Reads what a server sent or a client returned; nothing in the file is run.
 
-    safetensors; a checkpoint of torch, see :func:`leakmap.models.network.read_weights`; ``.npz`` with arrays by name;
-    ``.npz`` with ``arr_0``, ``arr_1``, … as ``np.savez(file, *arrays)`` writes them; or ``.npy`` with one array after
-    another. The content of the file decides its format; its name does not matter.
+    safetensors; a checkpoint of torch, see :func:`leakmap.models.weights.read_weights`; ``.npz`` with arrays by name,
+    by number, or as ``np.savez(file, *arrays)`` writes them; or ``.npy`` with one array after another. The content of
+    the file decides its format; its name does not matter.
 
     Args:
         path: The file.
-        names: Of the arrays of a list, in its order; a file with names of its own needs none.
+
+    Returns:
+        Tensors by name; those of a list by number, which :func:`leakmap.capture` names.
 
     Raises:
         ModelError: the file is absent or cannot be read as weights.
-        ObservationError: it cannot be read as arrays, or their names are not known.
+        ObservationError: it cannot be read as arrays.
     """
     path = Path(path)
     arrays = _arrays(path)
     if arrays is None:
         return read_weights(path)
     try:
-        listed = sorted(arrays, key=lambda name: int(name[4:])) if all(map(_is_number, arrays)) else None
-        if listed is None:
-            return states(arrays)
-        if names is None:
-            raise ObservationError(
-                f"it holds {len(arrays)} arrays without names; give them in the order of the list: --order with a file "
-                "of names, or the order of an architecture."
-            )
-        if listed != [f"arr_{i}" for i in range(len(listed))]:
-            raise ObservationError(f"it holds {listed[0]} to {listed[-1]}, of which some are missing.")
-        return named([arrays[name] for name in listed], names)
+        return tensors_of(arrays)
     except ObservationError as error:
         raise ObservationError(f"{path}: {error}") from None
 
@@ -123,20 +119,6 @@ def read_order(path: Path | str) -> list[str]:
     if not names or len(set(names)) < len(names) or max(map(len, names)) > LONGEST_NAME:
         raise BadSetting(f"{path} holds {len(names)} names, {len(set(names))} of them different; expected each once.")
     return names
-
-
-def order_of(facts: Facts, code: Code | None = None) -> list[str]:
-    """Names in the order of the architecture's state dict, in which clients list their arrays.
-
-    Args:
-        facts: Name the architecture.
-        code: The user's own, where the facts name such.
-
-    Raises:
-        BadSetting: the facts are not sound.
-        ModelError: the architecture is a user's own code that was not supplied, or cannot be built.
-    """
-    return Network(facts.task, Spec.parse(facts.model), {}, code or Code()).names()
 
 
 def from_nvflare(dxo: Any) -> tuple[Kind, dict[str, Tensor], int | None]:
@@ -173,7 +155,7 @@ def from_nvflare(dxo: Any) -> tuple[Kind, dict[str, Tensor], int | None]:
         )
     steps = meta.get("NUM_STEPS_CURRENT_ROUND")
     count = int(steps) if isinstance(steps, int | float | np.integer) and 1 <= steps <= 2**53 else None
-    return kind, states(data), count
+    return kind, tensors_of(data), count
 
 
 def _field(found: Any, name: str, default: Any = None) -> Any:
@@ -233,7 +215,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray] | None:
 
 def _is_npz(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
-        return path.suffix == ".npz"
+        return False
     with zipfile.ZipFile(path) as archive:
         return not any(name.endswith(".pkl") for name in archive.namelist())
 
@@ -251,7 +233,3 @@ def _array(file: IO[bytes], end: int) -> np.ndarray:
         raise ValueError(f"an array claims the shape {str(shape)[:80]} of {dtype.str}, which the file cannot hold")
     file.seek(start)
     return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _is_number(name: str) -> bool:
-    return re.fullmatch(r"arr_\d{1,9}", name, re.ASCII) is not None

@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from leakmap.capturing.capture import capture, named, states
+from leakmap.capturing.capture import capture, tensors_of
 from leakmap.capturing.facts import Facts, RuleFacts, read_facts
 from leakmap.errors import BadSetting, ModelError, ObservationError
 from leakmap.local_rule import LocalRule
+from leakmap.models.naming import matched, names_of
 from leakmap.models.network import Code, build_network
 from leakmap.registry.declared import entries
 from leakmap.registry.user_code import is_user_code
@@ -167,18 +168,17 @@ class _Recorder:
 
     def _arrays(self, records: Mapping[str, Any], first: str) -> tuple[str, dict[str, Tensor]]:
         """The first record with names of the model, beginning with that of the key ``first``; and its key."""
-        names = list(self.module.state_dict())
-        parameters = [name for name, _ in self.module.named_parameters()]
+        own = names_of(self.module)
         for key in sorted(records, key=lambda key: key != first):
-            tensors = states(records[key].to_torch_state_dict())
-            if not tensors.keys().isdisjoint(names):
+            try:
+                tensors = matched(tensors_of(records[key].to_torch_state_dict()), own, None, f"The record {key!r}")
+            except ModelError:
+                continue  # a list that is of something else
+            if not tensors.keys().isdisjoint(own.shapes):
                 return key, tensors
-            if list(tensors) == [str(place) for place in range(len(tensors))]:
-                order = parameters if len(tensors) == len(parameters) else names
-                return key, named(list(tensors.values()), order)
         raise ObservationError(
             f"None of the arrays {', '.join(map(repr, records)) or '(there are none)'} has a name of the model, such "
-            f"as {names[0]!r}."
+            f"as {next(iter(own.shapes))!r}."
         )
 
 

@@ -74,7 +74,8 @@ def capture_(
 ) -> None:
     """Make an Observation of what a server sent and a client returned.
 
-    Arrays without names are taken in the order of the model's state dict, or in that of --order.
+    Names are brought to those of the model; arrays without names, or one flat vector, are named by the order of its
+    state dict or parameters that fits them, or by that of --order.
 
     [bold]Example[/bold]
 

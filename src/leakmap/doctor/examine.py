@@ -69,7 +69,7 @@ def examine(
         BadSetting: there is nothing to write to ``fixed``.
     """
     observation = read_observation(file, model, loss)
-    findings = tuple(check(observation))
+    findings = check(observation)
     replayed = None
     if replay is not None:
         batch = held_pictures(replay, observation.network.task)
@@ -78,4 +78,18 @@ def examine(
         if replayed is None or replayed.corrected is None:
             raise BadSetting("Nothing to write with --fixed: the replay found no other facts that explain the update.")
         replayed.corrected.to_file(fixed)
-    return Examination(observation, findings, replayed)
+    if replayed is not None and replayed.exact and not replayed.spread:
+        findings = [_overruled(finding) for finding in findings]
+    return Examination(observation, tuple(findings), replayed)
+
+
+_UNTESTED = ("buffers", "mode", "steps", "BatchNorm momentum", "precision")
+"""Checks of what a replay of the update says nothing about: the buffers that came back, and what rounding costs."""
+
+
+def _overruled(finding: Finding) -> Finding:
+    """A finding beside a replay that gives the update: it contradicts a fact no more."""
+    if finding.level != "wrong" or finding.name in _UNTESTED:
+        return finding
+    sentence = f"The replay overrules this, as with these facts the client sends this update: {finding.sentence}"
+    return Finding(finding.name, "notice", sentence)

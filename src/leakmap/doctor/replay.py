@@ -11,19 +11,29 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import torch
+
 from leakmap.auditing.case import EXACT, SPREAD, Case, Runs, norm
+from leakmap.auditing.rounded import cause
 from leakmap.client.simulate import Batch
 from leakmap.defences import NONE
 from leakmap.doctor.finding import Level
 from leakmap.doctor.hypotheses.client import drops
 from leakmap.doctor.search import NEAR, FactSearch, Hypothesis, Progress, State
-from leakmap.doctor.values import rounding
+from leakmap.doctor.values import halves, rounding
 from leakmap.errors import DataError
 from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
 
 HOPELESS = 0.7
 """Spread of a random client beyond which a replay tells right facts from wrong ones no more."""
+CLOSER = 0.5
+"""Share of the first distance below which a change that does not explain the update is worth a word."""
+OTHERWISE = (
+    "Rounding would leave another size, and nothing along the update: a pull to the sent weights (FedProx), weight "
+    "decay, clipping or a schedule of the learning rate leave this much."
+)
+"""What is said of a small distance that no measured rounding leaves."""
 LIMIT = 1500
 """Local steps after which a search ends."""
 
@@ -41,6 +51,7 @@ class Replayed:
         reached: Distance after these changes, or the least that was found.
         equally: Other sets of changes that explain it as well.
         tried: Every set of changes with its distance, infinite where the client cannot take its step.
+        cause: The rounding that leaves as much as the facts do, in a sentence; empty if none does, or a fact is wrong.
         sentence: What it means and what to do.
         corrected: The Observation with the facts that explain it; None where none of its own facts changed.
     """
@@ -52,6 +63,7 @@ class Replayed:
     reached: float
     equally: tuple[tuple[Hypothesis, ...], ...]
     tried: tuple[tuple[str, float], ...]
+    cause: str
     sentence: str
     corrected: Observation | None
 
@@ -62,8 +74,8 @@ class Replayed:
 
     @property
     def level(self) -> Level:
-        """``fine`` if exact; ``notice`` if this client cannot be replayed; else ``wrong``."""
-        return "fine" if self.exact else "notice" if self.threshold >= HOPELESS else "wrong"
+        """``fine`` if exact; ``notice`` if there is no exact replay, or rounding leaves as much; else ``wrong``."""
+        return "fine" if self.exact else "notice" if self.threshold >= HOPELESS or self.cause else "wrong"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: everything but the Observation; distances that are not finite are None."""
@@ -79,6 +91,7 @@ class Replayed:
             "explained_by": told(self.explained_by),
             "reached": _finite(self.reached),
             "equally": [told(changes) for changes in self.equally],
+            "cause": self.cause,
             "tried": [{"what": what, "distance": _finite(distance)} for what, distance in self.tried],
             "sentence": self.sentence,
         }
@@ -119,10 +132,14 @@ def replay(
     changed = best.case.observation is not start.observation or not rule_given
     corrected = best.case.observation if fits and changed else None
     explained = best.changes if fits else ()
+    # What a change leaves that explains nothing is no rounding: the change took a part of something else.
+    left = best.case if fits else start
+    told = fits or best.case.distance > CLOSER * start.distance
+    rounding_left = cause(left) if told and threshold < HOPELESS and left.distance > threshold else ""
     sentence = " ".join(
         part
         for part in (
-            _verdict(start, best, search, spread, (form, share), observation),
+            _verdict(start, best, search, spread, (form, share), observation, rounding_left),
             _count(observation, best.case),
             _buffers(best.case) if fits else "",
         )
@@ -137,6 +154,7 @@ def replay(
         best.case.distance,
         tuple(state.changes for state in search.explaining if state is not best),
         tuple(search.tried),
+        "" if fits else rounding_left,
         sentence,
         corrected,
     )
@@ -159,7 +177,13 @@ def _start(observation: Observation, batch: Batch) -> Case:
 
 
 def _verdict(
-    start: Case, best: State, search: FactSearch, spread: float, rounded: tuple[str, float], given: Observation
+    start: Case,
+    best: State,
+    search: FactSearch,
+    spread: float,
+    rounded: tuple[str, float],
+    given: Observation,
+    rounding_left: str,
 ) -> str:
     threshold, distance = search.exact, start.distance
     if threshold >= HOPELESS:
@@ -186,19 +210,19 @@ def _verdict(
         places = "one place" if len(best.changes) == 1 else f"{len(best.changes)} places"
         text = f"The facts are wrong in {places} {limits}: {best.told}. With that, it is {best.case.distance:.2g}."
         if best.case.distance > threshold:
-            text += " TF32 or mixed precision on the client leaves as much."
+            text += f" {rounding_left or OTHERWISE}"
         if others := [state.told for state in search.explaining if state is not best]:
             text += f" As well explained by: {'; or '.join(others)}."
         if best.case.observation is start.observation:
             text += " No fact of the file changes: an attack gives pictures and labels as the client had them."
         return text
-    if distance <= NEAR:
+    if best.case.distance > CLOSER * distance and (rounding_left or distance <= NEAR):
         return (
             f"The facts are right or nearly so {limits}: nothing else comes closer than {best.case.distance:.2g}. "
-            "TF32 or mixed precision on the client does this; have it run once in float32 to be sure."
-            if best.case.distance > distance / 2
-            else f"Nearly explained {limits}: with {best.told} the distance is {best.case.distance:.2g}."
+            f"{rounding_left or OTHERWISE}"
         )
+    if distance <= NEAR:
+        return f"Nearly explained {limits}: with {best.told} the distance is {best.case.distance:.2g}."
     ended = f" The search ended after {search.limit} local steps." if search.stopped else ""
     return (
         f"No fact tried explains the update {limits}; nearest comes {best.case.distance:.2g}: "
@@ -231,7 +255,9 @@ def _buffers(case: Case) -> str:
     names = [n for n in returned if n.endswith(("running_mean", "running_var")) and n in made.buffers and n in sent]
     size = norm([returned[n] - sent[n] for n in names])
     gap = norm([returned[n] - made.buffers[n] for n in names])
-    if not names or gap <= max(EXACT, 1e-5 * norm([sent[n] for n in names]) / max(size, 1e-30)) * size:
+    held = norm([sent[n] for n in names])
+    digits = max((torch.finfo(form).eps for form in halves([returned[n] for n in names])), default=1e-5)
+    if not names or gap <= max(EXACT, digits * held / max(size, 1e-30)) * size:
         return ""
     if not size:
         return (
@@ -244,7 +270,8 @@ def _buffers(case: Case) -> str:
         for n in names
         if (moved := float((made.buffers[n] - sent[n]).square().sum()))
     ]
-    if ratios and case.rule.forwards(case.count) == 1 and all(abs(a / b - 1) < 1e-2 for a, b in pairwise(ratios)):
+    even = all(abs(a / b - 1) < 1e-2 for a, b in pairwise(ratios))
+    if ratios and case.rule.forwards(case.count) == 1 and even and abs(ratios[0] - 1) > 1e-2:
         text += f", all by the factor {ratios[0]:.3g}: BatchNorm's momentum is that many times the architecture's"
     return f"{text}. Correct the momentum, or leave the buffers out: recovered batch statistics would be wrong."
 

@@ -27,7 +27,9 @@ def rounding(observation: Observation) -> tuple[str, float]:
     held = norm([weights[name] for name in tensors])
     stored = next(iter(tensors.values())).dtype
     delta = observation.update.kind == "delta"
-    for form in (torch.bfloat16, torch.float16):
+    # Multiples of one step fit into bfloat16 if they are few, but have not been through it.
+    stepped = _levels([t.flatten() for t in tensors.values() if t.numel() >= 1024]) is not None
+    for form in () if stepped else (torch.bfloat16, torch.float16):
         if stored.itemsize <= form.itemsize:
             continue
         if delta and _fits([weights[name] + t for name, t in tensors.items()], form, torch.finfo(stored).eps):
@@ -36,6 +38,15 @@ def rounding(observation: Observation) -> tuple[str, float]:
             return form_name(form), torch.finfo(form).eps / 4
     eps = torch.finfo(stored).eps
     return form_name(stored), eps / 4 * (held / size if delta else 1.0)
+
+
+def whole_numbers(observation: Observation) -> int:
+    """Largest magnitude where every entry is a whole number, at most that of 16 bits; else 0."""
+    tensors = observation.update.tensors.values()
+    if not all(torch.equal(t, t.round()) for t in tensors):
+        return 0
+    largest = max(float(t.abs().max()) for t in tensors)
+    return round(largest) if largest < 2**15 else 0
 
 
 def likely_defence(observation: Observation) -> str | None:
@@ -47,9 +58,11 @@ def likely_defence(observation: Observation) -> str | None:
     large = [t for t in tensors if t.numel() >= 64 and bool(t.any())]
     if not large:
         return None
+    matrices = [t for t in observation.update.tensors.values() if t.ndim > 1 and t.numel() >= 64]
+    scattered = any(map(_scattered, matrices)) or not matrices
     keep = round(float((max(large, key=Tensor.numel) != 0).double().mean()), 2)
     counts = [(int((t != 0).sum()), t.numel()) for t in large]
-    if 0 < keep <= 0.9 and all(abs(kept - math.ceil(keep * n)) <= 1 + 0.005 * n for kept, n in counts):
+    if scattered and 0 < keep <= 0.9 and all(abs(kept - math.ceil(keep * n)) <= 1 + 0.005 * n for kept, n in counts):
         return f"topk,keep={keep:g}"
     if levels := _levels([t for t in large if t.numel() >= 1024]):
         bits = next(bits for bits in range(2, 17) if 2 ** (bits - 1) - 1 >= levels)
@@ -61,9 +74,20 @@ def likely_defence(observation: Observation) -> str | None:
     return None
 
 
+def _scattered(tensor: Tensor) -> bool:
+    """Whether some zeros are no whole rows or columns, which a unit that gave nothing for any picture leaves."""
+    left = tensor.flatten(1) != 0
+    return bool((~left & left.any(1, keepdim=True) & left.any(0, keepdim=True)).any())
+
+
 def form_name(form: torch.dtype) -> str:
     """Of a number format, for readers."""
     return str(form).removeprefix("torch.")
+
+
+def halves(tensors: list[Tensor]) -> list[torch.dtype]:
+    """Formats of 16 bits that all values fit into, so that they may have been through them."""
+    return [form for form in (torch.bfloat16, torch.float16) if tensors and _fits(tensors, form, 0.0)]
 
 
 def _fits(tensors: list[Tensor], form: torch.dtype, slack: float) -> bool:

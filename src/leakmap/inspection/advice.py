@@ -118,11 +118,14 @@ def _size(traits: Traits) -> Iterator[Advice]:
         f"{kind} {share:.1%}" if share >= 5e-4 else f"{kind} below 0.1%" for kind, share in traits.shares.items()
     )
     frozen = f", {traits.frozen:,} of them frozen" if traits.frozen else ""
+    frozen += ", only the head is trained" if traits.only_head else ""
     yield Advice(
         "parameters",
         f"{traits.parameters:,}{frozen}: {shares}",
-        "Every trained parameter is one equation about the picture; frozen ones send nothing.",
-        "Freeze what need not be trained.",
+        "The update shows what the head sees of the pictures; nothing of the layers below it is sent."
+        if traits.only_head
+        else "Every trained parameter is one equation about the picture; frozen ones send nothing.",
+        "" if traits.only_head else "Freeze what need not be trained.",
         "no claim on its direction",
     )
 

@@ -66,6 +66,7 @@ def read_traits(network: Network) -> Traits:
     return Traits(
         parameters=sum(sizes.values()),
         frozen=sum(p.numel() for p in module.parameters() if not p.requires_grad),
+        only_head=_only_head(module, _largest(head, sizes)),
         shares=_shares(paths, sizes),
         depth=max(paths.depth.values()),
         stages=tuple(Stage(positions, min(w), max(w)) for positions, (w, _) in _stages(paths).items()),
@@ -90,6 +91,11 @@ def read_traits(network: Network) -> Traits:
         tiny_scales=sum(scale < TINY for scale in scales),
         smallest_scale=min(scales, default=None),
     )
+
+
+def _only_head(module: nn.Module, head: str) -> bool:
+    trained = [p.requires_grad and name.rpartition(".")[0] for name, p in module.named_parameters()]
+    return {False, head.rpartition(".")[0]} == set(trained)
 
 
 def _scale(node: Node) -> bool:

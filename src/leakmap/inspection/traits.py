@@ -92,6 +92,7 @@ class Traits:
     Args:
         parameters: Number of values in its parameters.
         frozen: How many of them are not trained.
+        only_head: Whether the last layer alone is trained, above frozen ones.
         shares: Share of them in convolutions, linear layers, normalization, scales and the rest.
         depth: Weight layers on the longest path from the picture to the outputs, those inside gates included.
         stages: From the finest resolution to the coarsest.
@@ -122,6 +123,7 @@ class Traits:
 
     parameters: int
     frozen: int
+    only_head: bool
     shares: Mapping[str, float]
     depth: int
     stages: tuple[Stage, ...]

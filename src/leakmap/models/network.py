@@ -116,12 +116,11 @@ class Network:
         """Names of the parameters that a client trains, in the order of the architecture."""
         return [name for name, parameter in self._outline.named_parameters() if parameter.requires_grad]
 
-    def names(self) -> list[str]:
-        """Names of the architecture's state dict, in its order; the weights need not fit it."""
+    def blank(self) -> nn.Module:
+        """The architecture for its names and shapes, without memory where that can be; the weights need not fit it."""
         if self.code.model is not None:
-            return list(self.code.model.state_dict())
-        outline = self._without_memory()
-        return list((self._built() if outline is None else outline).state_dict())
+            return self.code.model
+        return self._without_memory() or self._built()
 
     def loss(self) -> Loss | None:
         """What the client minimises, of targets as they stand in a batch, see :mod:`leakmap.problem.targets`.

@@ -1,5 +1,7 @@
 """Weights: read from files, compared with an architecture, written."""
 
+import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from leakmap.errors import ModelError
 from leakmap.files import write_tensors
+from leakmap.models.naming import matched, names_of
 
 WEIGHTS_LIMIT = 16 * 2**30
 
@@ -20,16 +23,22 @@ MOST_TENSORS = 10**5
 
 
 LONGEST_NAME = 500
+CONTAINERS = ("state_dict", "model_state_dict", "model_weights", "model", "net", "weights")
+"""Under what a checkpoint may hold the weights."""
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)", re.ASCII)
+"""Where torch names the Python object that it refused."""
 
 
 def fit_weights(module: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
-    """Loads ``weights`` into ``module``; one sentence says what does not fit.
+    """Loads ``weights`` into ``module``, by name as :func:`leakmap.models.naming.matched` has them.
 
     BatchNorm's ``num_batches_tracked``, which old checkpoints lack, may be missing.
 
     Raises:
-        ModelError: names are missing or unknown, or shapes differ.
+        ModelError: names are missing or unknown, or shapes differ; one sentence says what does not fit.
     """
+    names = names_of(module)
+    weights = names.whole(matched(weights, names, None, where))
     compare_weights(module, weights, where=where)
     own = module.state_dict()
     module.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()})
@@ -57,11 +66,11 @@ def compare_weights(module: nn.Module, weights: Mapping[str, Tensor], *, where: 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads a state dict from safetensors or from a checkpoint, never running code from it.
 
-    A checkpoint may hold the state dict itself or hold it under ``state_dict``, ``model`` or ``model_state_dict``; a
-    leading ``module.`` of every name (DataParallel) is removed.
+    A checkpoint may hold the state dict itself or hold it under one of :data:`CONTAINERS`. A list of tensors, or one
+    tensor, gets numbers from 0 on as names. Names stay as they are, see :func:`leakmap.models.naming.matched`.
 
     Raises:
-        ModelError: the file is absent, too large, damaged, or holds anything else than tensors by name.
+        ModelError: the file is absent, too large, damaged, or holds anything else than tensors.
     """
     if not path.is_file():
         raise ModelError(f"There is no weights file {path}.")
@@ -70,13 +79,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path) if _is_safetensors(path) else _checkpoint(path)
         _check_state(state, 2 * size + 2**20)
+    except pickle.UnpicklingError as error:
+        held = _GLOBAL.search(str(error))
+        if held is None and not _is_pickle(path):
+            raise ModelError(
+                f"{path} cannot be read as weights: it is neither safetensors nor a checkpoint of torch nor arrays of "
+                "NumPy, or it is damaged."
+            ) from None
+        raise ModelError(
+            f"{path} cannot be read as weights: it is a pickle of Python objects"
+            f"{f' ({held[1][:80]})' if held else ''}, and none is built from a file, as building one can run code. "
+            "Save tensors alone: torch.save(model.state_dict(), FILE), or np.savez(FILE, **arrays)."
+        ) from None
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ModelError(
             f"{path} cannot be read as weights ({reason[:LONGEST_NAME]}); expected tensors by name."
         ) from None
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return state
 
 
@@ -91,6 +110,11 @@ def _is_safetensors(path: Path) -> bool:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
 
 
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80" or zipfile.is_zipfile(path)
+
+
 def _checkpoint(path: Path) -> dict[str, Tensor]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -99,12 +123,20 @@ def _checkpoint(path: Path) -> dict[str, Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+    while isinstance(state, dict) and (key := next((k for k in CONTAINERS if _holds(state.get(k))), None)) is not None:
+        state = state[key]
+    if isinstance(state, Tensor):
+        state = [state]
+    if isinstance(state, list | tuple):
+        state = {str(i): value for i, value in enumerate(state)}
     if not isinstance(state, dict) or not state:
         raise ModelError("it does not hold tensors by name; save model.state_dict()")
     return state
+
+
+def _holds(value: Any) -> bool:
+    """Whether an entry of a checkpoint holds weights, by name or as a list."""
+    return isinstance(value, dict) or (isinstance(value, list | tuple) and all(isinstance(v, Tensor) for v in value))
 
 
 def _check_state(state: Mapping[Any, Any], most: int) -> None:

@@ -112,7 +112,7 @@ class UpdateCheck(Part):
     Args:
         norm: Norm of the update.
         head_fraction: Share of its squared norm in the last layer.
-        zero_below: Whether every tensor below the last layer is exactly zero.
+        zero_below: Whether every tensor below the last layer is exactly zero; false where only that layer is trained.
         zero_tensors: Tensors that are exactly zero.
         tiny_tensors: Tensors below 1e-5 of the total norm.
         tensors: Tensors in the update.

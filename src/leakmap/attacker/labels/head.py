@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -286,14 +287,17 @@ def view(observation: Observation, head: Head, x: Tensor, weights: Mapping[str, 
         x = x[: max(1, len(x) // size) * size]
     parts = x.split(size)[:PARTS]
     seen: list[Tensor] = []
-    given: list[Tensor] = []
+    outputs: list[Tensor] = []
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], scores: Tensor) -> None:
         seen.append(inputs[0])
-        given.append(outputs.clone())
+        outputs.append(scores.clone())
 
+    given = weights or observation.network.weights
+    # A tied parameter has several names in a state dict; a call takes it under the first alone.
+    own = {name: given[name] for name, _ in chain(module.named_parameters(), module.named_buffers()) if name in given}
     with module.get_submodule(head.name).register_forward_hook(note), torch.no_grad():
         for part in parts:
-            functional_call(module, dict(weights or observation.network.weights), (part,))
+            functional_call(module, own, (part,))
     # Counts are read off the difference of predictions and gradients, which are nearly equal for absent classes.
-    return View(torch.cat(seen).double(), probabilities(torch.cat(given).double()))
+    return View(torch.cat(seen).double(), probabilities(torch.cat(outputs).double()))

@@ -42,6 +42,8 @@ class Pictures:
         elsewhere: Pictures from other photographs, for the attacker alone: where a source cuts many pictures out of few
             photographs, its public pictures come from here and from nowhere else.
         objects: ``(N, M, 5)`` int64, see :mod:`leakmap.problem.objects`; None for classification.
+        exact: ``(N, C, H, W)`` float32 in [0, 1]: the same where they are finer than 8 bits, as the client had them,
+            else None. Pictures are scored and compared with 8 bits.
         areas: ``(N, 4)`` int64: top, left, bottom and right of the picture between letterbox bars; None without bars.
         values: Labels that are no class from 0 on: real numbers ``(N,)``, several ``(N, K)``, one of each pixel
             ``(N, H, W)``; see :mod:`leakmap.client.targets`. None where ``labels`` say all.
@@ -55,6 +57,7 @@ class Pictures:
     areas: Tensor | None = None
     elsewhere: "Pictures | None" = None
     values: Tensor | None = None
+    exact: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,7 +75,13 @@ class Pictures:
             objects=None if self.objects is None else self.objects[index],
             areas=None if self.areas is None else self.areas[index],
             values=None if self.values is None else self.values[index],
+            exact=None if self.exact is None else self.exact[index],
         )
+
+    @property
+    def floats(self) -> Tensor:
+        """The pictures in [0, 1], as exactly as they are known."""
+        return self.images.float() / 255 if self.exact is None else self.exact
 
 
 sources: Registry[Pictures] = Registry("data", __name__)
@@ -122,18 +131,19 @@ def usable(pictures: Pictures, where: str) -> Pictures:
     return distinct(pictures)
 
 
-def check_room(count: int, shape: Sequence[int]) -> None:
+def check_room(count: int, shape: Sequence[int], width: int = 1) -> None:
     """Refuses pictures that together do not fit into memory, before they are read.
 
     Args:
         count: How many.
         shape: ``(C, H, W)`` of each.
+        width: Bytes of a value: 1 of uint8, 4 of the floats that finer pictures are held in.
 
     Raises:
         UsageError: they do not fit.
     """
     what = f"{count} pictures of {shape[-2]}x{shape[-1]} take"
-    check_fits(COPIES * count * math.prod(shape), what, "give a smaller --image-size, or fewer pictures")
+    check_fits(COPIES * width * count * math.prod(shape), what, "give a smaller --image-size, or fewer pictures")
 
 
 def distinct(pictures: Pictures, seen: dict[bytes, str] | None = None) -> Pictures:
@@ -145,7 +155,7 @@ def distinct(pictures: Pictures, seen: dict[bytes, str] | None = None) -> Pictur
     known = len(seen)
     keep: list[int] = []
     torn: list[tuple[str, str]] = []
-    for i, image in enumerate(pictures.images):
+    for i, image in enumerate(pictures.images if pictures.exact is None else pictures.exact):
         digest = hashlib.sha256(image.numpy().tobytes()).digest()
         name = pictures.classes[int(pictures.labels[i])]
         if (first := seen.setdefault(digest, name)) != name:
@@ -169,7 +179,10 @@ def noise(count: int, side: int) -> np.ndarray:
 
 
 def square(images: Tensor, size: int | None) -> Tensor:
-    """Centre crop of ``(…, H, W)`` uint8 to a square and antialiased resize to ``size``; unchanged for None."""
+    """Centre crop of ``(…, H, W)`` to a square and antialiased resize to ``size``; unchanged for None.
+
+    Of uint8 the result is rounded to uint8; floats stay as they are.
+    """
     if size is None or tuple(images.shape[-2:]) == (size, size):
         return images
     height, width = images.shape[-2:]
@@ -178,7 +191,14 @@ def square(images: Tensor, size: int | None) -> Tensor:
     cropped = images[..., top : top + side, left : left + side]
     flat = cropped.reshape(-1, 1, side, side).float()
     resized = F.interpolate(flat, size=(size, size), mode="bilinear", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8).reshape(*images.shape[:-2], size, size)
+    if images.dtype == torch.uint8:
+        resized = resized.round().clamp(0, 255).to(torch.uint8)
+    return resized.reshape(*images.shape[:-2], size, size)
+
+
+def eight_bits(exact: Tensor) -> Tensor:
+    """Pictures in [0, 1] as uint8."""
+    return (exact * 255).round().to(torch.uint8)
 
 
 def to_channels(images: Tensor, channels: int | None) -> Tensor:
@@ -190,5 +210,6 @@ def to_channels(images: Tensor, channels: int | None) -> Tensor:
         return images.repeat(1, 3, 1, 1)
     if channels == 1 and have == 3:
         luminance = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-        return (images * luminance).sum(1, keepdim=True).round().to(torch.uint8)
+        grey = (images * luminance).sum(1, keepdim=True)
+        return grey.round().to(torch.uint8) if images.dtype == torch.uint8 else grey.clamp(0, 1)
     raise DataError(f"Pictures with {have} channels cannot be brought to {channels}; channels is 1 or 3.")

@@ -179,6 +179,8 @@ def _image(picture: BoxedPicture) -> Tensor:
     if file is None:
         raise DataError(f"{picture.places[0]} has annotations, but there is no such file.")
     image = read_picture(file)
+    if image.is_floating_point():
+        raise DataError(f"{file} has more than 8 bits a channel; save it with 8 bits a channel.")
     if picture.shape not in (None, tuple(image.shape[1:])):
         shapes = ["{} high and {} wide".format(*shape) for shape in (image.shape[1:], picture.shape)]
         raise DataError(f"{file} is {shapes[0]}, but its boxes were given for a picture {shapes[1]}.")

@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from leakmap.client.data import Pictures, check_room, noise, sources, square, to_channels
+from leakmap.client.data import Pictures, check_room, eight_bits, noise, sources, square, to_channels
 from leakmap.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -32,8 +32,8 @@ def folder(
 ) -> Pictures:
     """PNG and JPEG files in class folders, ``DIR/cat/1.png``; classes are numbered in the order of their names.
 
-    Grey files become RGB, as in torchvision's ImageFolder; ``channels=1`` keeps one channel. Of 16 bits the upper 8 are
-    read. Hidden files, such as the ``._1.png`` of macOS, are left out.
+    Grey files become RGB, as in torchvision's ImageFolder; ``channels=1`` keeps one channel. Grey files of 16 bits are
+    read as such. Hidden files, such as the ``._1.png`` of macOS, are left out.
 
     Args:
         size: Image size; None only where all files have the same size.
@@ -59,19 +59,26 @@ def folder(
     if len(files) > most:
         files = [files[i] for i in np.linspace(0, len(files) - 1, most).astype(int)]
     images: list[Tensor] = []
+    room = 0
     for file, _ in files:
         images.append(square(read_picture(file), size))
-        if len(images) == 1:
-            check_room(len(files), images[0].shape)
+        if images[-1].element_size() > room:
+            room = images[-1].element_size()
+            check_room(len(files), images[-1].shape, room)
         if images[-1].shape != images[0].shape:
             sizes = " and ".join(f"{one.shape[1]}x{one.shape[2]}" for one in (images[0], images[-1]))
             raise DataError(f"{root} has pictures of different sizes ({sizes}, in {file}): give --image-size.")
+    if any(image.is_floating_point() for image in images):
+        images = [image if image.is_floating_point() else image.float() / 255 for image in images]
     stacked = to_channels(torch.stack(images), channels)
-    return Pictures(stacked, torch.tensor([label for _, label in files]), tuple(classes))
+    labels = torch.tensor([label for _, label in files])
+    if stacked.is_floating_point():
+        return Pictures(eight_bits(stacked), labels, tuple(classes), exact=stacked)
+    return Pictures(stacked, labels, tuple(classes))
 
 
 def read_picture(file: Path) -> Tensor:
-    """A PNG or JPEG file as ``(3, H, W)`` uint8.
+    """A PNG or JPEG file as ``(3, H, W)`` uint8, one of 16 bits a pixel as float32 in [0, 1].
 
     Raises:
         DataError: it is no picture, or too large a one.
@@ -82,10 +89,10 @@ def read_picture(file: Path) -> Tensor:
         with Image.open(file, formats=FORMATS) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise DataError(f"{file} has {picture.width}x{picture.height} pixels; at most {MOST_PIXELS} are read.")
-            if picture.mode.startswith("I"):  # grey of 16 bits: the upper 8, as Pillow reads colours of 16 bits
-                pixels = (np.array(picture) >> 8).clip(0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
-            else:
-                pixels = np.array(picture.convert("RGB"))
+            if picture.mode.startswith("I"):
+                grey = np.array(picture).astype(np.float32) / 65535
+                return torch.from_numpy(grey).expand(3, -1, -1)
+            pixels = np.array(picture.convert("RGB"))
     except DataError:
         raise
     except Exception as error:

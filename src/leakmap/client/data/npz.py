@@ -8,15 +8,15 @@ import numpy as np
 import torch
 
 from leakmap.capturing.files import read_npz
-from leakmap.client.data import MOST_CLASSES, Pictures, check_room, noise, sources, square, to_channels
+from leakmap.client.data import MOST_CLASSES, Pictures, check_room, eight_bits, noise, sources, square, to_channels
 from leakmap.errors import DataError
 from leakmap.memory import check_fits, free_memory
 
 LIMIT = 8 * 2**30
 _LAYOUT = (
-    "expected test_images and test_labels (and train_images, train_labels), or images and labels: uint8 (N, H, W, C) "
-    "or (N, H, W), with 1 or 3 channels, and classes (N,) from 0 on; for other tasks labels (N,) or (N, K) of numbers, "
-    "or (N, H, W) of whole ones"
+    "expected test_images and test_labels (and train_images, train_labels), or images and labels: uint8, uint16 or "
+    "floats, (N, H, W, C) or (N, H, W), with 1 or 3 channels, and classes (N,) from 0 on; for other tasks labels (N,) "
+    "or (N, K) of numbers, or (N, H, W) of whole ones"
 )
 
 
@@ -28,17 +28,22 @@ def _example(folder: Path) -> str:
 
 
 @sources.add("npz:", examples=(_example,))
-def npz(size: int | None, path: str, *, channels: Literal[1, 3] | None = None) -> Pictures:
+def npz(
+    size: int | None, path: str, *, channels: Literal[1, 3] | None = None, low: float = 0.0, high: float | None = None
+) -> Pictures:
     """An archive with ``test_images``/``test_labels`` and, as the spare set, ``train_images``/``train_labels``.
 
-    Instead of the former, ``images``/``labels`` may stand alone. Images are uint8, ``(N, H, W, C)`` or ``(N, H, W)``;
-    labels are classes ``(N,)`` or ``(N, 1)``, for other targets (``--target``) numbers ``(N,)`` or ``(N, K)``, or
-    classes of pixels ``(N, H, W)``; ``class_names`` is optional. Pickled arrays are refused.
+    Instead of the former, ``images``/``labels`` may stand alone. Images are uint8, uint16 or floats, ``(N, H, W, C)``
+    or ``(N, H, W)``, of which ``low`` stands for black and ``high`` for white. Labels are classes ``(N,)`` or
+    ``(N, 1)``, for other targets (``--target``) numbers ``(N,)`` or ``(N, K)``, or classes of pixels ``(N, H, W)``;
+    ``class_names`` is optional. Pickled arrays are refused.
 
     Args:
         size: Image size, None as stored.
         path: The file.
         channels: 1 or 3 to convert.
+        low: Value that stands for 0, such as -1024 of a CT in Hounsfield units.
+        high: Value that stands for 1; None for 255 of uint8, 65535 of uint16, 1 of floats.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -69,13 +74,19 @@ def npz(size: int | None, path: str, *, channels: Literal[1, 3] | None = None) -
 
     def read(prefix: str, spare: Pictures | None = None) -> Pictures:
         images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
-        tensor = torch.from_numpy(images if images.ndim == 4 else images[..., None]).permute(0, 3, 1, 2)
-        check_room(len(tensor), (channels or tensor.shape[1], *((size, size) if size else tensor.shape[2:])))
-        tensor = square(to_channels(tensor, channels), size).contiguous()
+        stacked = images if images.ndim == 4 else images[..., None]
+        plain = images.dtype == np.uint8 and low == 0 and high in (None, 255)
+        shape = (channels or stacked.shape[3], *((size, size) if size else stacked.shape[1:3]))
+        check_room(len(stacked), shape, 1 if plain else 4)
+        tensor = torch.from_numpy(stacked) if plain else _scaled(file, stacked, low, high)
+        tensor = square(to_channels(tensor.permute(0, 3, 1, 2), channels), size).contiguous()
+        shown, exact = (tensor, None) if plain else (eight_bits(tensor), tensor)
         if classed:
-            return Pictures(tensor, torch.from_numpy(labels.reshape(-1).astype(np.int64)), classes, spare)
+            y = torch.from_numpy(labels.reshape(-1).astype(np.int64))
+            return Pictures(shown, y, classes, spare, exact=exact)
         values = torch.from_numpy(labels.astype(np.float64 if labels.dtype.kind == "f" else np.int64))
-        return Pictures(tensor, torch.zeros(len(tensor), dtype=torch.int64), classes, spare, values=values)
+        y = torch.zeros(len(tensor), dtype=torch.int64)
+        return Pictures(shown, y, classes, spare, values=values, exact=exact)
 
     found = read(main, None if spare is None else read(spare))
     if found.spare is not None and found.spare.images.shape[1:] != found.images.shape[1:]:
@@ -89,9 +100,26 @@ def is_classes(labels: Any, count: int) -> bool:
     return tuple(labels.shape) in ((count,), (count, 1)) and labels.dtype.kind in "iu" and labels.min() >= 0
 
 
+def _scaled(file: Path, images: np.ndarray, low: float, high: float | None) -> torch.Tensor:
+    """Values as float32 in [0, 1], from a range that says what stands for 0 and 1."""
+    top = high if high is not None else 1.0 if images.dtype.kind == "f" else float(np.iinfo(images.dtype).max)
+    least, most = float(images.min()), float(images.max())
+    if not (np.isfinite([least, most]).all() and low < top and low <= least and most <= top):
+        raise DataError(
+            f"{file} has images of {images.dtype} from {least:g} to {most:g}; expected {low:g} to {top:g}. Say which "
+            "values stand for 0 and 1, as npz:FILE,low=-1024,high=3071; mean and std of the facts "
+            "are of pictures in [0, 1]."
+        )
+    return torch.from_numpy(((images.astype(np.float64) - low) / (top - low)).astype(np.float32))
+
+
 def _check(file: Path, prefix: str, arrays: dict[str, Any]) -> None:
     images, labels = np.asarray(arrays[f"{prefix}images"]), np.asarray(arrays[f"{prefix}labels"])
-    pictures = images.dtype == np.uint8 and images.ndim in (3, 4) and images.shape[3:] in ((), (1,), (3,))
+    pictures = (
+        (images.dtype in (np.uint8, np.uint16) or images.dtype.kind == "f")
+        and images.ndim in (3, 4)
+        and images.shape[3:] in ((), (1,), (3,))
+    )
     numbers = labels.dtype.kind in "iufb" and labels.dtype.itemsize <= 8 and 1 <= labels.ndim <= 3
     if not pictures or not images.size or not numbers or len(labels) != len(images) or not labels.size:
         got = f"{prefix}images {images.dtype} {images.shape} and {prefix}labels {labels.dtype} {labels.shape}"

@@ -8,7 +8,7 @@ from torch import Tensor
 from leakmap.attacker.labels.head import head_gradient
 from leakmap.defences import NONE, defence_of
 from leakmap.doctor.finding import Finding, Level
-from leakmap.doctor.values import rounding
+from leakmap.doctor.values import rounding, whole_numbers
 from leakmap.errors import LeakmapError
 from leakmap.observation.observation import Observation
 
@@ -105,7 +105,7 @@ def _sign(o: Observation, bias: Tensor, classes: int) -> Iterator[Finding]:
     elif o.rule is not None and steps is not None and not o.rule.weight_decay:
         largest = 2 * o.rule.lr * steps / (1 - o.rule.momentum)
     size = float(bias.abs().sum())
-    if largest is not None and size > 1.01 * largest:
+    if largest is not None and size > 1.01 * largest and whole_numbers(o) < 2:
         advice = (
             "the loss is summed rather than averaged, or the gradient is scaled: divide it by the number of pictures"
             if kind == "gradient"

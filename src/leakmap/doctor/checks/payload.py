@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from leakmap.auditing.case import norm
 from leakmap.defences import NONE, defence_of
 from leakmap.doctor.finding import Finding
-from leakmap.doctor.values import EVEN, form_name, is_even, likely_defence, rounding
+from leakmap.doctor.values import EVEN, form_name, is_even, likely_defence, rounding, whole_numbers
 from leakmap.observation.observation import Observation
 
 SAME_DIRECTION = 0.95
 """Cosine to the weights above which an update of their size is taken to be the weights."""
+SUBTRACTED = 0.1
+"""By how much the part of a delta along the weights may differ from -1 for the weights to have been subtracted from a
+delta or gradient, which has hardly any part along them."""
 ROUNDED = 0.01
 """Share of the update that is rounding above which it is worth a word; a tenth of the update is wrong."""
 
@@ -34,11 +37,16 @@ def architecture(o: Observation) -> Iterator[Finding]:
             "simulated client trains them. Freeze what the client freezes: requires_grad_(False).",
         )
     if not odd and not missing:
+        frozen = [name for name, p in o.network.module().named_parameters() if not p.requires_grad]
+        told = f"All {len(trained)} trained parameters of {o.network.model} are there with their shapes"
+        told += f"; {len(frozen)} are frozen" if frozen else ""
+        layers = {name.rpartition(".")[0] for name in trained}
+        if frozen and len(layers) == 1:
+            told += f": only the layer {layers.pop()!r} is trained, whose update shows what it sees, not the pictures"
         yield Finding(
             "architecture",
             "fine",
-            f"All {len(trained)} trained parameters of {o.network.model} are there with their shapes. Tensors of equal "
-            "shape could still be swapped; only a replay shows that.",
+            f"{told}. Tensors of equal shape could still be swapped; only a replay shows that.",
         )
 
 
@@ -75,12 +83,22 @@ def kind(o: Observation) -> Iterator[Finding]:
     kind = o.update.kind
     dot = math.fsum(float((t.double() * w.double()).sum()) for t, w in zip(tensors, weights, strict=True))
     ratio, cosine = size / held if held else math.inf, dot / (size * held) if held else 0.0
+    along = dot / held**2 if held else 0.0
     found = f"The {kind} has norm {size:.3g}, {ratio:.2g} of the weights', and cosine {cosine:.2f} to them"
-    if abs(cosine) > SAME_DIRECTION and 0.5 < ratio < 2:
+    if cosine > SAME_DIRECTION and 0.5 < ratio < 2:
         yield Finding(
             "kind",
             "wrong",
-            f"{found}: these are weights, not a {kind}. Subtract those that were sent, or capture with kind='weights'.",
+            f"{found}: these are weights, not a {kind}. Capture them again with --kind weights, which subtracts those "
+            "that were sent.",
+        )
+        return
+    if kind == "delta" and abs(along + 1) < SUBTRACTED:
+        yield Finding(
+            "kind",
+            "wrong",
+            f"{found}: it is something less the weights, so they were subtracted from what is no weights. What came "
+            "back was a delta or a gradient; capture it again with --kind delta or --kind gradient.",
         )
         return
     if kind == "delta" and ratio > 1:
@@ -111,6 +129,14 @@ def precision(o: Observation) -> Iterator[Finding]:
     """How much of it was rounded away."""
     form, share = rounding(o)
     if math.isinf(share):
+        return
+    if (largest := whole_numbers(o)) > 1:
+        yield Finding(
+            "precision",
+            "wrong",
+            f"Every entry is a whole number up to {largest}, as int{8 if largest < 128 else 16} holds: the factor of "
+            f"each tensor that makes a {o.update.kind} of them is missing. Multiply by it before you capture.",
+        )
         return
     stored = form_name(next(iter(o.update.tensors.values())).dtype)
     told = f"The update travelled as {form}" + (f" (stored as {stored})" if form != stored else "")

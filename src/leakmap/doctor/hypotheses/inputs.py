@@ -114,7 +114,9 @@ def _settled(now: Case) -> Case:
         single = torch.eye(len(constants), dtype=torch.float64)
         moves = DIGIT * torch.cat([single, *(half.sum(0, keepdim=True) for half in single.chunk(2))])
         near = [(constants + move).clamp(min=0).chunk(2) for move in (*moves, *-moves)]
-        tried = [_rounded(now.tasked(mean=tuple(m.tolist()), std=tuple(s.tolist())), DIGIT) for m, s in near]
+        tried = [
+            _rounded(now.tasked(mean=tuple(m.tolist()), std=tuple(s.clamp(min=DIGIT).tolist())), DIGIT) for m, s in near
+        ]
         found = min(tried, key=lambda one: one.distance)
         if found.distance >= now.distance:
             break

@@ -26,7 +26,21 @@ def kind(case: Case) -> Candidates:
             case.shared({name: tensor - weights[name] for name, tensor in tensors.items()}),
         )
         yield "it is a gradient, not a delta", case.shared(tensors, case.rule.without_steps())
+        # With the kind weights, a capture subtracts what was sent, from whatever came back.
+        came = {name: tensor + weights[name] for name, tensor in tensors.items()}
+        buffers = {n: weights[n] + t for n, t in (case.observation.buffers or {}).items()} or None
+        moved = replace(case, observation=replace(case.observation, buffers=buffers)).shared(came)
+        yield "what came back was the delta, from which the weights were subtracted (--kind delta)", moved
+        yield (
+            "what came back was a gradient, from which the weights were subtracted (--kind gradient)",
+            case.shared(came, case.rule.without_steps()),
+        )
     else:
+        moved = {name: tensor - weights[name] for name, tensor in tensors.items()}
+        yield (
+            f"weights were sent, not a gradient (--kind weights, at lr {case.rule.lr:g})",
+            case.shared(moved, replace(case.rule, share="delta")),
+        )
         moved = case.shared(tensors, replace(case.rule, share="delta"))
         rate = moved.rule.lr * moved.factor
         if rate > 0 and math.isfinite(rate):
