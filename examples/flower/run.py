@@ -8,13 +8,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-import server_app
 from client_app import client
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
-from task import CLIENTS, partition
+from server_app import server
+from task import FEW, Held, partition
 
 
 class InProcess(Grid):
@@ -22,9 +22,9 @@ class InProcess(Grid):
 
     run = None
 
-    def __init__(self, app: ClientApp) -> None:
+    def __init__(self, app: ClientApp, clients: int) -> None:
         self.app, self.replies = app, {}
-        places = [{"partition-id": number, "num-partitions": CLIENTS} for number in range(CLIENTS)]
+        places = [{"partition-id": number, "num-partitions": clients} for number in range(clients)]
         self.nodes = {1000 + i: Context(1, 1000 + i, place, RecordDict(), {}) for i, place in enumerate(places)}
 
     def set_run(self, run: object) -> None:
@@ -58,18 +58,18 @@ class InProcess(Grid):
         return self.pull_messages(self.push_messages(messages))
 
 
-def federate(clients: ClientApp, server: ServerApp) -> None:
+def federate(clients: ClientApp, app: ServerApp, number: int) -> None:
     """Runs a server app with its clients in this process."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
-    server(InProcess(clients), Context(1, 0, {}, RecordDict(), {}))
+    app(InProcess(clients, number), Context(1, 0, {}, RecordDict(), {}))
 
 
-def write_pictures(file: Path, client: int | None) -> None:
+def write_pictures(file: Path, client: int | None, held: Held) -> None:
     """What the audit compares with, which nobody but the auditor needs."""
-    held = partition(client)
+    own = partition(client, held)
     file.parent.mkdir(parents=True, exist_ok=True)
-    images = held.images.permute(0, 2, 3, 1).numpy()
-    np.savez(file, images=images, labels=held.labels.numpy(), class_names=np.array(held.classes))
+    images = own.images.permute(0, 2, 3, 1).numpy()
+    np.savez(file, images=images, labels=own.labels.numpy(), class_names=np.array(own.classes))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,15 +77,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frozen-batchnorm", action="store_true", help="clients train in inference mode")
     parser.add_argument("--dp", action="store_true", help="clients clip their update and add noise")
+    parser.add_argument("--data", default=FEW.data, help="pictures, as leakmap audit --data takes them")
+    parser.add_argument("--clients", type=int, default=FEW.clients)
+    parser.add_argument("--pictures", type=int, default=FEW.pictures, help="of each client")
+    parser.add_argument("--batch-size", type=int, help="of one local step; all pictures unless told otherwise")
+    parser.add_argument("--drop-last", action="store_true", help="a partial last batch is left out")
     parser.add_argument("--out", type=Path, default=Path("runs/flower"))
     chosen = parser.parse_args(arguments)
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    variant = "-".join(name for name, on in (("frozen-batchnorm", chosen.frozen_batchnorm), ("dp", chosen.dp)) if on)
+    held = Held(
+        chosen.data, chosen.clients, chosen.pictures, chosen.batch_size or chosen.pictures, drop_last=chosen.drop_last
+    )
+    names = ("frozen_batchnorm", "dp", "drop_last")
+    variant = "-".join(name.replace("_", "-") for name in names if getattr(chosen, name))
     folder = chosen.out / (variant or "plain")
-    for number in range(CLIENTS):
-        write_pictures(chosen.out / "truth" / f"client-{number}.npz", number)
-    write_pictures(chosen.out / "others.npz", None)
-    federate(client(folder, chosen.frozen_batchnorm, chosen.dp), server_app.app)
+    for number in range(held.clients):
+        write_pictures(chosen.out / "truth" / f"client-{number}.npz", number, held)
+    write_pictures(chosen.out / "others.npz", None, held)
+    federate(client(folder, chosen.frozen_batchnorm, chosen.dp, held), server(held), held.clients)
     for file in sorted(folder.glob("round-*/client-*.safetensors")):
         print(file)
 

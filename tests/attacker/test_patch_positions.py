@@ -7,12 +7,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from leakmap import LocalRule, Observation, Task, ThreatModel, Update, attack, build_network, observe, simulate
+from leakmap import LocalRule, Observation, Task, ThreatModel, Update, attack, attacks, build_network, observe, simulate
 from leakmap.attacker.attacks.patch_positions import solve
+from leakmap.attacker.attacks.patch_subspace import Prior, subspace_of
 from leakmap.attacker.closed_form import diagnose
+from leakmap.attacker.gradients import mean_gradient
+from leakmap.attacker.patches import examined
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
+from leakmap.client.simulate import Batch
 from leakmap.errors import NotApplicable
+from leakmap.observation.contents import Public
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
 from tests.conftest import batch_of
@@ -220,3 +225,45 @@ def test_the_suite_finds_it_and_its_control_is_read(tmp_path):
     suite = attack(observation, "strongest")
     assert suite.notes["won"] == "patch_positions"
     assert (suite.pictures - batch.pictures).abs().max() < 1e-2
+
+
+def test_patches_of_both_pictures_lie_in_the_subspace_and_nothing_else_is_known_of_them(cifar):
+    batch, observation = seen("vit,patch=8,dim=96", cifar, count=2)
+    _, found = examined(observation.network, None, LocalRule())
+    assert found is not None
+    gradient = mean_gradient(observation, (found.position, found.embedding))
+    tokens, weight = found.of_tokens(gradient[found.position]), gradient[found.embedding].flatten(1)
+    subspace = subspace_of(tokens, weight, 2)
+    shown = cifar.normalize(batch.pictures).flatten(1).double()[:, found.pixels]
+    assert subspace.free.shape == (16, 192)
+    for picture in shown:
+        off = picture - subspace.base
+        left = off - off @ subspace.free.T @ subspace.free
+        assert left.norm() < 1e-3 * off.norm()
+    # A prior that knows the first picture finds it, and one that knows nothing the shortest patches.
+    wide = torch.eye(192, dtype=torch.float64)
+    assert (subspace.most_likely(Prior(shown[0, 3], wide))[3] - shown[0, 3]).norm() < 1e-2
+    assert (subspace.most_likely(Prior(torch.zeros(192).double(), wide)) - subspace.base).norm() < 1e-6
+
+
+def test_a_picture_of_the_subspace_is_nearer_than_the_mean_public_one():
+    plan = Plan("vit,patch=8,dim=96", "samples", image_size=16, victims=8, threat=ThreatModel("known", public=60))
+    setup = prepare(plan).main
+    groups, pictures = setup.groups, setup.groups.pictures(setup.groups.public)
+    public = Public(pictures, groups.labels[groups.public])
+    ratios = []
+    for first in range(0, 8, 2):
+        held = groups.victims.flatten()[first : first + 2]
+        truth = Batch(groups.pictures(held), groups.labels[held])
+        observation = observe(simulate(setup.network, LocalRule(), truth), plan.threat, public)
+        found, mean = attack(observation, "patch_subspace").pictures[:1], pictures.mean(0, keepdim=True)
+        near = [min(float((guess - x).square().mean()) for x in truth.pictures) for guess in (found, mean)]
+        ratios.append(near[0] / near[1])
+    assert max(ratios) < 1
+    one = Batch(truth.pictures[:1], truth.y[:1])
+    alone = observe(simulate(setup.network, LocalRule(), one), plan.threat, public)
+    assert attacks.build("patch_subspace").why_not(alone)
+    assert (attack(alone, "patch_subspace").pictures - one.pictures).abs().max() < 1e-3
+    many = replace(observation, count=25, labels=None, label_counts=None)
+    with pytest.raises(NotApplicable, match="leave everything open"):
+        attack(many, "patch_subspace")

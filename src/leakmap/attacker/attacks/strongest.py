@@ -39,7 +39,9 @@ LONGEST = 10**13
 member rehearsed: of clients with many pictures that train for several steps."""
 CLOSED_FORMS = ("linear", "spear", "april", "patch_positions")
 SEARCHES = ("inverting_gradients", "recovered_statistics", "proxy_statistics", "dropout_inversion", "dimitrov")
-MEMBERS = {SUITE: (*CLOSED_FORMS, "learned_inverse", "last_batch", *SEARCHES), FORMER: (*CLOSED_FORMS[:3], *SEARCHES)}
+FITTED = ("patch_subspace", "learned_inverse", "last_batch")
+"""Answers from public pictures without a search."""
+MEMBERS = {SUITE: (*CLOSED_FORMS, *FITTED, *SEARCHES), FORMER: (*CLOSED_FORMS[:3], *SEARCHES)}
 """Of each suite, in the order in which they run, the cheapest first. Each says for itself why it does not apply."""
 
 
@@ -47,8 +49,8 @@ MEMBERS = {SUITE: (*CLOSED_FORMS, "learned_inverse", "last_batch", *SEARCHES), F
 def strongest(*, steps: int | None = None, restarts: int | None = None, **settings: Any) -> "Strongest":
     """Every attack that the granted knowledge allows; which one answers is rehearsed on public clients.
 
-    Suite v2: the closed forms linear, spear, april and patch_positions; learned_inverse where public pictures are
-    granted; last_batch where clients of several local steps return their buffers; inverting_gradients;
+    Suite v2: the closed forms linear, spear, april and patch_positions; patch_subspace and learned_inverse where public
+    pictures are granted; last_batch where clients of several local steps return their buffers; inverting_gradients;
     recovered_statistics where buffers moved; proxy_statistics where public pictures are granted; dropout_inversion
     where dropout is active; dimitrov where mini-batches are shuffled from epoch to epoch.
 
