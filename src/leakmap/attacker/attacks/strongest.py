@@ -34,9 +34,10 @@ PLAIN, PROXY = "inverting_gradients", "proxy_statistics"
 SOLVED = 1e-6
 """Cosine distance of the update at which nothing is left to find: the rest of the suite is not run."""
 
-LONGEST = 10**13
-"""Floating-point operations of a search on one client, minutes of a core, beyond which it is left out if another
-member rehearsed: of clients with many pictures that train for several steps."""
+LONGEST, LONGEST_FIT = 10**13, 10**14
+"""Floating-point operations of a search on one client, minutes of a core, and of simulating the clients that a member
+is fitted to, an hour or so, beyond which it is left out if another member rehearsed: of clients with many pictures that
+train for several steps, and of large networks."""
 CLOSED_FORMS = ("linear", "spear", "april", "patch_positions")
 SEARCHES = ("inverting_gradients", "recovered_statistics", "proxy_statistics", "dropout_inversion", "dimitrov")
 FITTED = ("patch_subspace", "learned_inverse", "last_batch")
@@ -231,8 +232,7 @@ class Strongest:
                 if member.fits:
                     state[f"refused/{name}/{why}"] = torch.zeros(0)
                 continue
-            if any(key.startswith("rehearsed/") for key in state) and member.cost.total * work > LONGEST:
-                why = f"a search over {setting.count} pictures takes long; name it with --attack to run it"
+            if any(key.startswith("rehearsed/") for key in state) and (why := _too_long(member, inner, work)):
                 state[f"refused/{name}/{why}"] = torch.zeros(0)
                 continue
             try:
@@ -341,6 +341,25 @@ class Strongest:
             attempts=tuple(told),
             used=assumed.used.union(*(found.used for found in results.values())) | ({"public"} if rehearsed else set()),
         )
+
+
+def _too_long(member: Attack, setting: Setting, work: int) -> str:
+    """Why a member takes too long where another one rehearsed; empty if it does not.
+
+    Args:
+        member: Of the suite.
+        setting: It would be fitted to.
+        work: Floating-point operations of simulating one client.
+    """
+    if member.cost.total * work > LONGEST:
+        return f"a search over {setting.count} pictures takes long; name it with --attack to run it"
+    try:
+        clients = member.fit_cost(setting).clients
+    except NotApplicable as error:
+        return str(error)
+    if clients * work > LONGEST_FIT:
+        return f"simulating {clients:,} clients of such a network takes long; name it with --attack to fit it"
+    return ""
 
 
 def _read_all(state: Mapping[str, Tensor]) -> bool:
