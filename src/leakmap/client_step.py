@@ -19,9 +19,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from leakmap.defences import defence_of
 from leakmap.errors import ModelError
 from leakmap.local_rule import LocalRule
-from leakmap.problem.task import Loss, loss_of
+from leakmap.problem.task import CrossEntropy, Loss, loss_of
 from leakmap.seeds import generator
 
+Tensors = Sequence[Tensor]
 _STOCHASTIC_DEPTH = {"StochasticDepth": "p", "DropPath": "drop_prob"}
 """Layer -> attribute with its rate, in torchvision and timm."""
 
@@ -59,18 +60,24 @@ def arrange(module: nn.Module, rule: LocalRule, *, dropout: bool = True) -> nn.M
     return module
 
 
-def check_examples_apart(module: nn.Module, rule: LocalRule) -> None:
+def check_examples_apart(module: nn.Module, rule: LocalRule, loss: Loss | None) -> None:
     """Refuses DP-SGD where the gradient of one example alone is not its part of the batch's.
 
     Args:
         module: Arranged by :func:`arrange`.
         rule: Gives the defence.
+        loss: Of the client.
 
     Raises:
-        ModelError: a layer mixes examples, or draws other random numbers for one than for all.
+        ModelError: a layer or the loss mixes examples, or a layer draws other random numbers for one than for all.
     """
     if defence_of(rule.defence).examples is None:
         return
+    if isinstance(loss, CrossEntropy) and loss.class_weights:
+        raise ModelError(
+            "DP-SGD clips the gradient of every example alone, but class weights are divided by their sum over the "
+            "batch, which mixes examples; leave class_weights out of the loss."
+        )
     for name, layer in module.named_modules():
         if isinstance(layer, _BatchNorm) and layer.training:
             raise ModelError(
@@ -113,7 +120,7 @@ class Training:
     """
 
     def __init__(self, module: nn.Module, weights: Mapping[str, Tensor], rule: LocalRule, loss: Loss | None):
-        check_examples_apart(module, rule)
+        check_examples_apart(module, rule, loss)
         self.defence = defence_of(rule.defence)
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.start = [weights[name].detach().requires_grad_() for name in self.names]
@@ -191,17 +198,10 @@ class Training:
         return torch.stack(found)
 
     def advance(
-        self, step: int, parameters: Sequence[Tensor], gradients: Sequence[Tensor], memory: Sequence[Tensor]
+        self, step: int, count: int, parameters: Tensors, gradients: Tensors, memory: Tensors
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Weights and optimiser state after a local step; of plain tensor operations, so it can be differentiated.
-
-        Args:
-            step: Its number, from 0.
-            parameters: Weights before it.
-            gradients: Of :meth:`objective` there.
-            memory: State of the optimiser; empty before the first step.
-        """
-        return advance(self._rule, step, parameters, gradients, memory)
+        """:func:`advance` of this client; ``count`` is the number of its pictures."""
+        return advance(self._rule, step, count, self.start, parameters, gradients, memory)
 
 
 def local_signal(
@@ -257,7 +257,7 @@ def local_signal(
                 shared = defence.examples.disturbed(shared, source, len(batch[1]))
             if rule.share == "delta":
                 with torch.no_grad():
-                    parameters, memory = training.advance(step, parameters, shared, memory)
+                    parameters, memory = training.advance(step, len(y), parameters, shared, memory)
                 parameters = [p.requires_grad_() for p in parameters]
     if rule.share == "delta":
         shared = [after.detach() - before.detach() for after, before in zip(parameters, training.start, strict=True)]
@@ -266,46 +266,66 @@ def local_signal(
     return Signal(dict(zip(training.names, shared, strict=True)), training.buffers)
 
 
-Tensors = Sequence[Tensor]
-Advance = Callable[[LocalRule, int, Tensors, Tensors, Tensors], tuple[list[Tensor], list[Tensor]]]
-"""``(rule, step, parameters, gradients, memory) -> (parameters, memory)``."""
+Optimizer = Callable[[LocalRule, int, float, Tensors, Tensors, Tensors], tuple[list[Tensor], list[Tensor]]]
+"""``(rule, step, rate, parameters, gradients, memory) -> (parameters, memory)``."""
+
+
+def advance(
+    rule: LocalRule, step: int, count: int, start: Tensors, parameters: Tensors, gradients: Tensors, memory: Tensors
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and optimiser state after a local step; of plain tensor operations, so it can be differentiated.
+
+    Args:
+        rule: The local rule.
+        step: Its number, from 0.
+        count: Pictures of the client.
+        start: Weights that the server sent.
+        parameters: Weights before the step.
+        gradients: Of the mean loss there.
+        memory: State of the optimiser; empty before the first step.
+    """
+    if rule.proximal:
+        away = [p - s.detach() for p, s in zip(parameters, start, strict=True)]
+        gradients = [torch.add(g, d, alpha=rule.proximal) for g, d in zip(gradients, away, strict=True)]
+    if rule.clip_norm is not None:
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        # torch adds 1e-6 to the norm, and so does this: the two would differ by more than rounding.
+        factor = (rule.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        gradients = [gradient * factor for gradient in gradients]
+    return _OPTIMIZERS[rule.optimizer](rule, step, rule.rate(step, count), parameters, gradients, memory)
 
 
 def _sgd(
-    rule: LocalRule, step: int, parameters: Tensors, gradients: Tensors, memory: Tensors
+    rule: LocalRule, step: int, rate: float, parameters: Tensors, gradients: Tensors, memory: Tensors
 ) -> tuple[list[Tensor], list[Tensor]]:
     if rule.weight_decay:
         gradients = [g + rule.weight_decay * p for g, p in zip(gradients, parameters, strict=True)]
     if not rule.momentum:
-        return [torch.sub(p, g, alpha=rule.lr) for p, g in zip(parameters, gradients, strict=True)], []
+        return [torch.sub(p, g, alpha=rate) for p, g in zip(parameters, gradients, strict=True)], []
     velocity = [rule.momentum * v + g for v, g in zip(memory, gradients, strict=True)] if memory else list(gradients)
-    return [torch.sub(p, v, alpha=rule.lr) for p, v in zip(parameters, velocity, strict=True)], velocity
+    moves = velocity
+    if rule.nesterov:
+        moves = [g + rule.momentum * v for g, v in zip(gradients, velocity, strict=True)]
+    return [torch.sub(p, m, alpha=rate) for p, m in zip(parameters, moves, strict=True)], velocity
 
 
 def _adam(
-    rule: LocalRule, step: int, parameters: Tensors, gradients: Tensors, memory: Tensors
+    rule: LocalRule, step: int, rate: float, parameters: Tensors, gradients: Tensors, memory: Tensors
 ) -> tuple[list[Tensor], list[Tensor]]:
     beta1, beta2, epsilon = 0.9, 0.999, 1e-8
     if rule.weight_decay and rule.optimizer == "adamw":
-        parameters = [p * (1 - rule.lr * rule.weight_decay) for p in parameters]
+        parameters = [p * (1 - rate * rule.weight_decay) for p in parameters]
     elif rule.weight_decay:
         gradients = [g + rule.weight_decay * p for g, p in zip(gradients, parameters, strict=True)]
     before = memory or [torch.zeros_like(g) for g in (*gradients, *gradients)]
     first = [beta1 * m + (1 - beta1) * g for m, g in zip(before[: len(gradients)], gradients, strict=True)]
     second = [beta2 * v + (1 - beta2) * g * g for v, g in zip(before[len(gradients) :], gradients, strict=True)]
     # Bias correction counts steps from 1.
-    size, scale = rule.lr / (1 - beta1 ** (step + 1)), (1 - beta2 ** (step + 1)) ** 0.5
+    size, scale = rate / (1 - beta1 ** (step + 1)), (1 - beta2 ** (step + 1)) ** 0.5
     # The square root has an infinite slope at 0; both branches are kept finite, or autograd would make NaN of it.
     roots = [torch.where(v > 0, v.where(v > 0, 1.0).sqrt(), 0.0) for v in second]
     moved = zip(parameters, first, roots, strict=True)
     return [p - size * m / (root / scale + epsilon) for p, m, root in moved], [*first, *second]
 
 
-_OPTIMIZERS: dict[str, Advance] = {"sgd": _sgd, "adam": _adam, "adamw": _adam}
-
-
-def advance(
-    rule: LocalRule, step: int, parameters: Tensors, gradients: Tensors, memory: Tensors
-) -> tuple[list[Tensor], list[Tensor]]:
-    """:meth:`Training.advance`, of any weights."""
-    return _OPTIMIZERS[rule.optimizer](rule, step, parameters, gradients, memory)
+_OPTIMIZERS: dict[str, Optimizer] = {"sgd": _sgd, "adam": _adam, "adamw": _adam}

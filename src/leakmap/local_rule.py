@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from leakmap.defences import NONE, defence_of
+from leakmap.defences import NONE, Left, defence_of
 from leakmap.errors import BadSetting
 from leakmap.registry.declared import Declared, check, entries
+from leakmap.schedule import CONSTANT, schedule_of
 from leakmap.seeds import generator
 
 Share = Literal["gradient", "delta"]
@@ -27,9 +28,16 @@ class LocalRule:
         mode: ``train`` uses batch statistics and dropout, ``eval`` running statistics and none.
         epochs: Passes over the pictures (``delta`` only).
         batch_size: Pictures of one local step, in their order, the last one of an epoch possibly partial; None: all.
-        lr: Learning rate (``delta`` only).
-        momentum: Of SGD, in [0, 1).
+        lr: Learning rate (``delta`` only), of the first step where a schedule changes it.
+        schedule: Specification of how the learning rate changes, see :mod:`leakmap.schedule`; it begins anew in every
+            round.
+        momentum: Of SGD, in [0, 1), with a fresh velocity in every round.
+        nesterov: Whether the momentum is Nesterov's, as torch's SGD computes it.
         weight_decay: L2 for SGD and Adam, decoupled for AdamW.
+        proximal: FedProx's mu: the loss of every step has ``mu / 2`` times the squared distance to the weights that
+            were sent added (Li et al. 2020, arXiv:1812.06127, equation 2); 0 for none.
+        clip_norm: Largest global norm of the gradient of a step, as ``torch.nn.utils.clip_grad_norm_`` scales it, the
+            proximal term included and weight decay not; None: unclipped.
         optimizer: ``sgd``, ``adam`` or ``adamw``, with torch's defaults and fresh state.
         dropout: Rate that replaces the rate of every dropout layer of the model; None leaves them.
         accumulate: Micro-batches that the pictures of a step are split into (gradient accumulation): gradients are
@@ -60,8 +68,31 @@ class LocalRule:
         ),
     ] = None
     lr: Annotated[float, Declared("Local learning rate.", above=0, sent=("lr", "learning_rate"))] = 0.01
+    schedule: Annotated[
+        str,
+        Declared(
+            "step, exponential or cosine, with settings.",
+            limit=512,
+            later=True,
+            note="constant, step,size=N, exponential,gamma=G or cosine",
+            local=True,
+        ),
+    ] = CONSTANT
     momentum: Annotated[float, Declared("Of SGD.", least=0, below=1, sent=("momentum",), local=True)] = 0.0
+    nesterov: Annotated[bool, Declared("Nesterov's momentum.", later=True, sent=("nesterov",), local=True)] = False
     weight_decay: Annotated[float, Declared("Local weight decay.", least=0, sent=("weight_decay",), local=True)] = 0.0
+    proximal: Annotated[float, Declared("FedProx's mu.", least=0, later=True, sent=("proximal_mu",), local=True)] = 0.0
+    clip_norm: Annotated[
+        float | None,
+        Declared(
+            "Largest norm of a step's gradient.",
+            above=0,
+            expected="positive, or None for no clipping",
+            later=True,
+            note="largest norm of the gradient of a step; leave it out where none is clipped",
+            local=True,
+        ),
+    ] = None
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], Declared("Local optimiser.", local=True)] = "sgd"
     dropout: Annotated[
         float | None,
@@ -80,9 +111,33 @@ class LocalRule:
             raise BadSetting("A gradient over all pictures has no order; use share='delta' to shuffle.")
         if self.share == "gradient" and (self.optimizer != "sgd" or self.momentum or self.weight_decay):
             raise BadSetting("A shared gradient has not been through an optimiser; use share='delta' for one.")
+        if self.share == "gradient" and (self.schedule != CONSTANT or self.proximal):
+            what = "a proximal term, which is 0 at the weights that were sent" if self.proximal else "a schedule"
+            raise BadSetting(f"A shared gradient takes no step that {what} could change; use share='delta'.")
+        if self.share == "gradient" and self.clip_norm is not None:
+            raise BadSetting(
+                "clip_norm clips the gradient of a local step; a client that clips the gradient that it shares has "
+                f"the defence clip_noise,clip={self.clip_norm:g},noise=0."
+            )
         if self.momentum and self.optimizer != "sgd":
             raise BadSetting(f"momentum belongs to sgd; {self.optimizer} has moments of its own.")
+        if self.nesterov and not self.momentum:
+            raise BadSetting("Nesterov's momentum needs a momentum above 0; give one, or leave nesterov out.")
         defence_of(self.defence)
+        schedule_of(self.schedule)
+
+    @property
+    def left(self) -> Left:
+        """What is left of its update, see :class:`leakmap.defences.Defence`: where steps are clipped, no sizes."""
+        left = defence_of(self.defence).left
+        return "ratios" if left == "values" and self.clip_norm is not None else left
+
+    def rate(self, step: int, count: int) -> float:
+        """The learning rate of a local step, counted from 0, of a client with ``count`` pictures."""
+        schedule = schedule_of(self.schedule)
+        if schedule.per == "epoch":
+            return schedule.rate(self.lr, self.part(step, count)[0], self.epochs)
+        return schedule.rate(self.lr, step, self.steps(count))
 
     def without_steps(self) -> "LocalRule":
         """The rule of a client that shares one gradient and is else the same."""

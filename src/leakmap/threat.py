@@ -59,9 +59,11 @@ class ThreatModel:
     def __post_init__(self) -> None:
         check(self, "A threat model's")
         if self.labels != "unknown" and not self.count:
-            raise BadSetting("Whoever knows the labels knows how many examples there are: grant count too.")
+            raise BadSetting("Whoever knows the labels knows how many examples there are: grant count too (--count).")
         if self.known_pixels and not self.count:
-            raise BadSetting("Whoever is given true pixels knows how many examples there are: grant count too.")
+            raise BadSetting(
+                "Whoever is given true pixels knows how many examples there are: grant count too (--count)."
+            )
 
     @property
     def facts(self) -> frozenset[str]:
@@ -129,7 +131,9 @@ def observe(
     check_type(threat, ThreatModel, "The threat", "a leakmap.ThreatModel")
     y, task = round.batch.y, round.network.task
     if threat.labels == "counts" and not task.counted:
-        raise BadSetting(f"The target {task.target} has no classes to count; grant the labels, or nothing of them.")
+        raise BadSetting(
+            f"The target {task.target} has no classes to count; grant the labels (--labels known), or nothing of them."
+        )
     granted = Observation(
         network=round.network,
         update=round.update,

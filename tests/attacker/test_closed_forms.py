@@ -147,6 +147,25 @@ def test_a_delta_becomes_its_gradient(rule, tolerance, task):
         assert (turned[name] - tensor).abs().max() < tolerance
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"nesterov": True}, {"schedule": "cosine"}, {"proximal": 2.0}, {"momentum": 0.0, "optimizer": "adamw"}],
+    ids=str,
+)
+def test_weight_decay_is_taken_off_several_steps_exactly(changes, task):
+    """Where no gradient arrives, a delta is weight decay alone, and its mean gradient 0."""
+    usual = LocalRule(share="delta", lr=0.3, epochs=4, momentum=0.9, weight_decay=0.1)
+    network = build_network(task, nn.Sequential(nn.Flatten(), nn.Linear(768, 8), Dead(), nn.Linear(8, 4)))
+    o = observe(simulate(network, replace(usual, **changes), noisy(3, task)), ThreatModel())
+    assert float(o.update.tensors["1.weight"].abs().max()) > 1e-3
+    assert float(mean_gradient(o, ["1.weight"])["1.weight"].abs().max()) < 1e-6
+
+
+class Dead(nn.Module):
+    def forward(self, x):
+        return 0 * x
+
+
 def test_a_delta_without_its_rule_is_only_turned_around(task):
     observation = replace(seen("mlp,hidden=16", task, 3, LocalRule(share="delta", weight_decay=0.1))[1], rule=None)
     for name, turned in mean_gradient(observation, observation.update.tensors).items():

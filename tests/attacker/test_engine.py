@@ -43,6 +43,8 @@ RULES = {
     "four steps": FOUR_STEPS,
     "four steps in inference mode": replace(FOUR_STEPS, mode="eval"),
     "momentum and decay": replace(FOUR_STEPS, momentum=0.9, weight_decay=0.01),
+    "proximal term, clipped steps": replace(FOUR_STEPS, proximal=0.5, clip_norm=0.8),
+    "nesterov, falling rate": replace(FOUR_STEPS, momentum=0.9, nesterov=True, schedule="cosine"),
     "adam": LocalRule("delta", optimizer="adam", epochs=2, weight_decay=0.01),
     "adamw, partial last batch": LocalRule("delta", optimizer="adamw", batch_size=3, weight_decay=0.1),
     "shuffled": replace(FOUR_STEPS, shuffle=True),
@@ -92,7 +94,7 @@ def unrolled(training: Training, rule: LocalRule, x: Tensor, y: Tensor) -> list[
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
         if rule.share == "gradient":
             return list(gradients)
-        parameters, memory = training.advance(step, parameters, gradients, memory)
+        parameters, memory = training.advance(step, len(y), parameters, gradients, memory)
     return [after - before.detach() for after, before in zip(parameters, training.start, strict=True)]
 
 

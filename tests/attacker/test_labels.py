@@ -225,3 +225,19 @@ def test_which_rules_can_read_what(model, rule, granted, refusing, reading, task
             label_rules.build(name)(observation, 0)
     for name in reading.split():
         assert len(label_rules.build(name)(observation, 0).y) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "loss", "chosen", "why"),
+    [
+        (LocalRule("delta", clip_norm=0.01), {}, ("bias_corrected", "llg"), "its steps are clipped"),
+        (LocalRule(), {"class_weights": "1/5/1/3"}, ("analytic", "yin"), "class weights of the loss"),
+    ],
+    ids=["clipped steps", "class weights"],
+)
+def test_sizes_that_the_client_changed_are_not_counted_by(rule, loss, chosen, why, task):
+    observation = seen(TINY, replace(task, loss=Spec("cross_entropy", loss)), torch.tensor([0, 1, 1, 3]), rule, 0)
+    assert recover(observation, "auto", 0).rule in chosen
+    for name in ("counts", "ilrg", "rlu"):
+        with pytest.raises(NotApplicable, match=why):
+            label_rules.build(name)(observation, 0)

@@ -190,8 +190,10 @@ def test_weights_and_their_difference_are_the_same_capture(facts, client):
         torch.testing.assert_close(found.buffers[name], tensor, rtol=1e-6, atol=1e-7)
     trained = {name: delta[name] for name in whole.update.tensors}
     assert capture(client.before, trained, facts, kind="delta").buffers is None
-    with pytest.raises(ObservationError, match="gradient holds .* buffers"):
-        capture(client.before, delta, facts.model_copy(update={"rule": None}), kind="gradient")
+    told = facts.model_copy(update={"rule": None})
+    with pytest.raises(ObservationError, match="gradient holds .* buffers.*--no-buffers"):
+        capture(client.before, delta, told, kind="gradient")
+    assert capture(client.before, delta, told, kind="gradient", buffers=False).buffers is None
 
 
 def test_a_gradient_is_called_one(facts, client):

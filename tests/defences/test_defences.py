@@ -144,7 +144,7 @@ def test_the_derivative_of_dp_sgd_is_that_of_its_steps_written_out_with_their_fa
         factors = torch.tensor([min(1.0, 0.3 / norm) for norm in norms])
         assert float(factors.min()) < 1
         shared = torch.autograd.grad((factors * losses).mean(), parameters, create_graph=True)
-        parameters, memory = training.advance(step, parameters, shared, memory)
+        parameters, memory = training.advance(step, 3, parameters, shared, memory)
     if rule.share == "delta":
         shared = [after - before.detach() for after, before in zip(parameters, training.start, strict=True)]
     target = torch.cat([tensor.flatten() for tensor in observation.update.tensors.values()])

@@ -121,6 +121,23 @@ MISTAKES = {
         "label smoothing",
     ),
     "decay": (replace(STEP, weight_decay=1e-4), PLAIN, lambda o: with_rule(o, weight_decay=0.0), "weight decay"),
+    "FedProx": (replace(EPOCHS, proximal=0.1), PLAIN, lambda o: with_rule(o, proximal=0.0), "proximal term"),
+    "FedProx, no usual mu": (
+        replace(EPOCHS, proximal=0.03),
+        NORMED,
+        lambda o: with_rule(o, proximal=0.0),
+        "proximal term",
+    ),
+    "clipped steps": (replace(EPOCHS, clip_norm=0.7), PLAIN, lambda o: with_rule(o, clip_norm=None), "clipping"),
+    "unclipped steps": (EPOCHS, PLAIN, lambda o: with_rule(o, clip_norm=0.7), "clipping"),
+    "Nesterov": (replace(EPOCHS, nesterov=True), PLAIN, lambda o: with_rule(o, nesterov=False), "nesterov"),
+    "cosine": (replace(EPOCHS, schedule="cosine"), PLAIN, lambda o: with_rule(o, schedule="constant"), "schedule"),
+    "no usual gamma": (
+        replace(EPOCHS, schedule="exponential,gamma=0.97,per=step"),
+        PLAIN,
+        lambda o: with_rule(o, schedule="constant"),
+        "schedule",
+    ),
     "Adam": (replace(STEP, optimizer="adam"), PLAIN, lambda o: with_rule(o, optimizer="sgd"), "optimizer"),
 }
 
@@ -133,6 +150,40 @@ def test_a_single_mistake_is_named_and_corrected(case):
     assert not found.exact
     assert found.corrected is not None
     assert replay(found.corrected, BATCH).exact
+
+
+@pytest.mark.parametrize(
+    ("weights", "y", "says"),
+    [("1/3/1/1", (0, 1, 0, 0), "in inverse proportion"), ("1/3/0.5/2", (0, 1, 2, 3), "(0: 1, 1: 3, 2: 0.5, 3: 2;")],
+)
+def test_class_weights_are_read_from_the_update(weights, y, says):
+    loss = Spec("cross_entropy", {"class_weights": weights + "/1" * 8})
+    batch = Batch(BATCH.pictures, torch.tensor(y))
+    found = replay(with_task(captured(task=replace(TASK, loss=loss), batch=batch), loss=Spec("cross_entropy")), batch)
+    assert named(found) == ["class weights"]
+    assert says in found.sentence
+    assert found.corrected is not None
+    assert replay(found.corrected, batch).exact
+
+
+def kept_momentum(x: torch.Tensor, module: torch.nn.Module):
+    """A step of SGD whose velocity holds the gradients of an earlier round."""
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    for p in module.parameters():
+        optimizer.state[p]["momentum_buffer"] = torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) / 10
+    torch.nn.functional.cross_entropy(module(x), BATCH.y).backward()
+    optimizer.step()
+
+
+def test_rules_that_no_fact_covers_are_named_as_untried():
+    o = captured(replace(STEP, momentum=0.9), PLAIN)
+    module = o.network.module()
+    kept_momentum(TASK.normalize(BATCH.pictures), module)
+    tensors = {name: p.detach() - o.network.weights[name] for name, p in module.named_parameters()}
+    found = replay(replace(o, update=Update("delta", tensors)), BATCH, limit=LIMIT // 20)
+    assert not found.explained_by
+    for rule in ("SCAFFOLD", "kept from earlier rounds", "mean of several clients", "GradScaler", "FedBN"):
+        assert rule in found.sentence
 
 
 def test_a_step_at_another_rate_may_as_well_be_scaled_which_is_said():
@@ -182,8 +233,9 @@ def proximal(mu: float) -> Observation:
 
 def test_rounding_is_named_where_it_leaves_as_much_and_a_pull_to_the_weights_is_not_called_rounding():
     assert replay(proximal(0.0), BATCH).exact
-    for mu in (0.03, 0.1):
-        found = replay(proximal(mu), BATCH, limit=40)
+    for mu, limit, told in ((0.03, LIMIT, ["proximal term"]), (0.1, 40, [])):
+        found = replay(proximal(mu), BATCH, limit=limit)
+        assert named(found) == told
         assert not found.exact
         assert found.level == "wrong"
         assert "TF32" not in found.sentence

@@ -39,8 +39,12 @@ OTHER = {
     "rule.epochs": 3,
     "rule.batch_size": 5,
     "rule.lr": 1e-07,
+    "rule.schedule": "step,size=2,gamma=0.5",
     "rule.momentum": 0.9,
+    "rule.nesterov": True,
     "rule.weight_decay": 0.0005,
+    "rule.proximal": 0.01,
+    "rule.clip_norm": 0.5,
     "rule.optimizer": "adam",
     "rule.dropout": 0.25,
     "rule.accumulate": 2,
@@ -74,7 +78,7 @@ OTHER = {
 
 
 def changed(path, value):
-    usual = {"rule.epochs": 1} if value == "gradient" else {}
+    usual = {"rule.epochs": 1} if value == "gradient" else {"rule.momentum": 0.9} if path == "rule.nesterov" else {}
     held = {leaf.path: _at(USUAL, leaf.path) for leaf in leaves(Plan)}
     return built(Plan, {**held, **usual, path: value})
 
@@ -175,8 +179,9 @@ def test_the_printed_call_of_an_audit_in_memory_repeats_it(path):
 
 
 def test_a_configuration_tells_the_facts_under_the_names_that_are_declared():
-    assert {"lr", "learning_rate", "local_epochs", "batch_size", "weight_decay"} <= _RULE.keys()
-    assert set(_RULE.values()) == {"lr", "epochs", "batch_size", "momentum", "weight_decay"}
+    assert {"lr", "learning_rate", "local_epochs", "batch_size", "weight_decay", "proximal_mu"} <= _RULE.keys()
+    told = {"lr", "epochs", "batch_size", "momentum", "nesterov", "weight_decay", "proximal"}
+    assert set(_RULE.values()) == told
 
 
 def with_fields(of, *more, **other):

@@ -49,7 +49,7 @@ def test_a_result_is_read_back_as_it_was_in_memory(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (changed(schema=2), "has schema 2, this version of leakmap reads schema 3"),
+        (changed(schema=2), "has schema 2, this version of leakmap reads schema 4"),
         (changed(schema="9" * 100), "'schema'"),
         (changed(verdict={"level": "safe", "reasons": [], "statement": ""}), r"'verdict\.level'"),
         (changed(unfinished="0"), "'unfinished'"),

@@ -96,9 +96,8 @@ def examined(network: Network, count: int | None, rule: LocalRule) -> tuple[Find
     kind, why = type(probe.layer).__name__, why or _obstacle(patches, width, count, rule)
     if found is None or why:
         return Finding(NAME, probe.name, kind, False, why), None
-    # Several steps on one picture are several equations with the same patches, and so is their sum; weight decay is
-    # known only for the first of them.
-    rule_exact = defence_of(rule.defence).exact and not (rule.weight_decay and rule.steps(1) > 1)
+    # Several steps on one picture are several equations with the same patches, and so is their sum.
+    rule_exact = defence_of(rule.defence).exact
     values = torch.linalg.svdvals(probe.tokens)
     # Behind a LayerNorm gradients sum to zero over the width, so that as many patches as dimensions depend on one
     # another; so may those of a single attention.

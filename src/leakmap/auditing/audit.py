@@ -70,8 +70,8 @@ def audit_captured(
     """Audits real clients, whose updates were captured, beside the pictures that they held.
 
     Args:
-        plan: Attack, granted labels and public pictures, metrics, null and seed; of the client only the user's own
-            model and loss, where the Observations name such, else the model ``""``.
+        plan: Attack, granted labels, buffers and public pictures, metrics, null and seed; of the client only the
+            user's own model and loss, where the Observations name such, else the model ``""``.
         observations: Files with what each client sent.
         truths: Specification of the pictures that each client held, such as ``npz:FILE``, in the order of its steps.
         others: Specification of pictures of the same kind that no client held.

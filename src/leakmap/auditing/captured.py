@@ -52,8 +52,8 @@ def prepare_captured(
     """The plan and the setups of an audit of real updates.
 
     Args:
-        plan: Attack, granted labels and public pictures, metrics, null and seed; of the client only the user's own
-            model and loss, where the Observations name such.
+        plan: Attack, granted labels, buffers and public pictures, metrics, null and seed; of the client only the
+            user's own model and loss, where the Observations name such.
         files: What each client sent.
         truths: Specification of the pictures that each client held, in the order of its local steps.
         others: Specification of pictures of the same kind that no client held: for line-ups, swapped updates and
@@ -88,7 +88,7 @@ def prepare_captured(
         if len(own) != count:
             raise DataError(f"{truth} has {len(own)} different pictures, {file} says that the client had {count}.")
     pool = _joined(held, _pictures(others, task), task)
-    threat = replace(plan.threat, count=True, rule=True, buffers=first.buffers is not None)
+    threat = replace(plan.threat, count=True, rule=True, buffers=plan.threat.buffers and first.buffers is not None)
     plan = replace(
         plan,
         model=str(first.network.model),

@@ -11,7 +11,7 @@ from leakmap.auditing.prepare import Prepared, granting
 from leakmap.auditing.recipe import ROLES, in_order, trials
 from leakmap.auditing.update_check import check_update, degenerate
 from leakmap.client.simulate import Batch
-from leakmap.errors import BadSetting
+from leakmap.errors import BadSetting, ModelError
 from leakmap.plan.plan import Plan, Progress
 from leakmap.result.method import UpdateCheck
 from leakmap.runs.fitting import FOLDER
@@ -101,7 +101,11 @@ def refuse_unlabelled(plan: Plan, prepared: Prepared) -> None:
     """
     setup = prepared.main
     first = Trial(setup.digest, plan.rule, plan.threat, plan.attack)
-    if why := unlabelled(attacks.build(plan.attack), seen_by_server(first, setup)):
+    try:
+        observation = seen_by_server(first, setup)
+    except ModelError:
+        return  # a client that cannot take its step is a failure on record, which its runs leave
+    if why := unlabelled(attacks.build(plan.attack), observation):
         raise BadSetting(f"{plan.attack} cannot attack such clients: {why}")
 
 

@@ -79,7 +79,7 @@ def check_update(
     Raises:
         ModelError: DP-SGD cannot train this network.
     """
-    check_examples_apart(arrange(networks[0].module(), rule), rule)
+    check_examples_apart(arrange(networks[0].module(), rule), rule, networks[0].loss())
     calm = replace(rule, dropout=0.0, defence=NONE)
     rows: list[dict[str, float]] = []
     for i, (network, batch, other) in enumerate(zip(networks, batches, others, strict=True)):

@@ -33,6 +33,7 @@ def capture(
     kind: Kind = "weights",
     count: int | None = None,
     order: Sequence[str] | None = None,
+    buffers: bool = True,
     code: Code | None = None,
     file: Path | str | None = None,
 ) -> Observation:
@@ -49,6 +50,7 @@ def capture(
         kind: What ``after`` is. A delta may hold the differences of buffers too; they are then those sent plus these.
         count: Pictures of the client, in place of that of the facts.
         order: Names of the tensors of a list, where it has an order of its own.
+        buffers: Whether the buffers that came back are kept.
         code: The user's own architecture and loss, where the facts name such; a module that is given serves as one.
         file: Where to write the Observation; None keeps it in memory.
 
@@ -64,11 +66,13 @@ def capture(
     own = names_of(blank.blank())
     sent = matched(tensors_of(before), own, order, "What was sent")
     found = matched(tensors_of(after), own, order, "What came back")
+    if not buffers:
+        found = {name: t for name, t in found.items() if name in own.parameters or name not in own.shapes}
     network = replace(blank, weights=own.whole(sent)).fitted()
     _check(found, network, own, kind)
     cast = {name: found[name].to(tensor.dtype) for name, tensor in network.weights.items() if name in found}
     tensors = {name: cast[name] - network.weights[name] if kind == "weights" else cast[name] for name in own.trained}
-    buffers = {
+    returned = {
         name: _moved(network.weights[name], found[name]) if kind == "delta" else tensor
         for name, tensor in cast.items()
         if name not in own.parameters
@@ -78,7 +82,7 @@ def capture(
         network,
         Update(share, tensors),
         facts.count if count is None else count,
-        buffers=buffers or None,
+        buffers=returned or None,
         rule=None if facts.rule is None else facts.rule.rule(share),
     )
     if file is not None:
@@ -109,7 +113,7 @@ def _check(found: Mapping[str, Tensor], network: Network, own: Names, kind: Kind
     if kind == "gradient" and (buffers := [name for name in found if name not in own.parameters]):
         raise ObservationError(
             f"What came back as a gradient holds {len(buffers)} buffers ({shown(buffers)}), of which there is no "
-            "gradient: leave them out, or give the kind that it is (--kind weights or delta)."
+            "gradient: leave the buffers out (--no-buffers), or give the kind that it is (--kind weights or delta)."
         )
 
 

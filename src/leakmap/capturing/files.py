@@ -38,6 +38,7 @@ def capture_files(
     kind: Kind = "weights",
     count: int | None = None,
     order: Path | str | None = None,
+    buffers: bool = True,
     model: str | None = None,
     loss: str | None = None,
 ) -> Observation:
@@ -51,6 +52,7 @@ def capture_files(
         kind: What ``after`` holds.
         count: Pictures of the client, in place of that of the facts.
         order: File with the names of a list in an order of its own; None for an order of the architecture.
+        buffers: Whether the buffers that came back are kept.
         model: The user's own ``file.py:function``, where the facts name one.
         loss: The user's own ``file.py:function``, where the facts name one.
 
@@ -71,6 +73,7 @@ def capture_files(
         kind=kind,
         count=count,
         order=None if order is None else read_order(order),
+        buffers=buffers,
         code=code,
         file=out,
     )

@@ -16,7 +16,7 @@ from leakmap.capturing.typed import read_observation
 from leakmap.cli.options import AsJson, Model, OwnLoss
 from leakmap.cli.runners import Device
 from leakmap.cli.terminal import Terminal, foretell_fit, progress_bar, results_apart
-from leakmap.doctor.attacking import attack_file
+from leakmap.doctor.attacking import as_known, attack_file
 from leakmap.doctor.checks import check
 from leakmap.doctor.examine import examine
 from leakmap.doctor.finding import Finding
@@ -69,6 +69,7 @@ def capture_(
     ] = "weights",
     count: Annotated[int | None, typer.Option(help="How many pictures the client holds.")] = None,
     order: Annotated[Path | None, typer.Option(help="Names of arrays without names, one on each line.")] = None,
+    buffers: Annotated[bool, typer.Option(help="Keep the BatchNorm buffers that came back.")] = True,
     model: Model = None,
     loss: OwnLoss = None,
 ) -> None:
@@ -83,7 +84,7 @@ def capture_(
     """
     with results_apart():
         observation = capture_files(
-            before, after, facts, out, kind=kind, count=count, order=order, model=model, loss=loss
+            before, after, facts, out, kind=kind, count=count, order=order, buffers=buffers, model=model, loss=loss
         )
         findings = check(observation)
     _tell_findings(observation, findings, f"{out} written.")
@@ -138,6 +139,11 @@ def attack_(
     file: File,
     how: Annotated[str, typer.Option("--attack", help="NAME[,key=value…].")] = DEFAULT,
     steps: Annotated[int | None, typer.Option(help="Iterations.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Classes of the client's pictures, as 3,0,7, where the server knows them.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="How many pictures the client has, if the file lacks it.")] = None,
+    buffers: Annotated[bool, typer.Option(help="Use the BatchNorm buffers that came back.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of everything that is random.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result; what is finished there is not run again.")
@@ -157,7 +163,11 @@ def attack_(
     """
     spec = Spec.parse(how)
     spec = spec if steps is None else Spec(spec.name, spec.params | {"steps": steps})
-    observation = read_observation(file, model, loss).to(device)
+    try:
+        known = None if labels is None else [int(label) for label in labels.split(",")]
+    except ValueError:
+        raise BadSetting(f"--labels takes the class of each picture, such as 3,0,7; got {labels!r}.") from None
+    observation = as_known(read_observation(file, model, loss).to(device), labels=known, count=count, buffers=buffers)
     with progress_bar() as progress:
         found = attack_file(observation, spec, out, seed=seed, progress=progress, foretold=foretell_fit)
     if as_json:

@@ -31,6 +31,7 @@ def watch(
     labels: Annotated[
         Literal["unknown", "counts", "known"], typer.Option(help="What the server knows of the labels.")
     ] = "unknown",
+    buffers: Annotated[bool, typer.Option(help="Use the BatchNorm buffers that came back.")] = True,
     model: Model = None,
     loss: OwnLoss = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results; the same folder continues.")] = None,
@@ -46,7 +47,7 @@ def watch(
 
       leakmap watch captures --truth pictures --others folder:PUBLIC --once
     """
-    told = {"model": model or "", "attack": how, "threat.labels": labels, "seed": seed}
+    told = {"model": model or "", "attack": how, "threat.labels": labels, "threat.buffers": buffers, "seed": seed}
     plan = plan_of(told if loss is None else {**told, "loss": loss})
     results = out or Path("runs") / f"watch-{folder.resolve().name}"
     own = Watch(folder, results, plan, truth, others, runner_of(workers, device))

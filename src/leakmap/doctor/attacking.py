@@ -3,19 +3,21 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from leakmap.attacker.attack import attack, check_room, fit
 from leakmap.attacker.attacks import attacks
+from leakmap.attacker.attacks.strongest import unlabelled
 from leakmap.attacker.setting import setting_of
 from leakmap.auditing.estimate import Fitting, fitting_to
-from leakmap.errors import UsageError
+from leakmap.errors import BadSetting, UsageError
 from leakmap.files import read_json, write_json, write_tensors, written
 from leakmap.observation.observation import Observation
 from leakmap.plan.plan import Progress
@@ -67,6 +69,7 @@ def attack_file(
         NotGranted: the attack needs a fact that the file does not have.
         NotApplicable: its precondition does not hold.
         UsageError: its pictures do not fit into memory.
+        BadSetting: no rule reads the labels that it needs.
     """
     key = _key(observation, how, seed)
     folder = Path("runs") / f"attack-{key[:8]}" if out is None else Path(out)
@@ -77,6 +80,8 @@ def attack_file(
     built = attacks.build(how)
     observation.need(*sorted(built.needs))
     check_room(observation.network, observation.count)
+    if why := unlabelled(built, observation):
+        raise BadSetting(f"{how} cannot attack this client: {why}")
     setting = setting_of(observation)
     if (fitting := fitting_to(built, setting)) is not None:
         foretold(fitting)
@@ -100,6 +105,28 @@ def attack_file(
     _write_sheet(folder / "pictures.png", found.pictures)
     write_json(folder / "attack.json", record)
     return Attacked(folder, record)
+
+
+def as_known(
+    observation: Observation, *, labels: Sequence[int] | None = None, count: int | None = None, buffers: bool = True
+) -> Observation:
+    """The Observation of a server that knows more of a client than its file says, or less.
+
+    Args:
+        observation: Read from the file.
+        labels: Class of each of the client's pictures, in their order.
+        count: How many pictures it has; the labels say it too.
+        buffers: False leaves the returned buffers out.
+
+    Raises:
+        ObservationError: the labels or the count do not fit.
+    """
+    if labels is not None:
+        y = torch.tensor(labels, dtype=torch.int64, device=observation.network.device)
+        observation = replace(observation, count=len(labels), labels=y)
+    if count is not None:
+        observation = replace(observation, count=count)
+    return observation if buffers else replace(observation, buffers=None)
 
 
 def _key(observation: Observation, how: Spec, seed: int) -> str:

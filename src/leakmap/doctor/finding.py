@@ -7,6 +7,7 @@ from typing import Literal
 from leakmap.observation.observation import Observation
 
 Level = Literal["fine", "notice", "wrong"]
+LEAVE_OUT = "leave the buffers out (--no-buffers of leakmap capture, attack and audit)"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from leakmap.auditing.case import EXACT, SPREAD, Case, Runs, norm
 from leakmap.auditing.rounded import cause
 from leakmap.client.simulate import Batch
 from leakmap.defences import NONE
-from leakmap.doctor.finding import Level
+from leakmap.doctor.finding import LEAVE_OUT, Level
+from leakmap.doctor.hypotheses import UNTRIED
 from leakmap.doctor.hypotheses.client import drops
 from leakmap.doctor.search import NEAR, FactSearch, Hypothesis, Progress, State
 from leakmap.doctor.values import halves, rounding
@@ -30,8 +31,8 @@ HOPELESS = 0.7
 CLOSER = 0.5
 """Share of the first distance below which a change that does not explain the update is worth a word."""
 OTHERWISE = (
-    "Rounding would leave another size, and nothing along the update: a pull to the sent weights (FedProx), weight "
-    "decay, clipping or a schedule of the learning rate leave this much."
+    "Rounding would leave another size, and nothing along the update: a weight decay or a schedule of the learning "
+    f"rate with numbers that were not tried leaves this much, and so does what no fact covers: {UNTRIED}."
 )
 """What is said of a small distance that no measured rounding leaves."""
 LIMIT = 1500
@@ -217,18 +218,17 @@ def _verdict(
             text += " No fact of the file changes: an attack gives pictures and labels as the client had them."
         return text
     if best.case.distance > CLOSER * distance and (rounding_left or distance <= NEAR):
-        return (
-            f"The facts are right or nearly so {limits}: nothing else comes closer than {best.case.distance:.2g}. "
-            f"{rounding_left or OTHERWISE}"
-        )
+        left = f"{rounding_left} Else the client does what was not tried: {UNTRIED}." if rounding_left else OTHERWISE
+        nearest = f"nothing else comes closer than {best.case.distance:.2g}"
+        return f"The facts are right or nearly so {limits}: {nearest}. {left}"
     if distance <= NEAR:
         return f"Nearly explained {limits}: with {best.told} the distance is {best.case.distance:.2g}."
     ended = f" The search ended after {search.limit} local steps." if search.stopped else ""
     return (
         f"No fact tried explains the update {limits}; nearest comes {best.case.distance:.2g}: "
-        f"{best.told or 'the facts as they are'}.{ended} What cannot be tried: weights of another round were given as "
-        "sent, other pictures or another order of several mini-batches (shuffle), augmentation, dropout, noise, or "
-        "several facts at once. Have the client run once without randomness, on one mini-batch."
+        f"{best.told or 'the facts as they are'}.{ended} What was not tried: weights of another round given as sent; "
+        f"other pictures or another order of several mini-batches (shuffle); augmentation, dropout, noise; {UNTRIED}; "
+        "or more facts at once. Have the client run once without randomness, on one mini-batch."
     )
 
 
@@ -261,8 +261,8 @@ def _buffers(case: Case) -> str:
         return ""
     if not size:
         return (
-            "But running statistics came back as they were sent, while the client moved them: leave the buffers out of "
-            "the capture, or an attack takes this client for one in eval mode."
+            f"But running statistics came back as they were sent, while the client moved them: {LEAVE_OUT}, or an "
+            "attack takes this client for one in eval mode."
         )
     text = f"But the returned running statistics differ from the simulated ones by {gap / size:.2g}"
     ratios = [
@@ -273,7 +273,7 @@ def _buffers(case: Case) -> str:
     even = all(abs(a / b - 1) < 1e-2 for a, b in pairwise(ratios))
     if ratios and case.rule.forwards(case.count) == 1 and even and abs(ratios[0] - 1) > 1e-2:
         text += f", all by the factor {ratios[0]:.3g}: BatchNorm's momentum is that many times the architecture's"
-    return f"{text}. Correct the momentum, or leave the buffers out: recovered batch statistics would be wrong."
+    return f"{text}. Correct the momentum, or {LEAVE_OUT}: recovered batch statistics would be wrong."
 
 
 def _finite(value: float) -> float | None:

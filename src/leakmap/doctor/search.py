@@ -48,6 +48,11 @@ class State:
     changes: tuple[Hypothesis, ...] = ()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The facts that were changed."""
+        return tuple(change.name for change in self.changes)
+
+    @property
     def told(self) -> str:
         """The changes as one clause."""
         return " and ".join(change.what for change in self.changes)
@@ -93,7 +98,7 @@ class FactSearch:
         """Changes one fact after another, then the best changes together, then fits what is in no list."""
         self._combine(start)
         if not self.explaining:
-            found = list(self._changed(State(start), LAST))
+            found = [state for fit in LAST for state in self._changed(State(start), (fit,))]
             self.explaining = _distinct([s for s in found if s.case.distance <= self.threshold])
         if not self.explaining:
             self._settle()
@@ -110,7 +115,9 @@ class FactSearch:
                     if self.explaining:
                         return
                     reached = _promising([*reached, *found])
-                    self._close += [s for s in found if s.case.distance <= min(NEAR, MUCH * start.distance)]
+                    near = [s for s in found if s.case.distance <= min(NEAR, MUCH * start.distance)]
+                    # A factor that is fitted beside another change brings much that is wrong within a hundredth.
+                    self._close += [s for s in near if len(s.changes) == 1 or "factor" not in s.names]
                     if self.stopped:
                         return
             beam = reached
@@ -171,5 +178,5 @@ def _promising(states: list[State]) -> list[State]:
     kept: dict[tuple[str, ...], State] = {}
     for state in sorted(states, key=lambda s: (round(s.case.misfit, 4), min(s.case.distance, 1e9))):
         if math.isfinite(state.case.distance):
-            kept.setdefault(tuple(change.name for change in state.changes), state)
+            kept.setdefault(state.names, state)
     return list(kept.values())[:BEAM]

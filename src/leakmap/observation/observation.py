@@ -40,15 +40,20 @@ from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
 
 FILE_LIMIT = 32 * 2**30
-_ADVICE = {
-    "count": "grant the number of examples: ThreatModel(count=True)",
-    "rule": "grant the local rule: ThreatModel(rule=True)",
-    "labels": "grant the labels (ThreatModel(labels='known'), --labels known), or name a label rule in the attack",
+GRANT_LABELS = (
+    "grant the labels with --labels known in an audit, with --labels 3,0,… in leakmap attack, with "
+    "ThreatModel(labels='known') in Python"
+)
+HOW_TO_GRANT = {
+    "count": "grant the number of examples (ThreatModel(count=True), --count; --count N of leakmap capture or attack)",
+    "rule": "grant the local rule (ThreatModel(rule=True), --rule; [rule] in the facts of a capture)",
+    "labels": f"{GRANT_LABELS}, or name a label rule in the attack",
     "label_counts": "grant the label counts (ThreatModel(labels='counts'), --labels counts)",
     "buffers": "grant the client's returned buffers (ThreatModel(buffers=True), --buffers)",
     "public": "grant public pictures (ThreatModel(public=N), --public N)",
     "known_pixels": "grant a share of the true pixels, for a study of starts (--known-pixels 0.3)",
 }
+"""By fact: how it comes into an Observation."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,11 @@ class Observation:
         """
         for fact in facts:
             if getattr(self, fact) is None:
-                raise NotGranted(f"This attack needs the fact {fact!r}, which is not granted; {_ADVICE[fact]}.")
+                raise NotGranted(f"This attack needs the fact {fact!r}, which is not granted; {HOW_TO_GRANT[fact]}.")
 
     def granted(self) -> dict[str, bool]:
         """Which of the facts that can be withheld are granted."""
-        return {fact: getattr(self, fact) is not None for fact in _ADVICE}
+        return {fact: getattr(self, fact) is not None for fact in HOW_TO_GRANT}
 
     def digest(self) -> str:
         """SHA-256 of the file form."""

@@ -11,6 +11,7 @@ from leakmap.attacker.attacks import DEFAULT, attacks
 from leakmap.attacker.protocol import Attack, checked
 from leakmap.errors import BadSetting, in_words
 from leakmap.local_rule import LocalRule
+from leakmap.observation.observation import HOW_TO_GRANT
 from leakmap.problem.targets import Target
 from leakmap.registry.declared import Declared
 from leakmap.registry.declared import check as check_values
@@ -220,7 +221,8 @@ def check_needs(attack: Attack, threat: ThreatModel) -> None:
         BadSetting: a needed fact is withheld, or the attack has no floor of its own, for example.
     """
     if withheld := sorted(checked(attack).needs - threat.facts):
-        raise BadSetting(f"This attack needs {', '.join(withheld)}, which the threat model withholds; grant it.")
+        how = "; ".join(HOW_TO_GRANT[fact] for fact in withheld)
+        raise BadSetting(f"This attack needs {', '.join(withheld)}, which the threat model withholds: {how}.")
 
 
 def check_device(device: str) -> None:

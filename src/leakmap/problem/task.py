@@ -40,8 +40,8 @@ class Task:
         classes: Outputs of the model: class scores, logits or values; 1 for ``binary``.
         mean: Per channel, of pictures in [0, 1].
         std: Per channel, positive.
-        loss: ``cross_entropy[,label_smoothing=E]``, ``bce``, ``mse`` or a user's ``file.py:function`` taking
-            ``(outputs, y)``; a detector computes its own.
+        loss: ``cross_entropy[,label_smoothing=E][,class_weights=W/W/…]``, ``bce``, ``mse`` or a user's
+            ``file.py:function`` taking ``(outputs, y)``; a detector computes its own.
         objects: The most objects of a picture, which targets are padded to, see :mod:`leakmap.problem.objects`; 0 where
             pictures have no objects.
         target: What a picture is labelled with, see :mod:`leakmap.problem.targets`.
@@ -73,6 +73,9 @@ class Task:
                 f"A task needs at least 2 classes, detection at least 1; got {self.classes}. A model with one output "
                 "has the target binary or regression."
             )
+        weights = weights_of(self.loss.params.get("class_weights", ""))
+        if weights and len(weights) != self.classes:
+            raise BadSetting(f"{self.classes} classes need as many class_weights; got {len(weights)}.")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.shape[0]:
                 raise BadSetting(f"A task with {self.shape[0]} channels needs as many values of {name}; got {values}.")
@@ -192,11 +195,44 @@ class Task:
         return column(self.mean), column(self.std)
 
 
-def cross_entropy(*, label_smoothing: float = 0.0) -> Loss:
-    """Mean cross entropy over the batch, with optional label smoothing in [0, 1)."""
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Mean cross entropy over the batch, as ``torch.nn.CrossEntropyLoss`` computes it.
+
+    Args:
+        label_smoothing: In [0, 1).
+        class_weights: Of every class, at least 0: the mean over a batch is weighted by them; empty: all alike.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
+
+    def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The loss of a batch, a scalar."""
+        weights = outputs.new_tensor(self.class_weights) if self.class_weights else None
+        return F.cross_entropy(outputs, y, weights, label_smoothing=self.label_smoothing)
+
+
+def cross_entropy(*, label_smoothing: float = 0.0, class_weights: str = "") -> Loss:
+    """Mean cross entropy, with label smoothing in [0, 1) and class weights as ``W/W/…``, one for each class."""
     if not 0 <= label_smoothing < 1:
         raise BadSetting(f"label_smoothing must lie in [0, 1); got {label_smoothing}.")
-    return lambda outputs, y: F.cross_entropy(outputs, y, label_smoothing=label_smoothing)
+    return CrossEntropy(label_smoothing, weights_of(class_weights))
+
+
+def weights_of(text: str) -> tuple[float, ...]:
+    """Class weights that are written as ``W/W/…``; empty where there are none.
+
+    Raises:
+        BadSetting: it is not written so, or a weight is negative or infinite.
+    """
+    try:
+        found = tuple(map(float, str(text).split("/"))) if text != "" else ()
+    except ValueError:
+        raise BadSetting(f"class_weights are written W/W/…, one number for each class; got {text!r}.") from None
+    if not all(0 <= weight < math.inf for weight in found):
+        raise BadSetting(f"class_weights must be at least 0 and finite; got {text!r}.")
+    return found
 
 
 def bce() -> Loss:

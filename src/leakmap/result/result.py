@@ -30,7 +30,7 @@ from leakmap.result.method import (
 )
 from leakmap.result.part import Number, Part
 
-RESULT_SCHEMA = 3
+RESULT_SCHEMA = 4
 """Raised whenever a key is renamed, removed or changes its meaning; 1 had ``gate`` for ``update_check``, 2 counted the
 auditor's reference pictures among the public ones."""
 
@@ -72,7 +72,7 @@ class Result(Part):
         versions: Of leakmap, Python and torch, and the device.
     """
 
-    schema_number: Literal[3] = Field(default=RESULT_SCHEMA, alias="schema")
+    schema_number: Literal[4] = Field(default=RESULT_SCHEMA, alias="schema")
     verdict: VerdictResult
     exposure: ExposureResult | None
     line_up: LineUps

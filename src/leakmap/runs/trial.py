@@ -18,7 +18,7 @@ from leakmap.scoring.metrics import ALWAYS
 from leakmap.scoring.score import Score
 from leakmap.threat import ThreatModel
 
-SCHEMA = 9
+SCHEMA = 10
 
 
 @dataclass(frozen=True)

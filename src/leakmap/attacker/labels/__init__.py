@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable, NotGranted
 from leakmap.observation.observation import Observation
 from leakmap.problem.objects import pack
@@ -142,10 +141,10 @@ def placed(observation: Observation, classes: Tensor, seed: int) -> Tensor:
 def fitting_rules(observation: Observation) -> tuple[str, ...]:
     """The rules that fit what is granted, those that win ties first.
 
-    A detector has a rule of its own. One example is exact. Adam and some defences leave signs; without the rule a delta
-    leaves ratios, and so do defences that clip. Otherwise the mean prediction can be measured, which is best with
-    public pictures or batch statistics, or be read off the gradient, which is best for trained networks in inference
-    mode: their confidences tell them apart.
+    A detector has a rule of its own. One example is exact. Adam and some defences leave signs, and class weights leave
+    no more that counts; without the rule a delta leaves ratios, and so do clients that clip. Otherwise the mean
+    prediction can be measured, which is best with public pictures or batch statistics, or be read off the gradient,
+    which is best for trained networks in inference mode: their confidences tell them apart.
     """
     rule = observation.rule
     if observation.network.task.objects:
@@ -154,11 +153,12 @@ def fitting_rules(observation: Observation) -> tuple[str, ...]:
         return ("single",)
     if observation.count == 1:
         return ("idlg",)
+    if "class_weights" in observation.network.task.loss.params:
+        return ("analytic", "yin")
     if rule is None:
         return ("bias_corrected", "llg") if observation.update.kind == "delta" else ("counts", "ilrg")
-    left = defence_of(rule.defence).left
-    if rule.optimizer != "sgd" or left in ("signs", "largest"):
+    if rule.optimizer != "sgd" or rule.left in ("signs", "largest"):
         return ("analytic", "yin")
-    if left == "ratios":
+    if rule.left == "ratios":
         return ("bias_corrected", "llg")
     return ("counts" if rule.steps(observation.count or 1) == 1 else "dimitrov", "ilrg")

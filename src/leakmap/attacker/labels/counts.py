@@ -12,7 +12,7 @@ from leakmap.attacker.labels.counting import (
 )
 from leakmap.attacker.labels.head import Head, check_magnitudes, check_scale, facts_used, head_gradient, stand_ins, view
 from leakmap.errors import NotApplicable
-from leakmap.observation.observation import Observation
+from leakmap.observation.observation import GRANT_LABELS, Observation
 
 
 @label_rules.add("counts")
@@ -51,7 +51,7 @@ def labels_by_mean(
     if head.bias is None and not abs(float(sums)) > 0:
         raise NotApplicable(
             f"{rule} needs the sum of the features where the last layer has no bias, and on stand-in pictures it is 0; "
-            "grant public pictures or the labels."
+            f"grant public pictures (--public N) or the labels: {GRANT_LABELS}."
         )
     if head.bias is None:
         bias, noise = head.weight.sum(1) / sums, scale * head.row_noise / abs(float(sums))

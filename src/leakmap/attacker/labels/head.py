@@ -9,20 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.gradients import mean_gradient
 from leakmap.client_step import arrange
-from leakmap.defences import defence_of
+from leakmap.defences import NONE
 from leakmap.errors import NotApplicable, in_words
 from leakmap.local_rule import LocalRule
 from leakmap.models.adapt import freeze_running_statistics
 from leakmap.models.network import Network
-from leakmap.observation.observation import Observation
+from leakmap.observation.observation import GRANT_LABELS, Observation
 from leakmap.problem.targets import Target
-from leakmap.problem.task import Task
+from leakmap.problem.task import CrossEntropy, Task, weights_of
 from leakmap.seeds import generator
 
 AT_ONCE = 64
@@ -86,17 +85,20 @@ def head_gradient(observation: Observation, targets: Sequence[Target] = ("class"
     if network.task.objects or network.task.target not in targets:
         what = "objects" if network.task.objects else network.task.target
         raise NotApplicable(
-            f"This rule reads labels of the target {' or '.join(targets)}, this client's is {what}; {GRANT}."
+            f"This rule reads labels of the target {' or '.join(targets)}, this client's is {what}; {GRANT_LABELS}."
         )
     name = head_of(network, assumed_rule(observation).rule)
     shared = observation.update.tensors
     if f"{name}.weight" not in shared:
         raise NotApplicable(
-            f"Label recovery reads the gradient of a final linear layer, and that of {name!r} is not shared; {GRANT}."
+            f"Label recovery reads the gradient of a final linear layer, and that of {name!r} is not shared; "
+            f"{GRANT_LABELS}."
         )
     gradient = mean_gradient(observation, [one for one in (f"{name}.weight", f"{name}.bias") if one in shared])
     if not any(bool(tensor.any()) for tensor in gradient.values()):
-        raise NotApplicable(f"The gradient of the final linear layer, {name!r}, is zero: it shows no label; {GRANT}.")
+        raise NotApplicable(
+            f"The gradient of the final linear layer, {name!r}, is zero: it shows no label; {GRANT_LABELS}."
+        )
     if network.task.target == "binary":
         gradient = {one: torch.cat([-tensor, tensor]) for one, tensor in gradient.items()}
     return Head(name, gradient.get(f"{name}.bias"), gradient[f"{name}.weight"])
@@ -139,7 +141,7 @@ def head_of(network: Network, rule: LocalRule) -> str:
             given = [one for _, one in seen]
             slopes = torch.autograd.grad(value, given, allow_unused=True) if given else ()
     except (ValueError, RuntimeError) as error:
-        raise NotApplicable(f"The last linear layer cannot be found: {in_words(error)}; {GRANT}.") from None
+        raise NotApplicable(f"The last linear layer cannot be found: {in_words(error)}; {GRANT_LABELS}.") from None
     pairs = [(name, z, dz) for (name, z), dz in zip(seen, slopes, strict=True) if z.shape == (2, task.classes)]
     for name, z, dz in reversed(pairs):
         if dz is not None and _is_residual(task, z.detach().double(), dz.double(), y):
@@ -147,12 +149,12 @@ def head_of(network: Network, rule: LocalRule) -> str:
     if not pairs:
         raise NotApplicable(
             f"Label recovery reads the gradient of a final linear layer with {task.classes} outputs, which "
-            f"{network.model} does not have; {GRANT}."
+            f"{network.model} does not have; {GRANT_LABELS}."
         )
     what = {"class": "cross entropy", "regression": "the squared difference"}.get(task.target, "binary cross entropy")
     raise NotApplicable(
         f"Label recovery reads the gradient of {what} of the outputs of a linear layer, and this client's loss has "
-        f"another derivative at those of {pairs[-1][0]!r}; {GRANT}."
+        f"another derivative at those of {pairs[-1][0]!r}; {GRANT_LABELS}."
     )
 
 
@@ -175,7 +177,6 @@ def last_layer(network: Network, rule: LocalRule) -> str:
     return [*trained, *ran][-1]
 
 
-GRANT = "grant the labels (--labels known, ThreatModel(labels='known'))"
 NEARLY = 1e-2
 """Relative distance between the derivative of a loss and what it is compared with: half precision leaves 1e-3."""
 
@@ -183,9 +184,10 @@ NEARLY = 1e-2
 def _is_residual(task: Task, z: Tensor, dz: Tensor, y: Tensor) -> bool:
     """Whether ``dz`` is what the loss that goes with the task leaves at the outputs ``z``, each ``(2, classes)``."""
     if task.target == "class":
-        smoothing = float(task.loss.params.get("label_smoothing", 0.0))
-        held = F.one_hot(y, task.classes).double()
-        expected = (z.softmax(1) - (1 - smoothing) * held - smoothing / task.classes) / len(z)
+        settings = task.loss.params
+        usual = CrossEntropy(settings.get("label_smoothing", 0.0), weights_of(settings.get("class_weights", "")))
+        with torch.enable_grad():
+            (expected,) = torch.autograd.grad(usual(z.requires_grad_(), y), z)
     elif task.target == "regression":
         expected = 2 * (z - y.view_as(z)) / z.numel()
     else:
@@ -216,15 +218,20 @@ def bias_of(head: Head, rule: str) -> Tensor:
 
 
 def check_magnitudes(observation: Observation, rule: str) -> None:
-    """Refuses a delta of Adam, whose first step keeps only the signs of the gradient, and a defence that does likewise.
+    """Refuses a delta of Adam, whose first step keeps only the signs of the gradient, and all that does likewise.
 
     Raises:
-        NotApplicable: the client's optimiser is Adam or AdamW, or its defence leaves signs or the largest entries.
+        NotApplicable: the client's optimiser is Adam or AdamW, its defence leaves signs or the largest entries, or its
+            loss multiplies classes by weights.
     """
+    if "class_weights" in observation.network.task.loss.params:
+        raise NotApplicable(
+            f"{rule} reads how many examples a class has off sizes, which the class weights of the loss multiply: use "
+            "analytic or yin, or idlg for one example."
+        )
     if observation.rule is None:
         return
-    optimizer, defence = observation.rule.optimizer, observation.rule.defence
-    left = defence_of(defence).left
+    optimizer, defence, left = observation.rule.optimizer, observation.rule.defence, observation.rule.left
     if optimizer != "sgd" or left in ("signs", "largest"):
         who = optimizer if optimizer != "sgd" else f"the defence {defence}"
         raise NotApplicable(
@@ -238,19 +245,20 @@ def check_scale(observation: Observation) -> None:
 
     Raises:
         NotGranted: the number of examples, or the rule of a delta, is not granted.
-        NotApplicable: a defence rescales the update by what no one sees.
+        NotApplicable: the client rescales the update, or its steps, by what no one sees.
     """
     observation.need("count", *(["rule"] if observation.update.kind == "delta" else []))
     if rescaled(observation):
+        rule = observation.rule
+        who = f"the defence {rule.defence} clips it" if rule and rule.defence != NONE else "its steps are clipped"
         raise NotApplicable(
-            f"The sizes of this update are unknown, as the defence {observation.rule and observation.rule.defence} "
-            "clips it: use bias_corrected or llg, or idlg for one example."
+            f"The sizes of this update are unknown, as {who}: use bias_corrected or llg, or idlg for one example."
         )
 
 
 def rescaled(observation: Observation) -> bool:
-    """Whether a granted rule says that a defence clips."""
-    return observation.rule is not None and defence_of(observation.rule.defence).left == "ratios"
+    """Whether a granted rule says that a defence clips the update, or every step."""
+    return observation.rule is not None and observation.rule.left == "ratios"
 
 
 def facts_used(observation: Observation, *facts: str) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ def _class_signal(observation: Observation) -> Tensor:
             return sign * torch.stack(found).sum(0)
     raise NotApplicable(
         f"The rule objects reads the gradient of class biases, and {observation.network.model} shares none for its "
-        f"{classes} classes; grant the labels or their counts."
+        f"{classes} classes; grant the boxes or their counts: --labels known or counts in an audit."
     )
 
 

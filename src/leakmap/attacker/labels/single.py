@@ -3,9 +3,9 @@
 import torch
 
 from leakmap.attacker.labels import LabelRule, Labels, label_rules
-from leakmap.attacker.labels.head import GRANT, bias_of, check_magnitudes, check_scale, facts_used, head_gradient
+from leakmap.attacker.labels.head import bias_of, check_magnitudes, check_scale, facts_used, head_gradient
 from leakmap.errors import NotApplicable
-from leakmap.observation.observation import Observation
+from leakmap.observation.observation import GRANT_LABELS, Observation
 
 
 @label_rules.add("single", targets=("multilabel", "regression"))
@@ -28,7 +28,7 @@ def single() -> LabelRule:
         task = observation.network.task
         if observation.count != 1:
             raise NotApplicable(
-                f"single reads what one example is labelled with; this client has {observation.count}: {GRANT}."
+                f"single reads what one example is labelled with; this client has {observation.count}: {GRANT_LABELS}."
             )
         head = head_gradient(observation, ("multilabel", "regression"))
         bias = head.weight.sum(1) if head.bias is None and task.target == "multilabel" else bias_of(head, "single")
@@ -37,7 +37,7 @@ def single() -> LabelRule:
             confidence = float((bias.abs().min() / bias.abs().max().clamp(min=1e-300)).clamp(0, 1))
             return Labels((bias < 0).long()[None], "single", confidence)
         if steps > 1:
-            raise NotApplicable(f"single reads values after one local step; this client takes {steps}: {GRANT}.")
+            raise NotApplicable(f"single reads values after one local step; this client takes {steps}: {GRANT_LABELS}.")
         check_magnitudes(observation, "single")
         check_scale(observation)
         features = head.weight.T @ bias / bias.square().sum()

@@ -88,10 +88,11 @@ class Course:
 
         They are those of one weight under a constant gradient, which momentum moves ever faster.
         """
-        weight, memory, before = [torch.zeros(1)], [], []
+        start, memory, before = [torch.zeros(1)], [], []
+        weight = start
         for step in range(len(self.sizes)):
             before.append(float(weight[0]))
-            weight, memory = advance(self.rule, step, weight, [torch.ones(1)], memory)
+            weight, memory = advance(self.rule, step, self.count, start, weight, [torch.ones(1)], memory)
         return [place / float(weight[0]) if float(weight[0]) else 0.0 for place in before]
 
     def passed(self, state: State, x: Tensor, seed: int) -> Tensor:

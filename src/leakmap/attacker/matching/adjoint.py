@@ -78,7 +78,7 @@ class Simulation:
                 self._leaves.append(step.seen.leaves())
             if client.rule.share == "delta":
                 with torch.no_grad():
-                    parameters, memory = training.advance(number, parameters, gradients, memory)
+                    parameters, memory = training.advance(number, len(client.y), parameters, gradients, memory)
                 # New leaves: a graph across steps would hold the activations of all of them.
                 parameters = [p.requires_grad_() for p in parameters]
         # Steps that are run again rewind the random stream; the simulation leaves it as one plain run would.
@@ -141,9 +141,9 @@ class Simulation:
     ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor]]:
         """Pulls back through one optimiser step; returns the directions of weights, gradients and earlier state."""
         groups = (step.parameters, gradients, step.memory)
-        # An optimiser step is elementwise and its graph small: autograd differentiates it as it stands.
+        # An optimiser step is elementwise but for a clipping, and its graph small: autograd takes it as it stands.
         leaves = [[tensor.detach().requires_grad_() for tensor in group] for group in groups]
-        parameters, memory = self._client.training.advance(step.number, *leaves)
+        parameters, memory = self._client.training.advance(step.number, len(self._client.y), *leaves)
         pairs = [(p, v) for p, v in zip(parameters, along, strict=True) if v is not None]
         pairs += list(zip(memory, of_memory, strict=True)) if of_memory else []
         if not pairs:

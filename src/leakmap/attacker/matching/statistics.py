@@ -245,12 +245,13 @@ def proxy_targets(context: SearchContext, batches: int = 1) -> tuple[dict[str, T
     size = -(-size // rule.accumulate)
     if len(public.pictures) < size:
         raise NotApplicable(
-            f"{len(public.pictures)} public pictures are fewer than the client's batch; grant at least {size}."
+            f"{len(public.pictures)} public pictures are fewer than the client's batch; grant at least {size} "
+            f"(--public {size})."
         )
     if batches > 1 and len(public.pictures) < 2 * size:
         raise NotApplicable(
-            f"{len(public.pictures)} public pictures make no two different batches of {size}; grant {2 * size}, or "
-            "take form=paper."
+            f"{len(public.pictures)} public pictures make no two different batches of {size}; grant "
+            f"{2 * size} (--public {2 * size}), or take form=paper."
         )
     module = freeze_running_statistics(arrange(network.module(), rule, dropout=False))
     layers = norm_layers(module)

@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from leakmap.attacker.buffers import Passes, client_passes, mixture, recover_statistics
 from leakmap.defences import defence_of
-from leakmap.doctor.finding import Finding
+from leakmap.doctor.finding import LEAVE_OUT, Finding
 from leakmap.errors import NotApplicable
 from leakmap.observation.observation import Observation
 
@@ -81,7 +81,7 @@ def _mode(o: Observation, passes: Passes, layers: int) -> Finding:
             "mode",
             "wrong",
             f"{moved}, but the rule says {o.rule.mode}. Set mode = {passes.mode!r} in the facts; if running statistics "
-            "were frozen or restored on purpose, leave the buffers out.",
+            f"were frozen or restored on purpose, {LEAVE_OUT}.",
         )
     if passes.mode == "train" and len(passes.forwards) < layers:
         return Finding("mode", "notice", f"{moved} in part. Put the frozen layers into eval mode in the architecture.")
@@ -151,7 +151,7 @@ def _momentum(o: Observation, passes: Passes) -> Iterator[Finding]:
             "BatchNorm momentum",
             "notice",
             f"The batch variance of {where!r} would be negative: the noise of {o.rule.defence} was most likely added "
-            "to the buffers too, so recovered batch statistics are wrong. Leave the buffers out of the capture.",
+            f"to the buffers too, so recovered batch statistics are wrong; {LEAVE_OUT}.",
         )
     elif worst < VARIANCE:
         layer = o.network.module().get_submodule(where)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from leakmap.attacker.gradients import step_weights
 from leakmap.attacker.labels.head import head_gradient
 from leakmap.defences import NONE, defence_of
 from leakmap.doctor.finding import Finding, Level
@@ -98,12 +99,11 @@ def _sign(o: Observation, bias: Tensor, classes: int) -> Iterator[Finding]:
             f"{hint}, more pictures than given, weight decay, or another loss. Set label_smoothing in the loss, or "
             "correct the count.",
         )
-    steps = o.rule.steps(o.count) if o.rule is not None and o.count is not None else None
     largest = None
     if kind == "gradient":
         largest = 2.0
-    elif o.rule is not None and steps is not None and not o.rule.weight_decay:
-        largest = 2 * o.rule.lr * steps / (1 - o.rule.momentum)
+    elif o.rule is not None and o.count is not None and not o.rule.weight_decay:
+        largest = 2 * math.fsum(map(abs, step_weights(o.rule, o.count)))
     size = float(bias.abs().sum())
     if largest is not None and size > 1.01 * largest and whole_numbers(o) < 2:
         advice = (

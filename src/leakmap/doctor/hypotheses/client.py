@@ -1,4 +1,4 @@
-"""What may be wrong with the local rule: mode, optimiser, passes, defence, loss."""
+"""What may be wrong with the local rule: mode, passes, defence."""
 
 import math
 
@@ -8,7 +8,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from leakmap.auditing.case import Candidates, Case
 from leakmap.defences import NONE
 from leakmap.doctor.values import likely_defence
-from leakmap.registry.spec import Spec
 
 
 def mode(case: Case) -> Candidates:
@@ -45,42 +44,6 @@ def defended(case: Case) -> Candidates:
         yield f"the update was defended with {seen}", case.ruled(defence=seen)
     if case.rule.defence != NONE:
         yield f"the update was not defended with {case.rule.defence}", case.ruled(defence=NONE)
-
-
-def smoothing(case: Case) -> Candidates:
-    """Label smoothing."""
-    network = case.observation.network
-    if network.code.loss is not None or network.task.objects or network.task.loss.name != "cross_entropy":
-        return
-    own = network.task.loss.params.get("label_smoothing", 0.0)
-    for value in (0.0, 0.05, 0.1, 0.2):
-        if value != own:
-            loss = Spec("cross_entropy", {"label_smoothing": value} if value else {})
-            yield f"label smoothing is {value:g}, not {own:g}", case.tasked(loss=loss)
-
-
-def momentum(case: Case) -> Candidates:
-    """Momentum of SGD."""
-    if case.rule.share == "delta" and case.rule.optimizer == "sgd" and case.steps > 1:
-        for value in (0.0, 0.5, 0.9, 0.95, 0.99):
-            if value != case.rule.momentum:
-                yield f"momentum is {value:g}, not {case.rule.momentum:g}", case.ruled(momentum=value)
-
-
-def decay(case: Case) -> Candidates:
-    """Weight decay."""
-    if case.rule.share == "delta":
-        for value in (0.0, 1e-4, 5e-4, 1e-3, 1e-2):
-            if value != case.rule.weight_decay:
-                yield f"weight decay is {value:g}, not {case.rule.weight_decay:g}", case.ruled(weight_decay=value)
-
-
-def optimizer(case: Case) -> Candidates:
-    """The optimiser."""
-    if case.rule.share == "delta":
-        for value in ("sgd", "adam", "adamw"):
-            if value != case.rule.optimizer:
-                yield f"the optimiser is {value}, not {case.rule.optimizer}", case.ruled(optimizer=value, momentum=0.0)
 
 
 def epochs(case: Case) -> Candidates:

@@ -1,16 +1,17 @@
 """What may be wrong with the pictures: normalization, channels, axes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from leakmap.auditing.case import EXACT, Candidates, Case
+from leakmap.doctor.hypotheses.fitting import fitted
 from leakmap.problem.task import Task
 
-FITS, STEPS, DIGIT = 16, (0.05, 0.02, 0.01, 0.001), 0.01
-"""Steps of a fit, the round numbers that it tries on its way, and those that it ends on."""
+STEPS, DIGIT = (0.05, 0.02, 0.01, 0.001), 0.01
+"""The round numbers that a fit tries on its way, and those that it ends on."""
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -66,22 +67,19 @@ def _listed(values: Sequence[float]) -> str:
 def fitted_normalization(case: Case) -> Candidates:
     """Mean and standard deviation of every channel by damped Gauss-Newton: those of a user's own data are in no list.
 
-    Begins at the nearest of the usual constants. Switches of the network make the update jump, so slopes are taken over
-    steps as wide as what is missing. What a BatchNorm behind the first layer takes away is not found, and does not
-    matter.
+    Begins at the nearest of the usual constants. What a BatchNorm behind the first layer takes away is not found, and
+    does not matter.
     """
     usual = [one for _, one in normalization(case) if math.isfinite(one.distance)]
     now = min([case, *usual], key=lambda one: one.distance)
-    damping = 1e-3
-    for _ in range(FITS):
-        if now.distance <= EXACT / 10:
-            break
-        near = [_rounded(now, digit) for digit in STEPS]
-        found = min([now, *near, *_steps(now, damping)], key=lambda one: one.distance)
-        damping = damping / 10 if found.distance < now.distance else damping * 100
-        if damping > 1e6:
-            break
-        now = found
+    now = fitted(
+        now,
+        lambda one: _slopes(one.task),
+        _at,
+        lambda one: [_rounded(one, digit) for digit in STEPS],
+        wide=0.25,
+        widest=0.2,
+    )
     now = min(now, _settled(_rounded(now, DIGIT)), key=lambda one: one.distance)
     if now.distance < case.distance:
         yield (
@@ -89,22 +87,6 @@ def fitted_normalization(case: Case) -> Candidates:
             f"std {_listed(now.task.std)})",
             now,
         )
-
-
-def _steps(now: Case, damping: float) -> list[Case]:
-    """Where Gauss-Newton steps of three sizes lead from here; none where slopes cannot be taken."""
-    if now.simulated is None:
-        return []
-    place, width = _slopes(now.task), min(max(now.distance / 4, 1e-3), 0.2)
-    turned = [_at(now, place + width * unit) for unit in torch.eye(len(place), dtype=torch.float64)]
-    if any(one.simulated is None for one in turned):
-        return []
-    columns = [_gap(one.simulated or {}, now.simulated) for one in turned]
-    missing = _gap(now.observation.update.tensors, now.simulated)
-    square = torch.tensor([[_product(a, b) for a in columns] for b in columns], dtype=torch.float64)
-    along = torch.tensor([_product(a, missing) for a in columns], dtype=torch.float64) * width
-    step = torch.linalg.solve(square + damping * torch.diag(square.diagonal() + 1e-30), along)
-    return [_at(now, place + share * step) for share in (1.0, 0.5, 0.2)]
 
 
 def _settled(now: Case) -> Case:
@@ -140,14 +122,6 @@ def _at(case: Case, place: Tensor) -> Case:
     slope, intercept = place.chunk(2)
     slope = slope.clamp(min=1e-6)
     return case.tasked(mean=tuple((-intercept / slope).tolist()), std=tuple((1 / slope).tolist()))
-
-
-def _gap(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[Tensor]:
-    return [(a[name] - b[name]).double().flatten() for name in b]
-
-
-def _product(a: list[Tensor], b: list[Tensor]) -> float:
-    return math.fsum(float(x @ y) for x, y in zip(a, b, strict=True))
 
 
 def pictures(case: Case) -> Candidates:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from leakmap.attacker.gradients import step_weights
 from leakmap.attacker.labels.head import head_of
 from leakmap.auditing.case import Candidates, Case
 from leakmap.client_step import arrange
@@ -69,7 +70,7 @@ def _read_labels(case: Case) -> Tensor | None:
         sent = case.observation.update.tensors
         parts = [(sent[n] - case.simulated[n]).double() for n in (f"{name}.weight", f"{name}.bias") if n in sent]
         missing = torch.cat([part.view(classes, -1) for part in parts], 1)[:, : features.shape[1]]
-        change = (missing @ inverse).T * case.count / _reach(case.rule, case.steps)
+        change = (missing @ inverse).T * case.count / _reach(case.rule, case.count)
         read = (torch.nn.functional.one_hot(case.batch.y, classes) + change).argmax(1)
         if torch.equal(read, case.batch.y):
             break
@@ -77,11 +78,11 @@ def _read_labels(case: Case) -> Tensor | None:
     return case.batch.y
 
 
-def _reach(rule: LocalRule, steps: int) -> float:
+def _reach(rule: LocalRule, count: int) -> float:
     """By what the gradient of the client's pictures is multiplied in its update, while weights hardly move; signed."""
     if rule.share == "gradient":
         return -1.0
-    return rule.lr * sum((1 - rule.momentum**step) / (1 - rule.momentum) for step in range(1, steps + 1))
+    return sum(step_weights(rule, count))
 
 
 def _features(case: Case) -> tuple[str, Tensor | None]:

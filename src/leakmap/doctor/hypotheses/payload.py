@@ -10,11 +10,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from leakmap.auditing.case import EXACT, Candidates, Case, norm
+from leakmap.doctor.hypotheses.fitting import round_numbers, secant
 
 RATES = 6
 """Learning rates that a search for one tries at most before it tries round ones."""
-ROUND = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)
-"""Leading digits of learning rates that people choose."""
 
 
 def kind(case: Case) -> Candidates:
@@ -82,13 +81,11 @@ def learning_rate(case: Case) -> Candidates:
         seen.append(case.ruled(lr=math.exp(min(max(last + max(-3.0, min(3.0, step)), -23.0), 7.0))))
         if seen[-1].simulated is None or seen[-1].distance < EXACT / 10:
             break
-        step = _step(*seen[-2:])
+        step = secant(seen[-2], seen[-1], lambda one: math.log(one.rule.lr))
     found = min(seen, key=lambda one: one.distance)
     near = _round(found.rule.lr)
     if found.distance > EXACT:
-        tens = 10.0 ** math.floor(math.log10(near))
-        rates = [float(f"{digit * ten:g}") for ten in (tens / 10, tens, tens * 10) for digit in ROUND]
-        seen += [case.ruled(lr=rate) for rate in rates if near / 2 < rate < near * 2 or rate in (tens, tens * 10)]
+        seen += [case.ruled(lr=rate) for rate in round_numbers(near)]
         least = min(one.distance for one in seen)
         found = next(one for one in reversed(seen) if one.distance <= 1.02 * least)
     elif case.ruled(lr=near).distance < EXACT:
@@ -97,25 +94,16 @@ def learning_rate(case: Case) -> Candidates:
         yield f"the learning rate is {found.rule.lr:g}, not {case.rule.lr:g}", found
 
 
-def _step(before: Case, after: Case) -> float:
-    """By how much the logarithm of the rate should change behind two that were simulated."""
-    first, second, sent = before.simulated or {}, after.simulated or {}, after.observation.update.tensors
-    names = [name for name in sent if name in first and name in second]
-    turns = [(second[name].double() - first[name].double()).flatten() for name in names]
-    gaps = [(second[name].double() - sent[name].double()).flatten() for name in names]
-    size = math.fsum(float(turn @ turn) for turn in turns)
-    along = math.fsum(float(turn @ gap) for turn, gap in zip(turns, gaps, strict=True))
-    return -along / size * (math.log(after.rule.lr) - math.log(before.rule.lr)) if size else 0.0
-
-
 def summed(case: Case) -> Candidates:
-    """A summed loss is a mean loss at a learning rate as many times larger, with a weight decay as much smaller."""
+    """A summed loss is a mean loss at a learning rate as many times larger, and all beside the loss as much smaller."""
     size = min(case.rule.batch_size or case.count, case.count)
     if case.rule.share == "delta" and case.rule.optimizer == "sgd" and size > 1 and case.count % size == 0:
-        rate, decay = case.rule.lr * size, case.rule.weight_decay / size
+        rule, rate = case.rule, case.rule.lr * size
+        beside = {"weight_decay": rule.weight_decay / size, "proximal": rule.proximal / size}
+        clip = None if rule.clip_norm is None else rule.clip_norm / size
         yield (
             f"the loss is summed over {size} pictures, not averaged (as lr {rate:g})",
-            case.ruled(lr=rate, weight_decay=decay),
+            case.ruled(lr=rate, clip_norm=clip, **beside),
         )
 
 
