@@ -90,7 +90,7 @@ class LastBatch:
         course = _course(setting, 0)
         sent = setting.network.weights
         fitting = self._fitting(course, lambda pictures, seed: course.passed(sent, pictures, seed))
-        maps, clients = fitting.cost(), approaching(setting)
+        maps, clients = fitting.cost(), approaching(course)
         each = fitting.work() // course.sizes[-1]
         return replace(
             maps, clients=clients, operations=maps.operations + each * (maps.clients + clients * course.looked)

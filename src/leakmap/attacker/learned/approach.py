@@ -257,7 +257,7 @@ def approach_of(course: Course, seed: int, kept: Kept, tick: Tick) -> Approach:
         kept: Keeps what is simulated of each.
         tick: Called with the finished fraction.
     """
-    number, ends, seen = approaching(course.setting), [], []
+    number, ends, seen = approaching(course), [], []
     for client in range(number):
         found = kept(f"approach-{client}", partial(_trained, course, derive(seed, "approach", client)))
         earlier = {int(n.partition("/")[2]): rows for n, rows in found.items() if n.startswith("earlier/")}
@@ -300,7 +300,11 @@ def _trained(course: Course, seed: int) -> dict[str, Tensor]:
     return {**state, **earlier, "background": seen.background, "lasts": seen.lasts}
 
 
-def approaching(setting: Setting) -> int:
+def approaching(course: Course) -> int:
     """How many clients are trained."""
-    size = sum(tensor.numel() * tensor.element_size() for tensor in setting.network.weights.values())
+    if len(course.sizes) == 1:
+        # Before its only step every client is where the server left it.
+        return 1
+    weights = course.setting.network.weights
+    size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     return max(FEWEST, min(CLIENTS, MEMORY // max(1, size)))
