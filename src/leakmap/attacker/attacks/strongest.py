@@ -266,7 +266,7 @@ class Strongest:
     def _floor(self, setting: Setting, state: Mapping[str, Tensor], rehearsed: Mapping[str, float]) -> Fitted:
         members = dict(self.members)
         best = max(rehearsed, key=lambda name: _ncc(rehearsed, name), default="")
-        if best and members[best].fits:
+        if best in FITTED:
             return members[best].blind().restored(setting, _own(best, state))
         plain = setting.public is None or not norm_layers(setting.network.module())
         return members[PLAIN if plain else PROXY].blind().restored(setting, {})
