@@ -1,6 +1,6 @@
 """Does the last, partial batch of an ordinary client give its pictures away?
 
-    python -m benchmarks.last_batch --data DIR [--only CASE ...] [--out runs/last_batch] [--page]
+    python -m benchmarks.last_batch --data DIR [--only CASE ...] [--out runs/last-batch] [--page]
 
 DIR is that of ``benchmarks.learned``. A case takes minutes, the whole about an hour of one core. Each is stored when it
 is finished, and the same command continues. With ``--page`` what is measured so far is written to
@@ -23,16 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.cases import run_cases
 from benchmarks.learned import Pool, network_of
-from benchmarks.markdown import bounds, publish, ranged, table, versions
+from benchmarks.markdown import bounds, ranged, table, versions
 from leakmap.attacker.attack import attack, fit
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.learned.simulation import varied
 from leakmap.attacker.protocol import Fitted
-from leakmap.cli.terminal import progress_bar
 from leakmap.client.simulate import Batch, simulate
 from leakmap.errors import NotApplicable, NotGranted
-from leakmap.files import read_json, write_json
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.contents import Public
@@ -204,23 +203,13 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--out", type=Path, default=Path("runs/last_batch"))
-    parser.add_argument("--page", action="store_true", help=f"Write {PAGE} too.")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    options.out.mkdir(parents=True, exist_ok=True)
-    with progress_bar() as told:
-        for key in options.only:
-            if read_json(options.out / f"{key}.json") is None:
-                write_json(options.out / f"{key}.json", measured(CASES[key], options.data, told))
-    stored = {key: read_json(options.out / f"{key}.json") for key in CASES}
-    found = {key: entry | {"case": asdict(CASES[key])} for key, entry in stored.items() if entry is not None}
-    publish(page(found), options.out / "last-batch.md", *([PAGE] if options.page else []))
+    run_cases(parser, list(CASES), PAGE, lambda key, own, told: measured(CASES[key], own.data, told), page)
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
     """The page."""
+    # Titles are today's: a row keeps its meaning where those before it are not measured.
+    found = {key: entry | {"case": asdict(CASES[key])} for key, entry in found.items()}
     lines = [
         "# What the last batch gives away",
         "",

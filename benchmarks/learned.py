@@ -26,14 +26,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.markdown import bounds, publish, ranged, table, versions
+from benchmarks.cases import run_cases
+from benchmarks.markdown import bounds, ranged, table, versions
 from leakmap.attacker.attack import attack, fit
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.protocol import Fitted
-from leakmap.cli.terminal import progress_bar
 from leakmap.client.simulate import Batch, simulate
 from leakmap.client.training import accuracy, train
-from leakmap.files import read_json, write_json
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network, build_network
 from leakmap.observation.contents import Public
@@ -369,25 +368,16 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--out", type=Path, default=Path("runs/learned"))
     parser.add_argument("--searched", type=int, default=SEARCHED, help="Victims that the search attacks too.")
-    parser.add_argument("--page", action="store_true", help=f"Write {PAGE} too.")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    options.out.mkdir(parents=True, exist_ok=True)
-    with progress_bar() as told:
-        for key in options.only:
-            if read_json(options.out / f"{key}.json") is None:
-                write_json(options.out / f"{key}.json", measured(CASES[key], options.data, options.searched, told))
-    stored = {key: read_json(options.out / f"{key}.json") for key in CASES}
-    # Titles are today's: a row keeps its meaning where those before it are not measured.
-    found = {key: entry | {"case": asdict(CASES[key])} for key, entry in stored.items() if entry is not None}
-    publish(page(found), options.out / "learned.md", *([PAGE] if options.page else []))
+    run_cases(
+        parser, list(CASES), PAGE, lambda key, own, told: measured(CASES[key], own.data, own.searched, told), page
+    )
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
     """The page."""
+    # Titles are today's: a row keeps its meaning where those before it are not measured.
+    found = {key: entry | {"case": asdict(CASES[key])} for key, entry in found.items()}
     lines = [
         "# What a fitted inverse reads",
         "",

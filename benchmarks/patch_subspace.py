@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.cases import run_cases
 from benchmarks.learned import IMAGENET, pool_of
-from benchmarks.markdown import publish, table, versions
+from benchmarks.markdown import table, versions
 from leakmap.attacker.attack import attack
-from leakmap.cli.terminal import progress_bar
 from leakmap.client.simulate import Batch, simulate
-from leakmap.files import read_json, write_json
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import build_network
 from leakmap.observation.contents import Public
@@ -78,19 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=10, help="Clients of each row.")
-    parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--out", type=Path, default=Path("runs/patch-subspace"))
-    parser.add_argument("--page", action="store_true", help=f"Write {PAGE} too.")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    options.out.mkdir(parents=True, exist_ok=True)
-    with progress_bar() as told:
-        for row in options.only:
-            if read_json(options.out / f"{row}.json") is None:
-                write_json(options.out / f"{row}.json", measured(row, options.data, options.pairs, told))
-    stored = {row: read_json(options.out / f"{row}.json") for row in ROWS}
-    found = {row: entry for row, entry in stored.items() if isinstance(entry, dict)}
-    publish(page(found), options.out / "patch-subspace.md", *([PAGE] if options.page else []))
+    run_cases(parser, list(ROWS), PAGE, lambda row, own, told: measured(row, own.data, own.pairs, told), page)
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
@@ -105,11 +92,12 @@ def page(found: dict[str, dict[str, Any]]) -> str:
                 f"{statistics.median(entry['floor']):.1f}",
                 f"{statistics.median(entry['between']):.1f}",
                 f"{sum(rank == 1 for rank in entry['rank'])} of {many}",
+                f"{100 * ROWS[row][0] / entry['candidates']:.1f}%",
                 f"{statistics.median(entry['rank']):g} of {entry['candidates']}",
                 f"{statistics.median(entry['seconds']):.0f}",
             ]
         )
-    head = ["client", "PSNR, dB", "mean public picture", "their own mean", "first", "median rank", "seconds"]
+    head = ["client", "PSNR, dB", "mean public picture", "their own mean", "first", "chance", "median rank", "seconds"]
     return "\n".join(
         [
             "# Several pictures read off the positions of a transformer",
@@ -121,7 +109,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             f"`{MODEL}` at 224 pixels, training mode, random weights, one gradient; {PUBLIC} public pictures. PSNR is "
             "that to the nearer picture: median and range. *Their own mean* is what the mean of the client's "
             "pictures, which no attacker has, reaches. A client is *first* where one of its pictures is first in a "
-            "line-up of all candidates, by NCC. Seconds are CPU seconds of one core.",
+            "line-up of all candidates, by NCC; *chance* counts each of them. Seconds are CPU seconds of one core.",
             "",
             *table(head, rows),
             *{f"{entry['versions']}." for entry in found.values()},

@@ -16,14 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.markdown import interval, publish, table, versions
+from benchmarks.cases import run_cases
+from benchmarks.markdown import interval, table, versions
 from leakmap.attacker.attacks.strongest import SUITE, applying, member_specs
 from leakmap.auditing.prepare import Prepared, granting, prepare
-from leakmap.cli.terminal import progress_bar
 from leakmap.errors import NotApplicable
-from leakmap.files import read_json, write_json
 from leakmap.local_rule import LocalRule
 from leakmap.plan.plan import Plan, Progress
 from leakmap.registry.spec import Spec
@@ -57,23 +54,11 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--only", nargs="*", default=list(CELLS), choices=CELLS)
     parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--steps", type=int, default=100, help="Iterations of every search.")
     parser.add_argument("--simulated", type=int, default=1500, help="Clients that an inverse is fitted to.")
     parser.add_argument("--public", type=int, default=1500, help="Public pictures, with --data.")
-    parser.add_argument("--out", type=Path, default=Path("runs/suite"))
-    parser.add_argument("--page", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    options.out.mkdir(parents=True, exist_ok=True)
-    with progress_bar() as told:
-        for cell in options.only:
-            if read_json(options.out / f"{cell}.json") is None:
-                write_json(options.out / f"{cell}.json", measured(cell, options, told))
-    stored = {cell: read_json(options.out / f"{cell}.json") for cell in CELLS}
-    found: dict[str, Any] = {cell: entry for cell, entry in stored.items() if isinstance(entry, dict)}
-    publish(page(found), options.out / "suite.md", *([PAGE] if options.page else []))
+    run_cases(parser, CELLS, PAGE, measured, page)
 
 
 def measured(cell: str, options: argparse.Namespace, told: Progress) -> dict[str, Any]:

@@ -8,11 +8,12 @@ import torch
 
 from leakmap import LocalRule, Spec, ThreatModel, attack
 from leakmap.attacker.attacks import strongest as module
-from leakmap.attacker.attacks.strongest import MEMBERS, Strongest
+from leakmap.attacker.attacks.strongest import MEMBERS
 from leakmap.attacker.matching.context import SearchContext
 from leakmap.attacker.matching.residual import buffer_residual, update_residual
 from leakmap.attacker.protocol import CLOSED_FORM, free_to_fit, nothing_to_fit, nothing_to_restore, trying_shows
 from leakmap.attacker.reconstruction import Reconstruction
+from leakmap.attacker.suite import Strongest
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.errors import BadSetting, LeakmapError, NonFinite, NotApplicable
@@ -142,7 +143,7 @@ class Hollow:
 def test_pictures_that_are_not_finite_never_win(task):
     _, observation = observed("convnet,width=4", task, threat=ThreatModel("known"))
     suite = module.strongest_v1(steps=2)
-    hollow = Strongest(tuple((n, Hollow() if n == "linear" else m) for n, m in suite.members))
+    hollow = Strongest(tuple((n, Hollow() if n == "linear" else m) for n, m in suite.members), "v1")
     found = attack(observation, hollow)
     assert reached(found)["linear"].failed
     assert found.notes["won"] == "inverting_gradients"
@@ -151,13 +152,13 @@ def test_pictures_that_are_not_finite_never_win(task):
 def test_a_member_that_fails_is_recorded_and_a_suite_without_a_result_is_an_error(task):
     _, observation = observed("convnet,width=4", task, threat=ThreatModel("known"))
     suite = module.strongest_v1(steps=2)
-    broken = Strongest(tuple((n, Failing() if n == "proxy_statistics" else m) for n, m in suite.members))
+    broken = Strongest(tuple((n, Failing() if n == "proxy_statistics" else m) for n, m in suite.members), "v1")
     shown = replace(observation, public=observed("convnet,width=4", task, threat=ThreatModel(public=4))[1].public)
     attempt = reached(attack(shown, broken))["proxy_statistics"]
     assert attempt.failed
     assert "NonFinite" in attempt.note
     with pytest.raises(LeakmapError, match="NonFinite: it left the finite numbers") as failure:
-        attack(observation, Strongest(tuple((name, Failing()) for name in MEMBERS["strongest_v1"])))
+        attack(observation, Strongest(tuple((name, Failing()) for name in MEMBERS["strongest_v1"]), "v1"))
     assert not isinstance(failure.value, NotApplicable), "of a floor, that would pass for an answer"
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from leakmap import LocalRule, Observation, Plan, ThreatModel, attack, audit, build_network, label_rules, simulate
-from leakmap.attacker.attacks.strongest import Strongest, strongest_v1
+from leakmap.attacker.attacks.strongest import strongest_v1
 from leakmap.attacker.buffers import assumed_rule
 from leakmap.attacker.closed_form import diagnose
 from leakmap.attacker.gradients import mean_gradient
@@ -20,6 +20,7 @@ from leakmap.attacker.labels import fitting_rules, recover
 from leakmap.attacker.matching.context import Guess, SearchContext
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
+from leakmap.attacker.suite import Strongest
 from leakmap.auditing.flags import flags_of
 from leakmap.auditing.method import promised
 from leakmap.client_step import Training

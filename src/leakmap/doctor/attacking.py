@@ -14,8 +14,8 @@ from torch import Tensor
 
 from leakmap.attacker.attack import attack, check_room, fit
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.attacks.strongest import unlabelled
 from leakmap.attacker.setting import setting_of
+from leakmap.attacker.suite import unlabelled
 from leakmap.auditing.estimate import Fitting, fitting_to
 from leakmap.errors import BadSetting, UsageError
 from leakmap.files import read_json, write_json, write_tensors, written

@@ -23,6 +23,8 @@ from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
 from leakmap.seeds import derive
 
+NO_STATISTICS = "no running statistics of a BatchNorm layer move and come back"
+
 
 @attacks.add("last_batch")
 def last_batch(*, clients: Whole = 0) -> "LastBatch":
@@ -30,8 +32,9 @@ def last_batch(*, clients: Whole = 0) -> "LastBatch":
 
     In running statistics the latest pass weighs most, and data loaders keep the last, partial batch of an epoch unless
     told otherwise: of a client with 289 pictures and batches of 32, one picture alone is the whole last pass. The
-    server trains a few simulated clients with public pictures up to their last step, simulates thousands of last passes
-    from there, and fits the maps of ``learned_inverse`` to what the buffers then hold. The answer is about the pictures
+    server trains a few simulated clients with public pictures, simulates thousands of last passes, and fits the maps of
+    ``learned_inverse`` to what the buffers then hold beyond what passes over public pictures at the returned weights
+    let expect; of a real client the same is expected at the weights that it returned. The answer is about the pictures
     of the last step alone: colours and layout, blurred. Their classes help where the labels are granted, in the order
     in which the client goes through its pictures; they are not inferred.
 
@@ -182,9 +185,6 @@ def _course(setting: Setting, seed: int) -> Course:
         raise NotApplicable(f"The last batch is not read: {why}.")
     assert statistics is not None
     return Course(setting, rule, count, statistics, seed)
-
-
-NO_STATISTICS = "no running statistics of a BatchNorm layer move and come back"
 
 
 def _beyond(course: Course, offset: Tensor, observation: Observation) -> Tensor:

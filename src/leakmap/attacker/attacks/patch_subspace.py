@@ -10,7 +10,7 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.inverting_gradients import floor_of_search
 from leakmap.attacker.equations import facts_used, label_notes
 from leakmap.attacker.gradients import mean_gradient
-from leakmap.attacker.labels import recover
+from leakmap.attacker.labels import told
 from leakmap.attacker.patches import Patches, examined
 from leakmap.attacker.protocol import CLOSED_FORM, free_to_fit, nothing_to_fit, nothing_to_restore
 from leakmap.attacker.reconstruction import Reconstruction, Tick
@@ -89,7 +89,7 @@ class PatchSubspace:
         if self.continuity and len(subspace.free):
             borders = borders_of(found.pixels, network.task.shape)
             patches = continued(subspace, prior, patches, borders, _jumps(shown, found.pixels, borders))
-        labels = recover(observation, self.labels, derive(seed, "labels"))
+        labels = told(observation, self.labels, derive(seed, "labels"))
         picture = network.task.denormalize(found.picture(patches, network.task).to(network.dtype))
         tick(1.0)
         return Reconstruction(
@@ -151,13 +151,19 @@ def subspace_of(tokens: Tensor, weight: Tensor, count: int) -> Subspace:
         tokens: ``(N, width)`` of the positions, summed over pictures.
         weight: ``(width, values)`` of the embedding.
         count: Pictures, with ``count x N`` at most width and values.
+
+    Raises:
+        NotApplicable: the weight has a lower rank than the patches.
     """
     rank = count * len(tokens)
     left, strength, right = torch.linalg.svd(weight, full_matrices=False)
     left, strength, right = left[:, :rank], strength[:rank], right[:rank]
-    # Directions without strength are noise; dividing by it keeps them small, as the inverse of nothing would not.
-    least = torch.finfo(weight.dtype).eps * strength[0]
-    sums = (left.T @ tokens.T) / strength.clamp(min=least)[:, None]
+    if not strength[-1] > 0:
+        raise NotApplicable(
+            f"The gradient of the patch embedding has a rank below {rank}, that of the patches of {count} pictures: an "
+            "update of zeros below a zero head, or other facts than the client's stand in the way."
+        )
+    sums = (left.T @ tokens.T) / strength[:, None]
     # q . c_n is 1 at the own position and 0 at the others: the shortest solution, and what stays free.
     shortest = torch.linalg.pinv(sums.T)
     free = torch.linalg.svd(sums.T, full_matrices=True)[2][len(tokens) :]

@@ -1,53 +1,23 @@
-"""The suite that an auditor runs when no attack is named."""
+"""The suites by name, with their members; one of them runs where no attack is named."""
 
-import math
-import time
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.buffers import assumed_rule
-from leakmap.attacker.learned.rehearsal import READ, rehearsals_of
-from leakmap.attacker.matching.context import SearchContext
-from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.attacker.matching.residual import buffer_residual, update_residual
-from leakmap.attacker.matching.statistics import norm_layers
-from leakmap.attacker.protocol import Attack, Cost, FitCost, Fitted, Kept, trying_shows
-from leakmap.attacker.reconstruction import Attempt, Reconstruction, Tick
-from leakmap.attacker.setting import Setting
-from leakmap.errors import BadSetting, LeakmapError, NonFinite, NotApplicable, NotGranted
-from leakmap.local_rule import LocalRule
+from leakmap.attacker.suite import CLOSED_FORMS, FITTED, Strongest
+from leakmap.errors import BadSetting
 from leakmap.observation.observation import Observation
 from leakmap.registry.spec import Spec
-from leakmap.seeds import derive
 
 SUITE, VERSION = "strongest", "v2"
 FORMER, FORMER_VERSION = "strongest_v1", "v1"
-PLAIN, PROXY = "inverting_gradients", "proxy_statistics"
-"""The searches whose floors are those of the suite without rehearsals."""
-SOLVED = 1e-6
-"""Cosine distance of the update at which nothing is left to find: the rest of the suite is not run."""
-
-LONGEST, LONGEST_FIT = 10**13, 10**14
-"""Floating-point operations of a search on one client, minutes of a core, and of simulating the clients that a member
-is fitted to, an hour or so, beyond which it is left out if another member rehearsed: of clients with many pictures that
-train for several steps, and of large networks."""
-CLOSED_FORMS = ("linear", "spear", "april", "patch_positions")
 SEARCHES = ("inverting_gradients", "recovered_statistics", "proxy_statistics", "dropout_inversion", "dimitrov")
-FITTED = ("patch_subspace", "learned_inverse", "last_batch")
-"""Answers from public pictures without a search."""
 MEMBERS = {SUITE: (*CLOSED_FORMS, *FITTED, *SEARCHES), FORMER: (*CLOSED_FORMS[:3], *SEARCHES)}
 """Of each suite, in the order in which they run, the cheapest first. Each says for itself why it does not apply."""
 
 
 @attacks.add(SUITE)
-def strongest(*, steps: int | None = None, restarts: int | None = None, **settings: Any) -> "Strongest":
+def strongest(*, steps: int | None = None, restarts: int | None = None, **settings: Any) -> Strongest:
     """Every attack that the granted knowledge allows; which one answers is rehearsed on public clients.
 
     Suite v2: the closed forms linear, spear, april and patch_positions; patch_subspace and learned_inverse where public
@@ -74,7 +44,7 @@ def strongest(*, steps: int | None = None, restarts: int | None = None, **settin
 
 
 @attacks.add(FORMER)
-def strongest_v1(*, steps: int | None = None, restarts: int | None = None, **settings: Any) -> "Strongest":
+def strongest_v1(*, steps: int | None = None, restarts: int | None = None, **settings: Any) -> Strongest:
     """The suite before attacks were fitted: every member runs, and what explains best what the client sent wins.
 
     Suite v1: the closed forms linear, spear and april; inverting_gradients; recovered_statistics where buffers moved;
@@ -96,7 +66,7 @@ def strongest_v1(*, steps: int | None = None, restarts: int | None = None, **set
     return _suite(FORMER, steps, restarts, settings)
 
 
-def _suite(name: str, steps: int | None, restarts: int | None, settings: Mapping[str, Any]) -> "Strongest":
+def _suite(name: str, steps: int | None, restarts: int | None, settings: Mapping[str, Any]) -> Strongest:
     given = {key: value for key, value in (("steps", steps), ("restarts", restarts)) if value is not None}
     members = member_specs(Spec(name, {**given, **settings}))
     version, rehearses = (VERSION, True) if name == SUITE else (FORMER_VERSION, False)
@@ -132,274 +102,3 @@ def member_specs(suite: Spec) -> list[Spec]:
 def applying(suite: Spec, observation: Observation) -> list[Spec]:
     """The specifications of the members that would run against such a client."""
     return [member for member in member_specs(suite) if not attacks.build(member).why_not(observation)]
-
-
-def unlabelled(attack: Attack, observation: Observation) -> str:
-    """Why an attack cannot run for lack of labels, which it neither is granted nor can read; empty if it can run.
-
-    A search needs labels, or searches them too; a closed form reads pictures without. Of a suite one member is enough.
-    """
-    members = [attack]
-    if isinstance(attack, Strongest):
-        members = [member for _, member in attack.members if not member.why_not(observation)]
-    why = ""
-    for one in members:
-        if not isinstance(one, GradientMatching):
-            return ""
-        try:
-            one.labels_of(observation, 0)
-        except (NotApplicable, NotGranted) as error:
-            why = why or str(error)
-        else:
-            return ""
-    return why
-
-
-@dataclass(frozen=True)
-class Strongest:
-    """The suite, ready to be fitted.
-
-    Args:
-        members: By name, in the order in which they run.
-        version: Of the suite.
-        rehearses: The specifications of the members, where they rehearse on public clients if that can be done; empty
-            where they do not.
-        sees: Whether it sees what came from the client; its floor does not.
-    """
-
-    members: tuple[tuple[str, Attack], ...]
-    version: str = FORMER_VERSION
-    rehearses: str = ""
-    sees: bool = True
-
-    needs = frozenset({"count"})
-    leaky_model = "convnet"
-    why_not = trying_shows
-
-    @property
-    def cost(self) -> Cost:
-        """That of its members together; of the floor that of the plain search."""
-        return Cost(
-            members=tuple(member.cost for _, member in self.members)
-            if self.sees
-            else (dict(self.members)[PLAIN].blind().cost,)
-        )
-
-    @property
-    def fits(self) -> str:
-        """What its members fit, and that they rehearse."""
-        fits = [f"{name}: {member.fits}" for name, member in self.members if member.fits]
-        if self.rehearses:
-            # A rehearsal runs every member as it is set up: other settings are another rehearsal.
-            fits.append(f"rehearsals of {self.rehearses}")
-        return "; ".join(fits)
-
-    def blind(self) -> "Strongest":
-        """Its floor: that of the member which rehearsed best; else its plain search, with public statistics where these
-        are granted."""
-        return replace(self, sees=False)
-
-    def fit_cost(self, setting: Setting) -> FitCost:
-        """That of its members together, and their rehearsals. What is left out on the way is not foreseen."""
-        rehearsals = rehearsals_of(setting, 0) if self.rehearses else None
-        total = FitCost()
-        for name, member in self._able(setting).items():
-            with suppress(NotApplicable):
-                total += member.fit_cost(setting if rehearsals is None else rehearsals.setting)
-            if rehearsals is not None and not member.why_not(rehearsals.observation(0, 0)):
-                tried = 1 if name in CLOSED_FORMS else len(rehearsals.y)
-                total += FitCost(rehearsed=(member.cost,) * tried)
-        return total
-
-    def fit(self, setting: Setting, seed: int, tick: Tick, kept: Kept) -> Fitted:
-        """Fits the members whose needs are granted, each as if it were alone, and has them rehearse."""
-        rehearsals = rehearsals_of(setting, seed) if self.rehearses else None
-        able = self._able(setting)
-        share = 1 / len(able)
-        state: dict[str, Tensor] = {}
-        inner = setting if rehearsals is None else rehearsals.setting
-        tried = None if rehearsals is None else rehearsals.observation(0, seed)
-        work = 0 if rehearsals is None else rehearsals.work()
-        for place, (name, member) in enumerate(able.items()):
-            told = lambda fraction, p=place: tick((p + fraction) * share)  # noqa: E731
-            own = _under(name, kept)
-            if _read_all(state):
-                if member.fits:
-                    state[f"refused/{name}/a closed form read the pictures of every rehearsal"] = torch.zeros(0)
-                continue
-            if tried is not None and (why := member.why_not(tried)):
-                # What real clients will show may still let a search run, which has nothing to fit.
-                if member.fits:
-                    state[f"refused/{name}/{why}"] = torch.zeros(0)
-                continue
-            if any(key.startswith("rehearsed/") for key in state) and (why := _too_long(member, inner, work)):
-                state[f"refused/{name}/{why}"] = torch.zeros(0)
-                continue
-            try:
-                fitted = member.fit(inner, seed, lambda f, t=told: t(f if rehearsals is None else f / 2), own)
-            except NotApplicable as error:
-                state |= {f"refused/{name}/{error}": torch.zeros(0)}
-                continue
-            state |= {f"{name}/{key}": tensor for key, tensor in fitted.state.items()}
-            if rehearsals is not None:
-                state[f"rehearsed/{name}"] = rehearsals.ncc(
-                    fitted, name, seed, own, lambda f, t=told: t((1 + f) / 2), exact=name in CLOSED_FORMS
-                )
-        return self.restored(setting, state)
-
-    def restored(self, setting: Setting, state: Mapping[str, Tensor]) -> Fitted:
-        """The same members from their states, whose names begin with that of the member."""
-        refused = dict(key.removeprefix("refused/").split("/", 1) for key in state if key.startswith("refused/"))
-        rehearsed = {name: float(ncc.mean()) for name, ncc in _own("rehearsed", state).items()}
-        fitted = {
-            name: member.restored(setting, _own(name, state))
-            for name, member in self._able(setting).items()
-            if name not in refused
-        }
-        if not self.sees:
-            return replace(self._floor(setting, state, rehearsed), state=state)
-        return Fitted(self.needs, partial(self._attack, fitted, refused, rehearsed), state)
-
-    def _able(self, setting: Setting) -> dict[str, Attack]:
-        return {name: member for name, member in self.members if member.needs <= setting.granted}
-
-    def _floor(self, setting: Setting, state: Mapping[str, Tensor], rehearsed: Mapping[str, float]) -> Fitted:
-        members = dict(self.members)
-        best = max(rehearsed, key=lambda name: _ncc(rehearsed, name), default="")
-        if best in FITTED:
-            return members[best].blind().restored(setting, _own(best, state))
-        plain = setting.public is None or not norm_layers(setting.network.module())
-        return members[PLAIN if plain else PROXY].blind().restored(setting, {})
-
-    def _attack(
-        self,
-        fitted: Mapping[str, Fitted],
-        refused: Mapping[str, str],
-        rehearsed: Mapping[str, float],
-        observation: Observation,
-        seed: int,
-        tick: Tick,
-    ) -> Reconstruction:
-        """Attacks with the members that apply, in order, until one answers for good.
-
-        Raises:
-            NotApplicable: no member applies.
-            LeakmapError: a member that applies failed, and no other came to a result.
-        """
-        assumed = assumed_rule(observation)
-        unfit = "a fact that it needs is not granted"
-        skipped = {
-            name: member.why_not(observation) or refused.get(name, "" if name in fitted else unfit)
-            for name, member in self.members
-        }
-        order = [name for name, why in skipped.items() if not why]
-        if rehearsed:
-            order.sort(key=lambda name: (name not in CLOSED_FORMS, -_ncc(rehearsed, name)))
-        attempts: dict[str, Attempt] = {name: Attempt(name, note=why) for name, why in skipped.items() if why}
-        results: dict[str, Reconstruction] = {}
-        lowest = math.inf
-        for place, name in enumerate(order):
-            if lowest <= SOLVED:
-                attempts[name] = Attempt(name, note=f"the update is already explained to {SOLVED:g}")
-                continue
-            better = [other for other in results if _ncc(rehearsed, other) >= _ncc(rehearsed, name)]
-            if rehearsed and better and name not in CLOSED_FORMS and not math.isnan(rehearsed.get(name, 0.0)):
-                attempts[name] = Attempt(name, note=_outdone(name, better[0], rehearsed))
-                continue
-            started = time.perf_counter()
-            try:
-                found = fitted[name](observation, seed, lambda f, p=place: tick((p + f) / len(order)))
-                distance, term = _residuals(observation, assumed.rule, found, seed)
-            except NotApplicable as error:
-                attempts[name] = Attempt(name, note=str(error))
-                continue
-            except Exception as error:
-                attempts[name] = Attempt(name, note=f"{type(error).__name__}: {error}", failed=True)
-                continue
-            attempts[name] = Attempt(
-                name, found.pictures, found.y, term, time.perf_counter() - started, last=found.last
-            )
-            results[name] = found
-            lowest = min(lowest, distance)
-        tick(1.0)
-        told = [attempts[name] for name, _ in self.members]
-        if not results:
-            why = "; ".join(f"{attempt.name}: {attempt.note}" for attempt in told)
-            # A failure must not pass for the answer that nothing applies: a floor that gives it counts as measured.
-            kind = LeakmapError if any(attempt.failed for attempt in told) else NotApplicable
-            raise kind(f"No member of the suite came to a result ({why}).")
-        if rehearsed and lowest > SOLVED:
-            name = max(results, key=lambda name: _ncc(rehearsed, name))
-        else:
-            name = min(results, key=lambda name: (math.isnan(attempts[name].term), attempts[name].term))
-        best = results[name]
-        chosen = {f"rehearsed NCC of {name}": ncc for name, ncc in rehearsed.items()}
-        return replace(
-            best,
-            objective=attempts[name].term,
-            notes={**(best.notes or {}), "suite": self.version, "won": name, **chosen},
-            attempts=tuple(told),
-            used=assumed.used.union(*(found.used for found in results.values())) | ({"public"} if rehearsed else set()),
-        )
-
-
-def _too_long(member: Attack, setting: Setting, work: int) -> str:
-    """Why a member takes too long where another one rehearsed; empty if it does not.
-
-    Args:
-        member: Of the suite.
-        setting: It would be fitted to.
-        work: Floating-point operations of simulating one client.
-    """
-    if member.cost.total * work > LONGEST:
-        return f"a search over {setting.count} pictures takes long; name it with --attack to run it"
-    try:
-        clients = member.fit_cost(setting).clients
-    except NotApplicable as error:
-        return str(error)
-    if clients * work > LONGEST_FIT:
-        return f"simulating {clients:,} clients of such a network takes long; name it with --attack to fit it"
-    return ""
-
-
-def _read_all(state: Mapping[str, Tensor]) -> bool:
-    """Whether a member read every rehearsal, so that fitting and rehearsing others could show nothing better."""
-    return any(bool(ncc.min() >= READ) for ncc in _own("rehearsed", state).values())
-
-
-def _ncc(rehearsed: Mapping[str, float], name: str) -> float:
-    """What a member rehearsed; 0 where it failed or did not rehearse."""
-    ncc = rehearsed.get(name, 0.0)
-    return 0.0 if math.isnan(ncc) else ncc
-
-
-def _outdone(name: str, better: str, rehearsed: Mapping[str, float]) -> str:
-    """Why a member is not run on a client."""
-    return f"rehearsed at NCC {_ncc(rehearsed, name):.2f}, below the {_ncc(rehearsed, better):.2f} of {better}"
-
-
-def _under(member: str, kept: Kept) -> Kept:
-    """Keeps what a member makes under names of its own."""
-    return lambda name, make: kept(f"{member}-{name}", make)
-
-
-def _own(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}/"): tensor for key, tensor in state.items() if key.startswith(f"{name}/")}
-
-
-def _residuals(observation: Observation, rule: LocalRule, found: Reconstruction, seed: int) -> tuple[float, float]:
-    """How far a result is from the update, and from all that the client sent, by which results are compared.
-
-    Raises:
-        NonFinite: its pictures or the update residual are not finite.
-    """
-    if found.last:
-        # What it says of a part of the pictures does not tell what the client would have sent.
-        return math.inf, math.nan
-    context = SearchContext(observation, rule, found.y, derive(seed, "yardstick"))
-    x = observation.network.task.normalize(found.pictures)
-    distance = update_residual(context, x)
-    term = distance + buffer_residual(context, x)
-    if not bool(torch.isfinite(found.pictures).all()) or not math.isfinite(term):
-        raise NonFinite("The pictures, or the update that they would give, are not finite.")
-    return distance, term

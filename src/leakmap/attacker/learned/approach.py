@@ -23,7 +23,7 @@ from leakmap.local_rule import LocalRule
 from leakmap.seeds import derive, generator
 
 CLIENTS = 12
-"""Simulated clients that train up to their last step. More gave no better a reading of a trained ResNet-20."""
+"""Simulated clients that train up to their last step."""
 MEMORY = 2**29
 """Bytes that their states may take."""
 FEWEST = 3
@@ -294,6 +294,7 @@ def _trained(course: Course, seed: int) -> dict[str, Tensor]:
         return {**network.weights, **moved, **signal.buffers}
 
     last = rule.steps(count)
+    # Trained twice from the start: the optimiser's state, which the last step goes on from, is no part of an answer.
     end, seen = after(last - 1), course.seen(after(last))
     state = {f"end/{name}": tensor for name, tensor in end.items()}
     earlier = {f"earlier/{size}": rows for size, rows in seen.earlier.items()}
