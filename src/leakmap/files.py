@@ -10,15 +10,15 @@ import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from leakmap.errors import LeakmapError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def file_digest(path: Path) -> str:
@@ -103,7 +103,7 @@ def write_json(path: Path, value: Any) -> None:
 CHECKSUM = "sha256"
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> None:
     """Writes tensors as safetensors, whole or not at all; those that share memory are written each by itself.
 
     Args:
@@ -111,12 +111,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         tensors: By name.
         metadata: Texts beside them; with any, also an empty set, comes the checksum that :func:`read_tensors` asks for.
     """
+    from safetensors.torch import save_file
+
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     told = None if metadata is None else {**metadata, CHECKSUM: checksum(own, metadata)}
     written(path, lambda temporary: save_file(own, temporary, metadata=told))
 
 
-def read_tensors(path: Path, limit: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, limit: int) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     """Reads what :func:`write_tensors` wrote with texts: the tensors by name, and the texts.
 
     Raises:
@@ -133,7 +135,7 @@ def read_tensors(path: Path, limit: int) -> tuple[dict[str, Tensor], dict[str, s
                     raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _read_tensors(path: Path, limit: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_tensors(path: Path, limit: int) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     if path.stat().st_size > limit:
         raise ValueError(f"{path} has more than {limit} bytes")
     with safe_open(path, "pt") as file:
@@ -145,8 +147,10 @@ def _read_tensors(path: Path, limit: int) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, metadata
 
 
-def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def checksum(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> str:
     """SHA-256 of tensors and texts by name."""
+    import torch
+
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\x1f{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}".encode())

@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from leakmap.defences import NONE, Left, defence_of
 from leakmap.errors import BadSetting
 from leakmap.registry.declared import Declared, check, entries
 from leakmap.schedule import CONSTANT, schedule_of
-from leakmap.seeds import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Share = Literal["gradient", "delta"]
 Mode = Literal["train", "eval"]
@@ -123,7 +122,8 @@ class LocalRule:
             raise BadSetting(f"momentum belongs to sgd; {self.optimizer} has moments of its own.")
         if self.nesterov and not self.momentum:
             raise BadSetting("Nesterov's momentum needs a momentum above 0; give one, or leave nesterov out.")
-        defence_of(self.defence)
+        if self.defence != NONE:  # which is there without a search among the defences
+            defence_of(self.defence)
         schedule_of(self.schedule)
 
     @property
@@ -153,7 +153,7 @@ class LocalRule:
         sizes = (part.stop - part.start for part in self._batches(count))
         return self.epochs * sum(len(self.micro_batches(size)) for size in sizes)
 
-    def held_by(self, step: int, count: int, order_seed: int | None = None) -> Tensor:
+    def held_by(self, step: int, count: int, order_seed: int | None = None) -> "Tensor":
         """Which of a client's pictures a local step holds.
 
         Args:
@@ -164,6 +164,10 @@ class LocalRule:
         Returns:
             ``(B,)`` indices.
         """
+        import torch
+
+        from leakmap.seeds import generator
+
         epoch, part = self.part(step, count)
         if not self.shuffle or order_seed is None:
             return torch.arange(count)[part]

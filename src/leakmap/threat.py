@@ -1,22 +1,23 @@
 """The threat model, and the only door between the two sides."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from torch import Tensor
-
-from leakmap.attacker.setting import Setting
-from leakmap.client.simulate import Round
 from leakmap.errors import BadSetting, check_type
-from leakmap.local_rule import LocalRule
-from leakmap.models.network import Network
-from leakmap.observation.contents import SHOWN, Public
-from leakmap.observation.observation import Observation
-from leakmap.problem.objects import unpack
 from leakmap.registry.declared import Declared, check
-from leakmap.seeds import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from leakmap.attacker.setting import Setting
+    from leakmap.client.simulate import Round
+    from leakmap.local_rule import LocalRule
+    from leakmap.models.network import Network
+    from leakmap.observation.contents import Public
+    from leakmap.observation.observation import Observation
 
 AsMany = Literal["auto"]
 """In place of a number: as many as there are."""
@@ -127,6 +128,13 @@ def observe(
         BadSetting: fewer public pictures are there than granted, or counts of classes where there are none.
         UsageError: an argument is of another type.
     """
+    import torch
+
+    from leakmap.client.simulate import Round
+    from leakmap.observation.contents import SHOWN
+    from leakmap.observation.observation import Observation
+    from leakmap.problem.objects import unpack
+
     check_type(round, Round, "The round", "what leakmap.simulate returns")
     check_type(threat, ThreatModel, "The threat", "a leakmap.ThreatModel")
     y, task = round.batch.y, round.network.task
@@ -167,6 +175,9 @@ def known_before(
     Raises:
         BadSetting: fewer public pictures are there than granted.
     """
+    from leakmap.attacker.setting import Setting
+    from leakmap.observation.contents import Public
+
     public = _granted_public(threat, public)
     return Setting(
         network,
@@ -192,6 +203,10 @@ def _granted_public(threat: ThreatModel, public: Public | None, most: int | None
 
 def _known_pixels(pictures: Tensor, share: float, seed: int) -> Tensor:
     """The pictures with NaN but for a random share of the pixels, all channels of each; a larger share adds pixels."""
+    import torch
+
+    from leakmap.seeds import generator
+
     count, _, height, width = pictures.shape
     # "hint" names the random stream: under another name, the same seed would show other pixels.
     drawn = torch.rand(count, 1, height, width, generator=generator(seed, "hint")).to(pictures.device)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from leakmap import memory
+from leakmap.client import REHEARSED
 from leakmap.client.data import Pictures, distinct, folder, load_pictures
-from leakmap.client.groups import LINE_UP, MEMBERS, MOST_BYTES, MOST_PUBLIC, REHEARSED, divide
+from leakmap.client.groups import LINE_UP, MEMBERS, MOST_BYTES, MOST_PUBLIC, divide
 from leakmap.errors import BadSetting, DataError, UnknownName, UsageError
 
 

@@ -21,7 +21,8 @@ from leakmap.local_rule import LocalRule
 from leakmap.models.network import IN_MEMORY
 from leakmap.plan.plan import Plan, Progress, usual_victims
 from leakmap.plan.tuned import Tuned
-from leakmap.problem.targets import Loss, Target
+from leakmap.problem import Target
+from leakmap.problem.targets import Loss
 from leakmap.registry.spec import Spec
 from leakmap.runs.runner import HERE, Local, Runner
 from leakmap.runs.store import Store

@@ -25,7 +25,7 @@ from leakmap.auditing.prepare import Prepared, facts, granting
 from leakmap.auditing.recipe import rehearsals
 from leakmap.errors import BadSetting
 from leakmap.files import read_json, write_json
-from leakmap.plan.plan import Column, Plan, Progress, Scalar, check_needs
+from leakmap.plan.plan import BUDGET, Column, Plan, Progress, Scalar, check_needs
 from leakmap.plan.tuned import Objective, Try, Tuned, TunedAttack
 from leakmap.registry.spec import Spec, Tunable
 from leakmap.runs.fitting import FOLDER
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.study import Study
 
-BUDGET = 20
-"""Settings to try of each attack."""
 WORST = {"ncc": -1.0, "ssim": -1.0, "psnr": 0.0}
 """Objective -> what a failed rehearsal scores."""
 RESULT = "tuned.json"

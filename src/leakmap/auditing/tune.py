@@ -5,10 +5,10 @@ from pathlib import Path
 
 from leakmap.auditing.estimate import Foretold
 from leakmap.auditing.prepare import prepare
-from leakmap.auditing.search import BUDGET, search
-from leakmap.client.groups import REHEARSED
+from leakmap.auditing.search import search
+from leakmap.client import REHEARSED
 from leakmap.errors import BadSetting
-from leakmap.plan.plan import Plan, Progress
+from leakmap.plan.plan import BUDGET, Plan, Progress
 from leakmap.plan.tuned import Objective, Tuned
 from leakmap.registry.spec import Spec
 from leakmap.runs.runner import HERE, Runner
@@ -36,7 +36,7 @@ def tune(
     Args:
         plan: The audit to come.
         out: Folder for ``tuned.json`` and the rehearsals, where the same call goes on; None keeps nothing.
-        rehearsals: Simulated public clients; None for :data:`leakmap.client.groups.REHEARSED`.
+        rehearsals: Simulated public clients; None for :data:`leakmap.client.REHEARSED`.
         specs: Attacks to tune in turn, each with the settings that stay fixed; by default the plan's, or the members of
             the suite that apply.
         budget: Settings to try of each attack. Raised later, the same tuning goes on.

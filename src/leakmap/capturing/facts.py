@@ -13,7 +13,8 @@ from leakmap.errors import BadSetting
 from leakmap.local_rule import COUNT_LIMIT, LocalRule, Share
 from leakmap.models.network import build_network, outputs_of
 from leakmap.observation.observation import Observation
-from leakmap.problem.targets import Loss, Target, target_told_by, usual_loss
+from leakmap.problem import Target
+from leakmap.problem.targets import Loss, target_told_by, usual_loss
 from leakmap.problem.task import Task, build_loss
 from leakmap.registry.declared import Entry, entries, file_model
 from leakmap.registry.spec import Spec

@@ -7,21 +7,14 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from leakmap.auditing.audit import audit_captured, run_plan
-from leakmap.auditing.conclude import Audit
-from leakmap.auditing.demo import demonstrate
-from leakmap.auditing.search import BUDGET
-from leakmap.auditing.tune import tune as tune_plan
+import leakmap
 from leakmap.cli.exits import INCONCLUSIVE, REACHED
 from leakmap.cli.options import ATTACK, REAL, TUNING, Out, default_folder, with_plan
 from leakmap.cli.runners import RUN, Address, Device, Gpus, Workers, runner_of
-from leakmap.cli.terminal import Terminal, describe, describe_tuned, foretell, gated, progress_bar
-from leakmap.client.groups import REHEARSED
+from leakmap.cli.terminal import Terminal, foretell, progress_bar
+from leakmap.client import REHEARSED
 from leakmap.errors import BadSetting
-from leakmap.plan.command import command
-from leakmap.plan.plan import Captured, Plan
-from leakmap.plan.tuned import read_tuned
-from leakmap.scoring.verdict import LEVELS
+from leakmap.plan.plan import BUDGET, Captured, Plan
 
 
 @with_plan()
@@ -65,10 +58,13 @@ def audit(
     Exit codes: 0 done; with --gate 1 level reached, 2 inconclusive; 3 wrong input; 4 an error without
     a result; 130 interrupted.
     """
+    from leakmap.cli.verdicts import describe, gated
+    from leakmap.scoring.verdict import LEVELS
+
     if gate is not None and gate not in LEVELS[1:]:
         raise BadSetting(f"--gate takes one of {', '.join(LEVELS[1:])}; got {gate!r}.")
     if tuned is not None:
-        plan = read_tuned(tuned).applied_to(plan, tuned)
+        plan = leakmap.read_tuned(tuned).applied_to(plan, tuned)
     real = None
     if observation or truth or others:
         real = Captured(tuple(map(str, observation or ())), tuple(truth or ()), others or "")
@@ -76,10 +72,10 @@ def audit(
     runner = runner_of(workers, device, ray, gpus)
     with progress_bar() as progress:
         if real is None:
-            found = run_plan(plan, folder, runner=runner, progress=progress, foretold=foretell)
+            found = leakmap.run_plan(plan, folder, runner=runner, progress=progress, foretold=foretell)
         else:
             files, truths = real.observations, real.truths
-            found = audit_captured(
+            found = leakmap.audit_captured(
                 plan, files, truths, real.others, folder, runner=runner, progress=progress, foretold=foretell
             )
     if as_json:
@@ -96,11 +92,13 @@ def audit(
     raise typer.Exit(code)
 
 
-def _exit_code(found: Audit, gate: str | None) -> int:
+def _exit_code(found: "leakmap.Audit", gate: str | None) -> int:
     if gate is None:
         return 0
     if found.level == "inconclusive":
         return INCONCLUSIVE
+    from leakmap.scoring.verdict import LEVELS
+
     order = list[str](LEVELS)
     return REACHED if order.index(found.level) >= order.index(gate) else 0
 
@@ -135,10 +133,13 @@ def tune(
 
       leakmap audit --model resnet,blocks=1-1-1 --tuned runs/tuned/tuned.json
     """
+    from leakmap.cli.verdicts import describe_tuned
+    from leakmap.plan.command import command
+
     folder = out or default_folder("tune", plan)
     runner = runner_of(workers, device, ray, gpus)
     with progress_bar() as progress:
-        found = tune_plan(
+        found = leakmap.tune(
             plan,
             folder,
             rehearsals=rehearsals,
@@ -164,8 +165,10 @@ def demo(
     workers: Workers = None,
 ) -> None:
     """One client that leaks and one that resists, on built-in photographs, in a few minutes."""
+    from leakmap.cli.verdicts import describe
+
     with progress_bar() as progress:
-        found, report = demonstrate(out, runner=runner_of(workers), progress=progress)
+        found, report = leakmap.demonstrate(out, runner=runner_of(workers), progress=progress)
     console = Terminal()
     for title, result in found.items():
         console.print(f"\n[bold]{title}[/bold]")

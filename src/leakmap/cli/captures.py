@@ -3,28 +3,23 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 from rich.padding import Padding
 
+import leakmap
 from leakmap.attacker.attacks import DEFAULT
-from leakmap.capturing.facts import as_toml, facts_for
-from leakmap.capturing.files import capture_files
-from leakmap.capturing.typed import read_observation
 from leakmap.cli.options import AsJson, Model, OwnLoss
 from leakmap.cli.runners import Device
 from leakmap.cli.terminal import Terminal, foretell_fit, progress_bar, results_apart
-from leakmap.doctor.attacking import as_known, attack_file
-from leakmap.doctor.checks import check
-from leakmap.doctor.examine import examine
-from leakmap.doctor.finding import Finding
 from leakmap.errors import BadSetting
-from leakmap.observation.observation import Observation
-from leakmap.problem.targets import Target
+from leakmap.problem import Target
 from leakmap.registry.spec import Spec
-from leakmap.report.page import number
+
+if TYPE_CHECKING:
+    from leakmap.doctor.finding import Finding
 
 File = Annotated[Path, typer.Argument(help="An Observation file.")]
 MARKS = {"fine": "[green]fine  [/]", "notice": "[yellow]notice[/]", "wrong": "[bold red]wrong [/]"}
@@ -48,12 +43,14 @@ def facts_(
 
       leakmap facts nets.py:build --shape 1,28,28 --target binary > facts.toml
     """
+    from leakmap.capturing.facts import as_toml
+
     try:
         channels, height, width = map(int, shape.split(","))
     except ValueError:
         raise BadSetting(f"--shape takes channels, height and width, such as 3,32,32; got {shape!r}.") from None
     with results_apart():
-        found = facts_for(model, (channels, height, width), classes, loss=loss, target=target, output=output)
+        found = leakmap.facts_for(model, (channels, height, width), classes, loss=loss, target=target, output=output)
     typer.echo(as_toml(found), nl=False)
 
 
@@ -82,8 +79,10 @@ def capture_(
 
       leakmap capture --before global.pt --after client-3.pt --facts facts.toml --out client-3.safetensors
     """
+    from leakmap.doctor.checks import check
+
     with results_apart():
-        observation = capture_files(
+        observation = leakmap.capture_files(
             before, after, facts, out, kind=kind, count=count, order=order, buffers=buffers, model=model, loss=loss
         )
         findings = check(observation)
@@ -111,7 +110,7 @@ def doctor(
       leakmap doctor client-0.safetensors --replay npz:client-0.npz --fixed repaired.safetensors
     """
     with progress_bar() as progress:
-        found = examine(file, replay=replay_on, model=model, loss=loss, fixed=fixed, progress=progress)
+        found = leakmap.examine(file, replay=replay_on, model=model, loss=loss, fixed=fixed, progress=progress)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
     else:
@@ -122,7 +121,7 @@ def doctor(
     raise typer.Exit(int(found.wrong))
 
 
-def _tell_findings(observation: Observation, findings: Sequence[Finding], title: str) -> None:
+def _tell_findings(observation: "leakmap.Observation", findings: "Sequence[Finding]", title: str) -> None:
     console = Terminal()
     network = observation.network
     console.print(
@@ -161,15 +160,20 @@ def attack_(
 
       leakmap attack client-0.safetensors --attack inverting_gradients --steps 500
     """
+    from leakmap.doctor.attacking import as_known
+    from leakmap.report.page import number
+
     spec = Spec.parse(how)
     spec = spec if steps is None else Spec(spec.name, spec.params | {"steps": steps})
     try:
         known = None if labels is None else [int(label) for label in labels.split(",")]
     except ValueError:
         raise BadSetting(f"--labels takes the class of each picture, such as 3,0,7; got {labels!r}.") from None
-    observation = as_known(read_observation(file, model, loss).to(device), labels=known, count=count, buffers=buffers)
+    observation = as_known(
+        leakmap.read_observation(file, model, loss).to(device), labels=known, count=count, buffers=buffers
+    )
     with progress_bar() as progress:
-        found = attack_file(observation, spec, out, seed=seed, progress=progress, foretold=foretell_fit)
+        found = leakmap.attack_file(observation, spec, out, seed=seed, progress=progress, foretold=foretell_fit)
     if as_json:
         typer.echo(json.dumps(found.record, indent=2, ensure_ascii=False))
         return

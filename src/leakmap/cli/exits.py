@@ -9,13 +9,12 @@ import platform
 import re
 import sys
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 
 import click
-import torch
 
 from leakmap.errors import LeakmapError, WorkerDied, plain
-from leakmap.files import FULL
 from leakmap.version import __version__
 
 REACHED, INCONCLUSIVE = 1, 2
@@ -45,7 +44,8 @@ def ending(error: BaseException) -> tuple[int, str]:
         return INTERNAL if isinstance(error, WorkerDied) else BAD_INPUT, f"Error: {error}"
     if isinstance(error, OSError) and error.errno is not None:
         return _of_the_system(error, error.errno)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's own
+    if out_of_memory or "can't allocate memory" in str(error):
         return INTERNAL, (
             "Error: Memory ran out in this process. Lower --image-size, --batch-size or --workers, or take a smaller "
             "--model; what is finished is kept."
@@ -56,12 +56,15 @@ def ending(error: BaseException) -> tuple[int, str]:
 def _misused(error: click.ClickException) -> str:
     """What is wrong with what was typed; nothing where the help was all that could be said."""
     context = error.ctx if isinstance(error, click.UsageError) else None
-    said = error.format_message()
+    said, alike = getattr(error, "message", ""), getattr(error, "possibilities", None)
+    said = f"{said} Did you mean {alike[0]}?" if alike else error.format_message()  # the nearest one alone
     return f"Error: {said} Try '{context.command_path if context else 'leakmap'} --help'." if said else ""
 
 
 def _of_the_system(error: OSError, number: int) -> tuple[int, str]:
     """The ending by an error of the operating system, most of which are about a path."""
+    from leakmap.files import FULL
+
     where = str(Path(str(error.filename)).parent) if error.filename is not None else "the folder that was written to"
     if number in FULL:
         return INTERNAL, (
@@ -83,7 +86,7 @@ def _mistake(error: BaseException) -> tuple[int, str]:
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(":.")
     return INTERNAL, (
         f"Internal error: {reason} ({_place(error)}; leakmap {__version__}, Python {platform.python_version()}, torch "
-        f"{torch.__version__}). Please report this line and the command; what is finished is kept. {DEBUG}=1 shows the "
+        f"{version('torch')}). Please report this line and the command; what is finished is kept. {DEBUG}=1 shows the "
         "traceback."
     )
 

@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
+import leakmap
 from leakmap.cli.terminal import Terminal, results_apart
-from leakmap.inspection.inspection import inspect_model
-from leakmap.inspection.text import as_dict, describe
 
 
 def inspect_(
@@ -29,8 +28,10 @@ def inspect_(
 
       leakmap inspect torchvision/vit_b_16 --weights mine.safetensors --classes 1000
     """
+    from leakmap.inspection.text import as_dict, describe
+
     with results_apart():
-        found = inspect_model(model, image_size=image_size, channels=channels, classes=classes, weights=weights)
+        found = leakmap.inspect_model(model, image_size=image_size, channels=channels, classes=classes, weights=weights)
     if as_json:
         typer.echo(json.dumps(as_dict(found), indent=2, ensure_ascii=False))
     else:

@@ -8,14 +8,14 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from leakmap.cli.terminal import Terminal
-from leakmap.report import catalogue
-from leakmap.result.schema import result_page, result_schema
 
 
 def list_(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a page of documentation.")] = False,
 ) -> None:
     """Every model, data source, defence, attack, label rule and metric, with its settings."""
+    from leakmap.report import catalogue
+
     if markdown:
         typer.echo(catalogue.markdown(), nl=False)
         return
@@ -34,4 +34,6 @@ def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="As a page of documentation.")] = False,
 ) -> None:
     """The JSON Schema of result.json, for programs that read it."""
+    from leakmap.result.schema import result_page, result_schema
+
     typer.echo(result_page() if markdown else json.dumps(result_schema(), indent=2), nl=not markdown)

@@ -1,13 +1,14 @@
 """The options that say where a command computes, and the runner that they make."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from leakmap.errors import BadSetting
 from leakmap.plan.plan import check_device
-from leakmap.runs.ray import Ray
-from leakmap.runs.runner import Local, Runner, default_workers
+
+if TYPE_CHECKING:
+    from leakmap.runs.runner import Runner
 
 RUN = "Run"
 
@@ -19,7 +20,7 @@ Address = Annotated[
 Gpus = Annotated[float, typer.Option(min=0, help="GPUs of each run, with --ray.", rich_help_panel=RUN)]
 
 
-def runner_of(workers: int | None, device: str = "cpu", ray: str | None = None, gpus: float = 0.0) -> Runner:
+def runner_of(workers: int | None, device: str = "cpu", ray: str | None = None, gpus: float = 0.0) -> "Runner":
     """Where a command computes.
 
     Args:
@@ -31,6 +32,9 @@ def runner_of(workers: int | None, device: str = "cpu", ray: str | None = None, 
     Raises:
         BadSetting: there is no such device, or GPUs are asked of no cluster.
     """
+    from leakmap.runs.ray import Ray
+    from leakmap.runs.runner import Local, default_workers
+
     if gpus and ray is None:
         raise BadSetting("--gpus is what each run asks of a Ray cluster; give --ray too, or --device cuda.")
     check_device(device)
@@ -39,4 +43,6 @@ def runner_of(workers: int | None, device: str = "cpu", ray: str | None = None, 
 
 def workers_of(workers: int | None, device: str = "cpu") -> int:
     """Processes that share the work: by how many an estimated time is divided."""
+    from leakmap.runs.runner import default_workers
+
     return default_workers(device) if workers is None else max(1, workers)

@@ -3,28 +3,27 @@
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+import leakmap
 from leakmap.cli.options import AsJson
+from leakmap.cli.parsing import Command
 from leakmap.cli.runners import Address, Device, Gpus, Workers, runner_of, workers_of
 from leakmap.cli.terminal import Terminal, duration, progress_bar
 from leakmap.plan.plan import Progress
-from leakmap.runs.runner import default_workers
-from leakmap.study.estimate import study_status
-from leakmap.study.file import Study, read_study, shown
-from leakmap.study.paper import parts_of, together
-from leakmap.study.paper import reproduce as reproduce_paper
-from leakmap.study.reporting import export_study, report_study
-from leakmap.study.running import Standing, merge_study, run_study
+
+if TYPE_CHECKING:
+    from leakmap.study.running import Standing
 
 app = typer.Typer(
     help="Run many audits, the product of the axes of a study file; resume them, share them out, report on them.",
     no_args_is_help=True,
+    suggest_commands=False,
     rich_markup_mode="rich",
 )
 File = Annotated[Path, typer.Argument(help="A study file (TOML).")]
@@ -37,7 +36,7 @@ Filters = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=Command)
 def run(
     file: File,
     scale: Scale = None,
@@ -69,10 +68,10 @@ def run(
     with progress_bar() as progress:
         study, left = _read(file, scale, progress), None
         if dry_run:
-            status = study_status(study, folder, filters=filters or (), progress=progress)
+            status = leakmap.study_status(study, folder, filters=filters or (), progress=progress)
             found, left = status.standing, status.seconds_left
         else:
-            found = run_study(
+            found = leakmap.run_study(
                 study,
                 folder,
                 runner,
@@ -87,17 +86,17 @@ def run(
         Terminal().print(f"Next: {escape(_command('report', file, scale, out))}", soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def status(file: File, scale: Scale = None, out: Out = None, as_json: AsJson = False) -> None:
     """Say what is finished, failed and missing, and how long the rest will take."""
     folder = _folder(file, out)
     with progress_bar() as progress:
         study = _read(file, scale, progress)
-        found = study_status(study, folder, progress=progress)
-    _tell(study, found.standing, folder, as_json, found.seconds_left, default_workers())
+        found = leakmap.study_status(study, folder, progress=progress)
+    _tell(study, found.standing, folder, as_json, found.seconds_left, workers_of(None))
 
 
-@app.command()
+@app.command(cls=Command)
 def report(
     file: File,
     scale: Scale = None,
@@ -111,13 +110,15 @@ def report(
     runner = runner_of(workers, device)
     with progress_bar() as progress:
         study = _read(file, scale, progress)
-        path, why = report_study(study, folder, filters=filters or (), command=again, runner=runner, progress=progress)
+        path, why = leakmap.report_study(
+            study, folder, filters=filters or (), command=again, runner=runner, progress=progress
+        )
     for place, reason in why.items():
         _warn(f"{place} cannot be concluded: {reason}")
     typer.echo(f"Report: {path}")
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     file: File,
     scale: Scale = None,
@@ -130,18 +131,18 @@ def export(
     folder = _folder(file, out)
     with progress_bar() as progress:
         study = _read(file, scale, progress)
-        paths = export_study(study, folder, to, kind=kind, runner=runner_of(workers), progress=progress)
+        paths = leakmap.export_study(study, folder, to, kind=kind, runner=runner_of(workers), progress=progress)
     for path in paths:
         typer.echo(str(path))
 
 
-@app.command()
+@app.command(cls=Command)
 def merge(
     folder: Annotated[Path, typer.Argument(help="Folder to merge into; made if it does not exist.")],
     sources: Annotated[list[Path], typer.Argument(help="Folders of shards.")],
 ) -> None:
     """Bring the runs of several folders into one."""
-    for source, count in merge_study(folder, sources).items():
+    for source, count in leakmap.merge_study(folder, sources).items():
         typer.echo(f"{count:6d} runs from {source}")
 
 
@@ -176,16 +177,18 @@ def reproduce(
 
       leakmap reproduce paper --claim C1 --claim C3 --data cifar10:DIR
     """
+    from leakmap.study.paper import parts_of, together
+
     folder = out or Path("runs") / f"{paper}-{scale}"
     study = together(parts_of(paper, scale, data or (), claims or ()))
     runner = runner_of(workers, device, ray, gpus)
     if dry_run:
         with progress_bar() as progress:
-            found = study_status(study, folder, progress=progress)
+            found = leakmap.study_status(study, folder, progress=progress)
         _tell(study, found.standing, folder, as_json, found.seconds_left, workers_of(workers, device))
         return
     with progress_bar() as progress:
-        judged = reproduce_paper(
+        judged = leakmap.reproduce(
             paper,
             folder,
             scale=scale,
@@ -211,9 +214,9 @@ def reproduce(
 COLOURS = {"holds": "green", "does not hold": "red", "not informative": "yellow", "not run": "bright_black"}
 
 
-def _read(file: Path, scale: str | None, progress: Progress) -> Study:
+def _read(file: Path, scale: str | None, progress: Progress) -> "leakmap.Study":
     progress("reading the study", 0.0)
-    return read_study(file, scale)
+    return leakmap.read_study(file, scale)
 
 
 def _folder(file: Path, out: Path | None) -> Path:
@@ -229,7 +232,11 @@ def _warn(text: str) -> None:
     Terminal(stderr=True, highlight=False, markup=False).print(text, soft_wrap=True)
 
 
-def _tell(study: Study, found: Standing, folder: Path, as_json: bool, left: float | None, workers: int) -> None:
+def _tell(
+    study: "leakmap.Study", found: "Standing", folder: Path, as_json: bool, left: float | None, workers: int
+) -> None:
+    from leakmap.study.file import shown
+
     failures = [{"key": key, "kind": kind, "message": text} for key, (kind, text) in found.failed.items()]
     counts = {
         "cells": len(found.planned),

@@ -3,20 +3,21 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+import leakmap
 from leakmap.cli.options import AsJson, Model, OwnLoss
 from leakmap.cli.runners import Device, Workers, runner_of
 from leakmap.cli.terminal import COLOURS, Terminal, progress_bar
-from leakmap.doctor.watching import PAUSE, Watch, look
 from leakmap.plan.written import plan_of
-from leakmap.report.page import number
-from leakmap.result.watched import RISKS, Watched
+
+if TYPE_CHECKING:
+    from leakmap.result.watched import Watched
 
 
 def watch(
@@ -47,12 +48,14 @@ def watch(
 
       leakmap watch captures --truth pictures --others folder:PUBLIC --once
     """
+    from leakmap.doctor.watching import PAUSE
+
     told = {"model": model or "", "attack": how, "threat.labels": labels, "threat.buffers": buffers, "seed": seed}
     plan = plan_of(told if loss is None else {**told, "loss": loss})
     results = out or Path("runs") / f"watch-{folder.resolve().name}"
-    own = Watch(folder, results, plan, truth, others, runner_of(workers, device))
+    own = leakmap.Watch(folder, results, plan, truth, others, runner_of(workers, device))
     with progress_bar() as progress:
-        rows = look(own, progress, again=None if once else PAUSE)
+        rows = leakmap.look(own, progress, again=None if once else PAUSE)
     if as_json:
         typer.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=2, ensure_ascii=False))
     else:
@@ -60,7 +63,10 @@ def watch(
         Terminal().print(f"\nReport: {escape(str(results / 'watch.html'))}", soft_wrap=True)
 
 
-def _tell(rows: Sequence[Watched]) -> None:
+def _tell(rows: "Sequence[Watched]") -> None:
+    from leakmap.report.page import number
+    from leakmap.result.watched import RISKS
+
     console = Terminal()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("capture", "verdict", "line-up score", "over best floor"):

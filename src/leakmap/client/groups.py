@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from leakmap.client import REHEARSED
 from leakmap.client.copies import MOST, Merged, nearest_public, without_copies
 from leakmap.client.data import Pictures
 from leakmap.errors import DataError
@@ -24,9 +25,6 @@ them in minutes."""
 MOST_BYTES = 2**28
 """Bytes of public pictures, as floats, that ``auto`` grants at most, as every process that fits an attack holds them
 twice: 4,000 pictures of up to 74 pixels a side in three channels, 445 of 224."""
-REHEARSED = 4
-"""Clients that a tuning rehearses on unless told otherwise; ``auto`` leaves their pictures whether or not one tunes, so
-that a tuning and the audit after it grant the same."""
 FEWEST_DISTRACTORS = 19
 MOST_OF_A_CLASS = 400
 """Distractors kept of each class: enough for four line-ups of a class that share none."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from leakmap.client.data import Pictures
 from leakmap.errors import DataError
-from leakmap.problem.targets import Target
+from leakmap.problem import Target
 
 ALL = ("picture",)
 """The one class of pictures that have none."""

@@ -5,15 +5,18 @@ the client would send of it, the randomness left out: so at the truth the distan
 at the level of the noise for others. Where that has no useful slope, as with signs, it descends on a smooth stand-in.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from leakmap.registry.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 NONE = "none"
 """The specification of a client that defends nothing."""
@@ -40,10 +43,13 @@ class Simulated:
         return [direction * slope for direction, slope in zip(directions, self.slopes, strict=True)]
 
 
-Share = Callable[[Sequence[Tensor], torch.Generator | None], list[Tensor]]
-"""``share(update, source)``: what the client sends; without a source of randomness, without noise."""
-Simulate = Callable[[Sequence[Tensor], Sequence[Tensor]], Simulated]
-"""``simulate(update, observed)``: what an attack compares with the observed update while it descends."""
+if TYPE_CHECKING:
+    Share = Callable[[Sequence[Tensor], torch.Generator | None], list[Tensor]]
+    """``share(update, source)``: what the client sends; without a source of randomness, without noise."""
+    Simulate = Callable[[Sequence[Tensor], Sequence[Tensor]], Simulated]
+    """``simulate(update, observed)``: what an attack compares with the observed update while it descends."""
+else:  # what reads the options of an audit waits for no torch
+    Share = Simulate = Callable
 
 
 def _shared(update: Sequence[Tensor], source: torch.Generator | None) -> list[Tensor]:
@@ -70,12 +76,16 @@ class Gaussian:
 
     def factor(self, tensors: Sequence[Tensor]) -> Tensor:
         """By what all tensors together are multiplied so that their norm is at most ``clip``: 0-dim, at most 1."""
+        import torch
+
         norm = torch.stack([tensor.norm() for tensor in tensors]).norm()
         # Never above 1: a small update is not scaled up. 1e-30 keeps an update of zeros from giving NaN.
         return (self.clip / norm.clamp(min=1e-30)).clamp(max=1.0)
 
     def disturbed(self, tensors: Sequence[Tensor], source: torch.Generator | None, examples: int = 1) -> list[Tensor]:
         """The tensors with noise of the standard deviation ``noise * clip / examples``."""
+        import torch
+
         size = self.noise * self.clip / examples
         if source is None or not size:
             return list(tensors)

@@ -6,8 +6,11 @@ Parametric families (``resnet``, ``convnet``, ``mlp``, ``vit``) take the paper's
 ``(N, classes)``.
 """
 
-from torch import nn
+from typing import TYPE_CHECKING
 
 from leakmap.registry.registry import Registry
 
-models: Registry[nn.Module] = Registry("model", __name__)
+if TYPE_CHECKING:
+    from torch import nn
+
+models: "Registry[nn.Module]" = Registry("model", __name__)

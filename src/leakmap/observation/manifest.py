@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from leakmap.local_rule import COUNT_LIMIT, LocalRule
-from leakmap.problem.targets import Target
+from leakmap.problem import Target
 from leakmap.registry.declared import file_model
 
 SCHEMA = 1

@@ -3,22 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, Literal
-
-import torch
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from leakmap.attacker.attacks import DEFAULT, attacks
-from leakmap.attacker.protocol import Attack, checked
 from leakmap.errors import BadSetting, in_words
 from leakmap.local_rule import LocalRule
-from leakmap.observation.observation import HOW_TO_GRANT
-from leakmap.problem.targets import Target
+from leakmap.problem import Target
 from leakmap.registry.declared import Declared
 from leakmap.registry.declared import check as check_values
 from leakmap.registry.spec import Spec
-from leakmap.scoring.lineup import GALLERY
+from leakmap.scoring import GALLERY
 from leakmap.scoring.metrics import metrics
 from leakmap.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from leakmap.attacker.protocol import Attack
 
 Progress = Callable[[str, float], None]
 """``(what is being done, finished fraction)``."""
@@ -26,6 +25,8 @@ Progress = Callable[[str, float], None]
 MODEL, DATA, CLIENT = "Model", "Data", "Client"
 SERVER, ATTACK, RUN = "What the server sees", "Attack", "Run"
 
+BUDGET = 20
+"""Settings that a tuning tries of each attack, where nobody says another number."""
 SEARCHED, FITTED = 36, 200
 """Usual clients of an attack that works anew on each, and of one that is fitted once and then costs little."""
 
@@ -214,12 +215,15 @@ def check(plan: Plan) -> None:
         metrics.build(name)
 
 
-def check_needs(attack: Attack, threat: ThreatModel) -> None:
+def check_needs(attack: "Attack", threat: ThreatModel) -> None:
     """Refuses an attack whose needs are not granted, or that lacks what an attack must have, before any work.
 
     Raises:
         BadSetting: a needed fact is withheld, or the attack has no floor of its own, for example.
     """
+    from leakmap.attacker.protocol import checked
+    from leakmap.observation.observation import HOW_TO_GRANT
+
     if withheld := sorted(checked(attack).needs - threat.facts):
         how = "; ".join(HOW_TO_GRANT[fact] for fact in withheld)
         raise BadSetting(f"This attack needs {', '.join(withheld)}, which the threat model withholds: {how}.")
@@ -231,6 +235,8 @@ def check_device(device: str) -> None:
     Raises:
         BadSetting: torch does not know it, or has no such device.
     """
+    import torch
+
     try:
         float(torch.zeros(1, device=device))
     except (RuntimeError, AssertionError, TypeError) as error:

@@ -13,13 +13,14 @@ Losses differ in whether they take these as floats and with an axis for a single
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Target = Literal["class", "binary", "multilabel", "regression", "pixels"]
+from leakmap.problem import Target
+
 Loss = Callable[[Any, Any], Tensor]
 """``loss(outputs, y) -> scalar``: what the client minimises."""
 Form = Callable[[Tensor, Tensor], Tensor]

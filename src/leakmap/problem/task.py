@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leakmap.errors import BadSetting
+from leakmap.problem import Target
 from leakmap.problem.objects import EMPTY, GRID, VALUES
-from leakmap.problem.targets import WITHOUT_CLASS, Loss, Target, usual_loss
+from leakmap.problem.targets import WITHOUT_CLASS, Loss, usual_loss
 from leakmap.registry.registry import checked_settings
 from leakmap.registry.spec import Spec
 from leakmap.registry.user_code import is_user_code, load_user_code

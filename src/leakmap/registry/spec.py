@@ -78,7 +78,7 @@ class Tunable:
 
 
 def near_misses(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name: the closest known ones if any are close, else all of them."""
+    """A hint for an unknown name: the closest known one if any is close, else all of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known are: {', '.join(known) or 'none'}."
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known are: {', '.join(known) or 'none'}."

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from leakmap.local_rule import LocalRule
 from leakmap.registry.spec import Spec
-from leakmap.scoring.lineup import GALLERY
+from leakmap.scoring import GALLERY
 from leakmap.scoring.metrics import ALWAYS
 from leakmap.scoring.score import Score
 from leakmap.threat import ThreatModel

@@ -8,7 +8,6 @@ from torch import Tensor
 from leakmap.client.groups import FEWEST_OF_A_CLASS
 from leakmap.seeds import generator
 
-GALLERY = 100
 MIXED = 19
 """Distractors of a line-up that has to mix classes."""
 

@@ -20,7 +20,7 @@ from leakmap.local_rule import LocalRule
 from leakmap.models.adapt import freeze_running_statistics
 from leakmap.models.network import Network
 from leakmap.observation.observation import GRANT_LABELS, Observation
-from leakmap.problem.targets import Target
+from leakmap.problem import Target
 from leakmap.problem.task import CrossEntropy, Task, weights_of
 from leakmap.seeds import generator
 
