@@ -150,6 +150,9 @@ CASES = {
     "r18-trained": Case("CIFAR ResNet-18 trained for two epochs, returned buffers", "resnet18-trained"),
     "mobilenet": Case("MobileNetV2, ImageNet weights, 224 px, returned buffers", "mobilenet"),
     "mobilenet-b4": Case("MobileNetV2, ImageNet weights, 224 px, returned buffers, batches of 4", "mobilenet", count=4),
+    "mobilenet-both": Case(
+        "MobileNetV2, ImageNet weights, 224 px, buffers and gradient", "mobilenet", attack="learned_inverse,views=both"
+    ),
     "efficientnet": Case("EfficientNet-Lite0, ImageNet weights, 224 px, returned buffers", "efficientnet"),
     **{
         f"r20-m{clients}": Case(

@@ -20,8 +20,9 @@ from leakmap.attacker.trace import empty_targets, first_tensor
 from leakmap.defences import defence_of
 from leakmap.errors import NotApplicable
 from leakmap.local_rule import LocalRule
-from leakmap.models.network import Network
+from leakmap.models.network import Network, same_networks
 from leakmap.observation.observation import Observation
+from leakmap.once import once
 from leakmap.problem.task import Task
 from leakmap.seeds import generator
 
@@ -155,6 +156,7 @@ class _Probe:
     frozen: frozenset[str]
 
 
+@once(same_networks)
 def _probe(network: Network) -> _Probe | None:
     """Runs it; None where no layer embeds patches of the picture, or the outputs are no tensor."""
     module = network.module().eval()

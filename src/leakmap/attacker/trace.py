@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from leakmap.models.network import Network
+from leakmap.models.network import Network, same_networks
+from leakmap.once import once
 from leakmap.problem.objects import EMPTY
 from leakmap.seeds import generator
 
@@ -50,6 +51,7 @@ class Trace:
         return self.calls[self.calls.index(call) + 1 :]
 
 
+@once(same_networks)
 def traced(network: Network) -> Trace:
     """What every layer that holds parameters, or no other layers, sees and gives for two random pictures."""
     module = network.module().eval()

@@ -18,6 +18,7 @@ from leakmap.models.accepted import accepted
 from leakmap.models.adapt import replace_layers
 from leakmap.models.outputs import Picking, expected, fits, told
 from leakmap.models.weights import compare_weights, fit_weights, read_weights
+from leakmap.once import once
 from leakmap.problem.targets import Form, Loss, form_for, like_of
 from leakmap.problem.task import Task, build_loss
 from leakmap.registry.spec import Spec
@@ -89,14 +90,14 @@ class Network:
     @cached_property
     def _outline(self) -> nn.Module:
         """The architecture, built and initialised once; its parameters take no memory, unless some are tied."""
-        module = replace_layers(self._architecture())
-        if self.task.output:
-            module.register_forward_hook(Picking(self.task.output))
+        if self.code.model is not None:
+            module = _emptied(copy.deepcopy(self.code.model), self.task)
+        else:
+            outline = self._without_memory()
+            if outline is not None:
+                compare_weights(outline, self.weights, where=f"The weights of {self.model}")
+            module = _built_outline(self.model, self.task)
         compare_weights(module, self.weights, where=f"The weights of {self.model}")
-        if not _tied(module):
-            for layer in module.modules():
-                for name, parameter in list(layer.named_parameters(recurse=False)):
-                    setattr(layer, name, nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad))
         return module
 
     def fitted(self) -> "Network":
@@ -120,7 +121,7 @@ class Network:
         """The architecture for its names and shapes, without memory where that can be; the weights need not fit it."""
         if self.code.model is not None:
             return self.code.model
-        return self._without_memory() or self._built()
+        return self._without_memory() or _built(self.model, self.task)
 
     def loss(self) -> Loss | None:
         """What the client minimises, of targets as they stand in a batch, see :mod:`leakmap.problem.targets`.
@@ -178,14 +179,6 @@ class Network:
         """The same network with its weights on a device."""
         return replace(self, weights={name: tensor.to(device) for name, tensor in self.weights.items()})
 
-    def _architecture(self) -> nn.Module:
-        if self.code.model is not None:
-            return copy.deepcopy(self.code.model)
-        outline = self._without_memory()
-        if outline is not None:
-            compare_weights(outline, self.weights, where=f"The weights of {self.model}")
-        return self._built()
-
     def _without_memory(self) -> nn.Module | None:
         """The architecture without values, as the specification may be hostile.
 
@@ -204,9 +197,36 @@ class Network:
                 return None
             raise ModelError(f"{self.model} cannot be built: {error}.") from None
 
-    def _built(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            return models.build(self.model, self.task)
+
+def same_networks(a: Network, b: Network) -> bool:
+    """Whether two are the same in everything, weights included."""
+    if a is b:
+        return True
+    if (a.task, a.model, a.code, a.device, list(a.weights)) != (b.task, b.model, b.code, b.device, list(b.weights)):
+        return False
+    return all(torch.equal(a.weights[name], b.weights[name]) for name in a.weights)
+
+
+def _built(model: Spec, task: Task) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        return models.build(model, task)
+
+
+@once(Spec.__eq__)
+def _built_outline(model: Spec, task: Task) -> nn.Module:
+    return _emptied(_built(model, task), task)
+
+
+def _emptied(module: nn.Module, task: Task) -> nn.Module:
+    """The module as it is run, without memory for its parameters unless some are tied."""
+    module = replace_layers(module)
+    if task.output:
+        module.register_forward_hook(Picking(task.output))
+    if not _tied(module):
+        for layer in module.modules():
+            for name, parameter in list(layer.named_parameters(recurse=False)):
+                setattr(layer, name, nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad))
+    return module
 
 
 def _tied(module: nn.Module) -> bool:

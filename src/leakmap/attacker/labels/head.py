@@ -18,8 +18,9 @@ from leakmap.defences import NONE
 from leakmap.errors import NotApplicable, in_words
 from leakmap.local_rule import LocalRule
 from leakmap.models.adapt import freeze_running_statistics
-from leakmap.models.network import Network
+from leakmap.models.network import Network, same_networks
 from leakmap.observation.observation import GRANT_LABELS, Observation
+from leakmap.once import once
 from leakmap.problem import Target
 from leakmap.problem.task import CrossEntropy, Task, weights_of
 from leakmap.seeds import generator
@@ -104,6 +105,7 @@ def head_gradient(observation: Observation, targets: Sequence[Target] = ("class"
     return Head(name, gradient.get(f"{name}.bias"), gradient[f"{name}.weight"])
 
 
+@once(same_networks)
 def head_of(network: Network, rule: LocalRule) -> str:
     """The name of the linear layer whose outputs the loss takes as they are, found by running the network.
 
@@ -158,6 +160,7 @@ def head_of(network: Network, rule: LocalRule) -> str:
     )
 
 
+@once(same_networks)
 def last_layer(network: Network, rule: LocalRule) -> str:
     """The name of the layer with parameters that runs last; of a detector, which has several ends, the last declared.
 

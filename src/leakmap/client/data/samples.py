@@ -21,6 +21,8 @@ ELSEWHERE = ("brick", "grass", "gravel", "page", "text", "retina", "rocket", "ce
 """Further photographs inside scikit-image, which no client holds a tile of."""
 PER_SIDE = 7
 """Tiles along the shorter side of a photograph."""
+LARGE, PER_SIDE_LARGE = 128, 4
+"""Image size from which tiles are larger, so that they show objects and not blown-up texture, and how many then."""
 DETAIL = 20.0
 """Tiles whose grey values deviate by less than this (of 255) are left out: an empty sky identifies nothing."""
 
@@ -29,13 +31,14 @@ DETAIL = 20.0
 def samples(size: int | None) -> Pictures:
     """Square tiles of eight photographs; the class of a tile is the photograph it was cut from.
 
-    Tiles do not overlap. Grey photographs are repeated to three channels. Without an image size, 32. Public pictures
-    are tiles of ten other photographs; their classes are dealt in turn and mean nothing, as these photographs have none
-    of the classes.
+    Tiles do not overlap; from an image size of 128 on they are larger and fewer. Grey photographs are repeated to three
+    channels. Without an image size, 32. Public pictures are tiles of ten other photographs; their classes are dealt in
+    turn and mean nothing, as these photographs have none of the classes.
     """
     size = size or 32
-    held = [(label, tile) for label, name in enumerate(PHOTOGRAPHS) for tile in tiles(photograph(name))]
-    public = [tile for name in ELSEWHERE for tile in tiles(photograph(name))]
+    many = PER_SIDE if size < LARGE else PER_SIDE_LARGE
+    held = [(label, tile) for label, name in enumerate(PHOTOGRAPHS) for tile in tiles(photograph(name), many)]
+    public = [tile for name in ELSEWHERE for tile in tiles(photograph(name), many)]
     check_room(len(held) + len(public), (3, size, size))
     elsewhere = Pictures(_resized(public, size), torch.arange(len(public)) % len(PHOTOGRAPHS), PHOTOGRAPHS)
     images, labels = _resized([tile for _, tile in held], size), torch.tensor([label for label, _ in held])
@@ -55,9 +58,9 @@ def photograph(name: str) -> Tensor:
     )
 
 
-def tiles(picture: Tensor) -> list[Tensor]:
-    """Non-overlapping square tiles with some detail."""
-    side = min(picture.shape[1:]) // PER_SIDE
+def tiles(picture: Tensor, per_side: int = PER_SIDE) -> list[Tensor]:
+    """Non-overlapping square tiles with some detail, ``per_side`` along the shorter side."""
+    side = min(picture.shape[1:]) // per_side
     found = []
     for top in range(0, picture.shape[1] - side + 1, side):
         for left in range(0, picture.shape[2] - side + 1, side):
