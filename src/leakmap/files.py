@@ -197,6 +197,8 @@ def read_limited(path: Path, what: str) -> bytes:
         StoreError: there is no such file, or it is larger.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise StoreError(f"{path} is no file; expected {what}.")
         if path.stat().st_size > JSON_LIMIT:
             raise StoreError(f"{path} is larger than {JSON_LIMIT} bytes; expected {what}.")
         return path.read_bytes()

@@ -8,12 +8,12 @@ import typer
 from rich.markup import escape
 
 import leakmap
-from leakmap.cli.exits import INCONCLUSIVE, REACHED
+from leakmap.cli.defaults import Config
+from leakmap.cli.gate import Baseline, Gate, Junit, Markdown, Sarif
 from leakmap.cli.options import ATTACK, REAL, TUNING, Out, default_folder, with_plan
 from leakmap.cli.runners import RUN, Address, Device, Gpus, Workers, runner_of
 from leakmap.cli.terminal import Terminal, foretell, progress_bar
 from leakmap.client import REHEARSED
-from leakmap.errors import BadSetting
 from leakmap.plan.plan import BUDGET, Captured, Plan
 
 
@@ -38,9 +38,12 @@ def audit(
     workers: Workers = None,
     ray: Address = None,
     gpus: Gpus = 0.0,
-    gate: Annotated[
-        str | None, typer.Option(metavar="LEVEL", help="Exit 1 if this level is reached.", rich_help_panel=RUN)
-    ] = None,
+    gate: Gate = None,
+    baseline: Baseline = None,
+    junit: Junit = None,
+    sarif: Sarif = None,
+    markdown: Markdown = None,
+    config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json.", rich_help_panel=RUN)] = False,
 ) -> None:
     """Audit clients: what can be recovered from what they send, beside floors and controls.
@@ -55,14 +58,12 @@ def audit(
 
       leakmap audit --observation client-0.safetensors --truth npz:FILE --others folder:DIR
 
-    Exit codes: 0 done; with --gate 1 level reached, 2 inconclusive; 3 wrong input; 4 an error without
-    a result; 130 interrupted.
+    Exit codes: 0 done; with --gate 1 level reached, with --baseline 1 worse, with both 2 inconclusive; 3 wrong input;
+    4 an error without a result; 130 interrupted.
     """
-    from leakmap.cli.verdicts import describe, gated
-    from leakmap.scoring.verdict import LEVELS
+    from leakmap.cli.verdicts import describe
+    from leakmap.gate.asked import Files, asked
 
-    if gate is not None and gate not in LEVELS[1:]:
-        raise BadSetting(f"--gate takes one of {', '.join(LEVELS[1:])}; got {gate!r}.")
     if tuned is not None:
         plan = leakmap.read_tuned(tuned).applied_to(plan, tuned)
     real = None
@@ -70,6 +71,7 @@ def audit(
         real = Captured(tuple(map(str, observation or ())), tuple(truth or ()), others or "")
     folder = out or default_folder("audit", replace(plan, captured=real))
     runner = runner_of(workers, device, ray, gpus)
+    gated = asked(gate, baseline, Files(junit, sarif, markdown), plan, folder, real=real is not None)
     with progress_bar() as progress:
         if real is None:
             found = leakmap.run_plan(plan, folder, runner=runner, progress=progress, foretold=foretell)
@@ -84,23 +86,10 @@ def audit(
         console = Terminal()
         describe(found.result, console)
         console.print(f"\nReport: {escape(str(folder / 'report.html'))}", soft_wrap=True)
-    code = _exit_code(found, gate)
-    if gate is not None:
-        Terminal(stderr=True, highlight=False, markup=False).print(
-            gated(found.result, gate, code == REACHED), soft_wrap=True
-        )
-    raise typer.Exit(code)
-
-
-def _exit_code(found: "leakmap.Audit", gate: str | None) -> int:
-    if gate is None:
-        return 0
-    if found.level == "inconclusive":
-        return INCONCLUSIVE
-    from leakmap.scoring.verdict import LEVELS
-
-    order = list[str](LEVELS)
-    return REACHED if order.index(found.level) >= order.index(gate) else 0
+    if gated is not None:
+        finding = gated.answered(found.result)
+        Terminal(stderr=True, highlight=False, markup=False).print(finding.line, soft_wrap=True)
+        raise typer.Exit(finding.code)
 
 
 @with_plan(without=("null", "metrics", "gallery"))

@@ -17,7 +17,6 @@ import click
 from leakmap.errors import LeakmapError, WorkerDied, plain
 from leakmap.version import __version__
 
-REACHED, INCONCLUSIVE = 1, 2
 BAD_INPUT, INTERNAL, INTERRUPTED, CLOSED = 3, 4, 130, 141
 DEBUG = "LEAKMAP_DEBUG"
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)

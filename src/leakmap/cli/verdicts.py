@@ -86,19 +86,6 @@ def _bands(result: Result) -> str:
     return f"{result.bands.statement if result.bands else ''} First by {hits}."
 
 
-def gated(result: Result, gate: str, reached: bool) -> str:
-    """What the gate found, in one line.
-
-    Args:
-        result: Of the audit.
-        gate: Its level.
-        reached: Whether the verdict is at this level or above.
-    """
-    level, counts = result.verdict.level, told.counts(result)
-    answer = level if level == "inconclusive" else f"{'reached' if reached else 'not reached'} ({level})"
-    return f"gate {gate}: {answer}" + (f": {counts}" if counts else "")
-
-
 def candidates(low: int, high: int) -> str:
     """How many candidates a line-up has, as text."""
     return str(low) if low == high else f"{low}–{high}"
