@@ -22,6 +22,7 @@ docs: $(READY)
 	$(BIN)/leakmap list --markdown > docs/catalogue.md
 	$(BIN)/leakmap schema --markdown > docs/result.md
 	$(BIN)/leakmap schema > docs/result.schema.json
+	$(BIN)/leakmap schema --evidence > docs/evidence.schema.json
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=1800

@@ -17,6 +17,10 @@ from .doctor.attacking import Attacked, attack_file
 from .doctor.examine import Examination, examine
 from .doctor.watching import Watch, look
 from .errors import LeakmapError
+from .evidence.bundle import Bundle, make_bundle
+from .evidence.evidence import evidence_schema
+from .evidence.profile import Profile, read_profile
+from .evidence.verify import Verified, verify_bundle
 from .inspection.inspection import Inspection, inspect_model
 from .local_rule import LocalRule
 from .models import models
@@ -45,6 +49,7 @@ __all__ = [
     "Attacked",
     "Audit",
     "Batch",
+    "Bundle",
     "Code",
     "Examination",
     "Facts",
@@ -55,6 +60,7 @@ __all__ = [
     "Network",
     "Observation",
     "Plan",
+    "Profile",
     "Public",
     "Reconstruction",
     "Result",
@@ -68,6 +74,7 @@ __all__ = [
     "ThreatModel",
     "Tuned",
     "Update",
+    "Verified",
     "Watch",
     "__version__",
     "attack",
@@ -81,18 +88,21 @@ __all__ = [
     "catalogue",
     "defences",
     "demonstrate",
+    "evidence_schema",
     "examine",
     "export_study",
     "facts_for",
     "inspect_model",
     "label_rules",
     "look",
+    "make_bundle",
     "merge_study",
     "metrics",
     "models",
     "observe",
     "read_facts",
     "read_observation",
+    "read_profile",
     "read_result",
     "read_study",
     "read_tuned",
@@ -107,4 +117,5 @@ __all__ = [
     "tap",
     "tapped",
     "tune",
+    "verify_bundle",
 ]

@@ -72,7 +72,14 @@ def test_the_closed_form_on_its_leaking_network_is_exact(tmp_path):
     assert (labels.source, labels.rule, labels.right) == ("inferred", "idlg", 1.0)
     assert leakmap.read_result(tmp_path / "result.json") == found.result
     Draft202012Validator(leakmap.result_schema()).validate(json.loads((tmp_path / "result.json").read_text()))
-    assert {f.name for f in tmp_path.iterdir()} == {"schema.json", "plan.json", "result.json", "report.html", "trials"}
+    assert {f.name for f in tmp_path.iterdir()} == {
+        "schema.json",
+        "plan.json",
+        "provenance.json",
+        "result.json",
+        "report.html",
+        "trials",
+    }
 
 
 def test_a_null_audit_of_the_same_is_at_chance(tmp_path):

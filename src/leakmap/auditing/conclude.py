@@ -197,7 +197,7 @@ def _client(
         return LostClient(client=v, failure="its floors speak of other pictures of the client than the attack does")
     other_trial = planned["attack"][(v + 1) % plan.victims]
     truth, chosen = held_by(trial, prepared.main, places), chosen_for(trial, prepared.main, places)
-    still = _stills(prepared.main.groups, v, places)
+    still = stills(prepared.main.groups, v, places)
     of_still = {floor: metric_values(p, truth, (*ALWAYS, *plan.metrics)) for floor, p in still.items()}
     other = _of_other_client(plan, planned["attack"], outcomes, v, truth)
     floors = {
@@ -229,14 +229,7 @@ def _client(
         used=used_by([own]),
         notes=own.notes,
     )
-    pictures = {
-        "original": truth.pictures,
-        "reconstruction": own_score.pictures,
-        **({"prior only": prior_score.pictures} if prior_score is not None else {}),
-        **({"swapped update": swap_score.pictures} if swap_score is not None else {}),
-        "mean picture": still["mean_picture"],
-        "nearest public": still["nearest_public"],
-    }
+    pictures = row_of(truth.pictures, own_score, prior_score, swap_score, still)
     return _Finished(
         Client(
             own_score.ranks,
@@ -376,7 +369,29 @@ def _objects(finished: Sequence[_Finished]) -> ObjectLineUps | None:
     return ObjectLineUps(attack=_line_up(own), swapped=_line_up(swapped))
 
 
-def _stills(groups: Groups, v: int, places: Sequence[int]) -> dict[str, Tensor]:
+def row_of(
+    truth: Tensor, own: Score, prior: Score | None, swapped: Score | None, still: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The named pictures of a client, as a report shows them.
+
+    Args:
+        truth: ``(N, C, H, W)``, its own.
+        own: Of the attack.
+        prior: Of the attack without the update; None where it came to no reconstruction.
+        swapped: Of the attack on a swapped update; None likewise.
+        still: See :func:`stills`.
+    """
+    return {
+        "original": truth,
+        "reconstruction": own.pictures,
+        **({"prior only": prior.pictures} if prior is not None else {}),
+        **({"swapped update": swapped.pictures} if swapped is not None else {}),
+        "mean picture": still["mean_picture"],
+        "nearest public": still["nearest_public"],
+    }
+
+
+def stills(groups: Groups, v: int, places: Sequence[int]) -> dict[str, Tensor]:
     """Floors that need no run: the mean of the known pictures, and the one of them nearest to each original."""
     nearest = groups.pictures(groups.nearest[0][v])
     nearest = nearest[list(places)] if places else nearest

@@ -8,6 +8,7 @@ from leakmap.attacker.suite import unlabelled
 from leakmap.auditing.conclude import Audit, conclude
 from leakmap.auditing.estimate import Foretold, expected
 from leakmap.auditing.prepare import Prepared, granting
+from leakmap.auditing.provenance import begun, ended
 from leakmap.auditing.recipe import ROLES, in_order, trials
 from leakmap.auditing.update_check import check_update, degenerate
 from leakmap.client.simulate import Batch
@@ -61,6 +62,7 @@ def perform(
     outcomes = {found.trial.key: found for found in stored if found is not None and not found.failure}
     resumed = len(outcomes)
     missing = [trial for trial in everything if trial.key not in outcomes]
+    origin = store and begun(plan, prepared.main, store, runner.here.device, anything=bool(missing))
     fractions = dict.fromkeys(cost, 0.0) | dict.fromkeys(outcomes, 1.0)
 
     def told(key: str, fraction: float) -> None:
@@ -88,8 +90,9 @@ def perform(
             conclusion().save(store.folder)
         raise
     found = conclusion()
-    if store is not None:
+    if store is not None and origin is not None:
         found.save(store.folder)
+        ended(origin, store)
     return found
 
 

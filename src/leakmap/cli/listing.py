@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from leakmap.cli.terminal import Terminal
+from leakmap.errors import BadSetting
 
 
 def list_(
@@ -32,8 +33,15 @@ def list_(
 
 def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="As a page of documentation.")] = False,
+    evidence: Annotated[bool, typer.Option("--evidence", help="Of evidence.json in a bundle.")] = False,
 ) -> None:
     """The JSON Schema of result.json, for programs that read it."""
+    from leakmap.evidence.evidence import evidence_schema
     from leakmap.result.schema import result_page, result_schema
 
-    typer.echo(result_page() if markdown else json.dumps(result_schema(), indent=2), nl=not markdown)
+    if markdown and evidence:
+        raise BadSetting("docs/evidence.md is the page of evidence.json; give --evidence without --markdown.")
+    if markdown:
+        typer.echo(result_page(), nl=False)
+    else:
+        typer.echo(json.dumps(evidence_schema() if evidence else result_schema(), indent=2))

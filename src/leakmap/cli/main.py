@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from leakmap.cli.audit import audit, demo, tune
+from leakmap.cli.bundle import bundle
 from leakmap.cli.captures import attack_, capture_, doctor, facts_
 from leakmap.cli.exits import INTERRUPTED, end
 from leakmap.cli.inspect import inspect_
@@ -25,6 +26,7 @@ JOURNEY: tuple[tuple[str, dict[str, Callable[..., None] | typer.Typer]], ...] = 
     ("Simulated clients", {"audit": audit, "tune": tune}),
     ("Real updates", {"facts": facts_, "capture": capture_, "doctor": doctor, "attack": attack_, "watch": watch}),
     ("Many audits", {"study": study, "reproduce": reproduce}),
+    ("For the record", {"bundle": bundle}),
     ("For programs", {"schema": schema}),
 )
 """The commands, under the headings of ``leakmap --help``, in the order in which one needs them.

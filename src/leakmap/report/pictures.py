@@ -61,9 +61,11 @@ def chosen(result: Result, rows: Sequence[Mapping[str, Tensor]], most_exposed: i
 
     Args:
         result: Of the audit.
-        rows: Named pictures of each finished client.
+        rows: Named pictures of each finished client; none where a report is to be without pictures.
         most_exposed: How many exposed ones are shown at most.
     """
+    if not rows:
+        return []
     found = result.exposure.found if result.exposure else ()
     by_level = {(one.client, one.picture): one.level for one in found}
     every = {

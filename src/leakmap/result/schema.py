@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
@@ -26,6 +27,7 @@ _FOLDER = """\
     trials/KEY.safetensors one finished run: matched reconstructions and, in the header, scores or the failure
     victims.safetensors    network and pictures for worker processes
     control.safetensors    the same for the planted control
+    provenance.json        when, with what and on which machine it was measured, and SHA-256 of what was measured
     result.json  report.html
 
 It holds the audited pictures: treat it as you treat them.
@@ -36,8 +38,8 @@ It holds the audited pictures: treat it as you treat them.
 
 | code | what happened |
 |---|---|
-| 0 | done; with `--gate LEVEL` the level is not reached |
-| 1 | the level of `--gate` is reached; of `leakmap doctor`: something is wrong with the file |
+| 0 | done; with `--gate LEVEL` the level is not reached, with `--baseline` nothing is worse |
+| 1 | the level of `--gate` is reached, or worse than `--baseline`; of `doctor`, `bundle --verify`: a file is wrong |
 | 2 | with `--gate`: the audit is inconclusive |
 | 3 | wrong usage or input; code of your own that called `sys.exit`; a folder that cannot be written |
 | 4 | no result for another reason: no room on the disk, no memory, or a mistake of leakmap |
@@ -70,10 +72,15 @@ class _Described(GenerateJsonSchema):
         return _described(super().dataclass_schema(schema), schema["cls"])
 
 
+def schema_of(kind: TypeAdapter[Any]) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a type whose parts have words for every key in their docstrings."""
+    found = kind.json_schema(mode="serialization", schema_generator=_Described)
+    return {"$schema": _Described.schema_dialect, **found}
+
+
 def result_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of ``result.json``."""
-    found = Result.model_json_schema(mode="serialization", schema_generator=_Described)
-    return {"$schema": _Described.schema_dialect, **found}
+    return schema_of(TypeAdapter(Result))
 
 
 def result_page() -> str:

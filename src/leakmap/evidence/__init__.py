@@ -1,0 +1,1 @@
+"""The evidence bundle: what an institution files about an audit."""
