@@ -122,7 +122,7 @@ OLD_WORDS = {
     r"likeness|yardstick|\bemphasis\b|normalis|\bhint(s|ed)?\b": (),
     r"theat(re|er)|\b(cast|scene|scenery|play(s|ed)?)\b": (),
     r"\bkinks?\b": ("engine.md", "glossary.md"),
-    r"(?<!--)\bgate\b": ("glossary.md",),
+    r"(?<!--)\bgate\b": ("glossary.md", "ci.md", "CHANGELOG.md", "CONTRIBUTING.md"),
 }
 """Words that gave way to the field's own, and the pages that explain one of them."""
 
