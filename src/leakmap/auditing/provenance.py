@@ -108,7 +108,8 @@ def commit() -> str:
         return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # a package installed into a user's checkout is not tracked there
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", "..") else "")
+        if not git("ls-files", here.name):  # a package that is installed inside a user's checkout is not tracked there
+            return ""
+        return git("rev-parse", "HEAD") + ("+" if git("status", "-s", "--", "..") else "")
     except (OSError, subprocess.SubprocessError):
         return ""
