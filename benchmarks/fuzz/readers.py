@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import save
 
 import leakmap
@@ -20,8 +21,14 @@ from leakmap.capturing.facts import as_toml, read_facts
 from leakmap.capturing.files import read_order, read_state
 from leakmap.client.data import load_pictures
 from leakmap.client.groups import Groups
+from leakmap.evidence.bundle import Manifest, listed_of
+from leakmap.evidence.evidence import Evidence, Quantity, Record, Statement, Topic
+from leakmap.evidence.planned import read_planned, write_planned
+from leakmap.evidence.profile import template
+from leakmap.evidence.verify import verify_bundle
 from leakmap.files import read_json, write_tensors
 from leakmap.plan.tuned import read_tuned
+from leakmap.result.provenance import Provenance
 from leakmap.runs.setup import Setup
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome, Reached, Trial
@@ -93,6 +100,7 @@ def readers() -> tuple[Reader, ...]:
             captured,
         ),
         *_of_runs(network, pictures),
+        *_of_evidence(),
         *_of_pictures(),
     )
 
@@ -149,6 +157,33 @@ def _of_runs(network: leakmap.Network, pictures: torch.Tensor) -> Iterator[Reade
     yield Reader("result", {"r.json": result.encode()}, lambda f: leakmap.read_result(f / "r.json"))
     yield Reader("tuned settings", {"t.json": json.dumps(tuned).encode()}, lambda f: read_tuned(f / "t.json"))
     yield Reader("study", {"study.toml": STUDY.encode()}, studied)
+
+
+def _of_evidence() -> Iterator[Reader]:
+    """What a bundle is made of and consists of."""
+    said = Statement("attack", "Attack", "measured", ["linear"])
+    quantity = Quantity("psnr", "PSNR", 12.0, 11.0, None, "", 9.0, "best floor", 0.5)
+    evidence = Evidence(
+        "2026-01-01T00:00:00+00:00", "0", "exact", "It leaks.", False, (Topic("t", "T", "because", (said,)),),
+        (quantity,), (Record(1, 1, 1.0, 9, 40.0, 0.9, "exact"),), ("client 2: died",),
+    )  # fmt: skip
+    files = {"evidence.json": TypeAdapter(Evidence).dump_json(evidence), "report.html": b"<p>It leaks."}
+    listed = {name: listed_of(content) for name, content in files.items()}
+    manifest = TypeAdapter(Manifest).dump_json(Manifest(evidence.made, "0", listed, {"report.pdf": "no printer"}))
+    with tempfile.TemporaryDirectory() as text:
+        path = Path(text) / "planned.json"
+        write_planned(path, leakmap.Plan("mlp"), "partial")
+        planned = path.read_bytes()
+    provenance = Provenance(
+        started=evidence.made, finished="", contents="0" * 64, architecture="0" * 64, weights="0" * 64,
+        pictures="0" * 64, observations=(), parameters=9, pictures_per_client=1, leakmap="0", commit="", python="3",
+        platform="Linux", processor="x", cores=2, device="cpu", packages=("torch==2",),
+    ).model_dump_json(by_alias=True)  # fmt: skip
+    profile = template().replace('controller = ""', 'controller = "A hospital"').encode()
+    yield Reader("bundle", {"manifest.json": manifest, **files}, verify_bundle)
+    yield Reader("profile", {"p.toml": profile}, lambda f: leakmap.read_profile(f / "p.toml"))
+    yield Reader("plan of a bundle", {"planned.json": planned}, lambda f: read_planned(f / "planned.json"))
+    yield Reader("provenance", {"p.json": provenance.encode()}, lambda f: Provenance.read(f / "p.json"))
 
 
 def _result() -> str:
