@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 
 from leakmap import Plan, Spec, run_plan
 from leakmap.auditing.prepare import prepare
+from leakmap.cli.main import main
 from leakmap.errors import BadSetting, LeakmapError, StoreError
 from leakmap.evidence import bundle as making
 from leakmap.evidence import page
@@ -442,6 +444,51 @@ def test_provenance_tells_when_the_runs_were_made(run, tmp_path):
     run_plan(PLAN, copy)
     assert Provenance.read(file).started == "1970-01-01T00:00:00+00:00"  # not when the file was made anew
     assert Provenance.read(file).weights == before.weights
+
+
+def test_the_command_plans_makes_and_checks(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["leakmap", "bundle", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        shown = capsys.readouterr()
+        return int(stop.value.code or 0), shown.out, shown.err
+
+    assert call("--profile-template")[1] == template()
+    options = ("--model", "mlp,hidden=16", "--image-size", "16", "--victims", "4", "--attack", "linear", "--seed", "5")
+    code, _, err = call("--plan", "plan.json", "--", *options, "--gate", "partial")
+    assert code == 0
+    assert re.search(r"^Fixed: plan.json\. Its SHA-256, by which others can hold it: [0-9a-f]{64}$", err, re.M)
+    Path("profile.toml").write_text('[institution]\ncontroller = "A safe hospital"\n')
+    code, out, _ = call(
+        str(run), "--out", "made", "--no-pictures", "--planned", "plan.json", "--profile", "profile.toml"
+    )
+    assert code == 0
+    for words in ("not filled in 21 of 22: Processor", "not as planned victims was planned as 4 and run as 3.",
+                  "without report.pdf", "controller uses the word safe", "Bundle: made and made.zip"):  # fmt: skip
+        assert words in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 80
+    assert call("--verify", "made.zip")[0] == 0
+    with Path("made/report.html").open("a") as file:
+        file.write("x")
+    code, out, _ = call("--verify", "made")
+    assert code == 1
+    assert "wrong report.html was changed" in out
+    for words, said in (
+        ((), "Give one RUN"),
+        ((str(run),), "--out DIR"),
+        ((str(run), "--out", "x", "--verify", "made"), "by itself"),
+        ((str(run), "--out", "x", "--signers", "made"), "goes with --verify"),
+        (("--plan", "plan.json", "--", *options), "stays fixed"),
+        (("--plan", "other.json", "--", "--modell", "mlp"), "Did you mean --model? Try 'leakmap audit --help'."),
+        (("--plan", "other.json", "--", "--model", "resnett"), "did you mean resnet"),
+    ):
+        code, _, err = call(*words)
+        assert code == 3
+        assert said in err
 
 
 def test_the_shipped_rates_are_those_of_the_page():

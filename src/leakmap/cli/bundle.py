@@ -129,8 +129,11 @@ def _made(run: Path, out: Path, pictures: bool, profile: Path | None, planned: P
 def _planned(path: Path, words: list[str]) -> None:
     from leakmap.evidence.planned import write_planned
     from leakmap.gate.finding import gate_level
+    from leakmap.models import models
     from leakmap.plan.plan import Captured, check
     from leakmap.plan.tuned import read_tuned
+    from leakmap.registry.spec import Spec
+    from leakmap.registry.user_code import is_user_code
 
     context = _audit().make_context("leakmap audit", list(words))
     given: dict[str, Any] = dict(context.params)
@@ -144,6 +147,8 @@ def _planned(path: Path, words: list[str]) -> None:
         found = replace(found, captured=captured)
     else:
         check(found)
+        if not is_user_code(name := Spec.parse(found.model).name):
+            models.constructor(name)
     digest = write_planned(path, found, None if gate is None else gate_level(gate))
     say(f"Fixed: {path}. Its SHA-256, by which others can hold it: {digest}")
 
