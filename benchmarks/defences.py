@@ -28,6 +28,10 @@ DEFENCES = (
     "quantise,bits=4",
     "quantise,bits=2",
     "sign",
+    "percentile",
+    "percentile,percentile=90,gamma=0.001",
+    "svt",
+    "svt,noise_var=100,gamma=0.001",
 )
 
 

@@ -206,3 +206,34 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_continues(finished, 
         result = json.loads((tmp_path / "o" / "result.json").read_text())
         assert result["unfinished"] == 0
         assert result["resumed_runs"] == kept
+
+
+def test_ceilings_are_a_table_json_and_a_plot_with_the_shares_of_audits(call, tmp_path):
+    noisy = ["--attack", "linear", "--mode", "eval", "--defence", "clip_noise,clip=0.1,noise=1.0"]
+    code, out, err = call("audit", "--model", "mlp,hidden=16", *SMALL, *noisy, "--out", "here", "--gate", "exact")
+    assert code == 0 or "inconclusive" in err
+    assert "<= ceiling" in " ".join(out.split())
+    told = ["--gallery", "24", "--plot", "c.svg", "--result", "here/result.json"]
+    code, out, _ = call("ceiling", "--noise", "1.0", *told)
+    assert code == 0
+    assert "23.22%" in out
+    assert "measured, shown the candidates" in (tmp_path / "c.svg").read_text()
+    code, out, _ = call("ceiling", "--noise", "1.0", "--clip", "2", "--rounds", "4", "--summed", "4", "--json")
+    found = json.loads(out)
+    assert found["rows"][1]["ceiling"] == pytest.approx(0.2322, abs=1e-4)
+    assert (found["deviation"], found["clip"], found["accountant"]) == (4.0, 2.0, "exact (mu-GDP)")
+    assert found["epsilon"] == pytest.approx(4.377, abs=1e-3)
+    code, out, _ = call("ceiling", "--defence", "clip_noise,clip=3,noise=2", "--json")
+    assert json.loads(out)["deviation"] == 6
+    for words, why in (
+        (["--defence", "topk"], "nothing bounds what another attack may find"),
+        ([], "either --noise"),
+        (["--noise", "1", "--defence", "dp_sgd"], "either --noise"),
+        (["--noise", "1", "--plot", "c.gif"], "ends in .svg or .png"),
+        (["--noise", "0", "--plot", "c.svg"], "give --noise above 0"),
+        (["--noise", "1", "--result", "here/result.json"], "--plot FILE.svg"),
+        (["--noise", "1", "--clip", "-1"], "--clip is a positive norm"),
+    ):
+        code, _, err = call("ceiling", *words)
+        assert code == 3
+        assert why in " ".join(err.split())

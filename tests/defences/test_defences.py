@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -295,6 +296,7 @@ def test_april_is_out_of_the_way_of_rounding(task):
     [
         ("sign", {"analytic", "yin"}),
         ("topk,keep=0.1", {"analytic", "yin"}),
+        ("percentile", {"analytic", "yin"}),
         ("clip_noise", {"bias_corrected", "llg"}),
         ("dp_sgd", {"bias_corrected", "llg"}),
         ("quantise,bits=8", {"counts", "ilrg"}),
@@ -331,19 +333,18 @@ def test_epsilon_is_infinite_without_noise_and_impossible_numbers_are_refused():
         epsilon("dp_sgd", batch_size=2, dataset_size=1, rounds=1, delta=1e-5)
 
 
-def test_without_opacus_an_audit_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "opacus", None)
-    monkeypatch.setitem(sys.modules, "opacus.accountants", None)
+def test_only_sampled_rounds_need_the_accountant_and_say_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dp_accounting.pld.privacy_loss_distribution", None)
     with pytest.raises(BadSetting, match=r"leakmap\[dp\]"):
-        epsilon("dp_sgd", batch_size=1, dataset_size=1, rounds=1, delta=1e-5)
-    found = promised(Plan("convnet", "samples", LocalRule(defence="dp_sgd")))
-    assert found is not None
-    assert found.epsilon is None
-    assert "pip install 'leakmap[dp]'" in found.statement
+        epsilon("dp_sgd,noise=1.23", batch_size=1, dataset_size=2, rounds=1, delta=1e-5)
+    found = promised(Plan("convnet", "samples", LocalRule("delta", epochs=3, defence="dp_sgd,noise=1")))
+    assert found.epsilon == epsilon("dp_sgd,noise=1", batch_size=1, dataset_size=1, rounds=3, delta=1e-5)
+    assert "one picture" in found.statement
+    assert "no guarantee" in promised(Plan("convnet", "samples", LocalRule(defence="svt"))).statement
 
 
 def test_epsilon_grows_with_rounds_and_falls_with_noise_and_sampling():
-    pytest.importorskip("opacus", reason="the extra 'dp' is not installed")
+    pytest.importorskip("dp_accounting", reason="the extra 'dp' is not installed")
 
     def of(noise, batch_size=10, dataset_size=100, rounds=10):
         text = f"dp_sgd,noise={noise}"
@@ -351,11 +352,48 @@ def test_epsilon_grows_with_rounds_and_falls_with_noise_and_sampling():
 
     assert of(2) < of(1) < of(1, rounds=100)
     assert of(1) < of(1, batch_size=100)
-    gaussian = of(1, 1, 1, 1)
-    assert 4.3 < gaussian < 6, "one release of the Gaussian mechanism with noise multiplier 1"
-    found = promised(Plan("convnet", "samples", LocalRule("delta", epochs=3, defence="dp_sgd,noise=1")))
-    assert found.epsilon == of(1, 1, 1, 3)
-    assert "one picture" in found.statement
+
+
+def test_percentile_drops_small_entries_of_all_tensors_together_and_cuts_the_others_off():
+    tensors = [torch.randn(30, 5, generator=torch.Generator().manual_seed(0)), torch.tensor(9.0), torch.ones(4) * 1e-4]
+    sent = defence_of("percentile,percentile=20,gamma=0.5,steps=3").share(tensors, None)
+    cutoff = np.percentile(np.concatenate([t.abs().flatten().numpy() for t in tensors]), 20)
+    assert cutoff > 1e-4
+    for before, after in zip(tensors, sent, strict=True):
+        if not before.ndim:
+            assert torch.equal(before, after)
+            continue
+        expected = np.clip(np.where(before.abs() < cutoff, 0, before), -1.5, 1.5)
+        assert np.allclose(after, expected)
+
+
+def test_svt_sends_as_many_entries_at_most_as_it_draws_and_laplace_noise_on_them():
+    tensors = [torch.full((400, 50), 0.3), torch.tensor(9.0)]
+    defence = defence_of("svt,fraction=0.2,noise_var=4,gamma=0.1,steps=2")
+    sent = defence.share(tensors, torch.Generator().manual_seed(0))
+    assert torch.equal(sent[1], tensors[1])
+    drawn = sent[0][sent[0] != 0]
+    # Of 4,001 draws with replacement among the accepted, about half of all entries: distinct ones.
+    accepted = 20_001 / 2
+    assert len(drawn) == pytest.approx(accepted * (1 - (1 - 1 / accepted) ** 4001), rel=0.1)
+    noise = drawn - 0.2
+    assert float(noise.median()) == pytest.approx(0, abs=0.01)
+    assert float(noise.abs().mean()) == pytest.approx(2 * (2 * 0.1 / 4), rel=0.1), "the scale of Laplace's distribution"
+    unreachable = defence_of("svt,gamma=1e-6,tau=1").share(tensors, torch.Generator().manual_seed(0))
+    assert float(unreachable[0].abs().max()) > 0
+
+
+def test_flower_promises_what_its_noise_and_clipping_norm_do_and_not_what_it_asks_for():
+    said = defence_of("flower_local_dp,clipping_norm=2,sensitivity=0.5,epsilon=1,delta=1e-5")
+    deviation = 0.5 * math.sqrt(2 * math.log(1.25e5))
+    assert said.gaussian.noise * said.gaussian.clip == pytest.approx(deviation)
+    sent = said.share([torch.full((200, 100), 1.0)], torch.Generator().manual_seed(0))[0]
+    assert float(sent.std()) == pytest.approx(deviation, rel=0.02)
+    assert float(sent.mean()) == pytest.approx(2 / 20_000**0.5, abs=4 * deviation / 20_000**0.5)
+    found = promised(
+        Plan("convnet", rule=LocalRule(defence="flower_local_dp,clipping_norm=2,sensitivity=0.5,epsilon=1,delta=1e-5"))
+    )
+    assert found.epsilon > 3, "four times the sensitivity that the client takes itself to have"
 
 
 def test_the_suite_runs_against_a_defended_client(task):

@@ -262,3 +262,12 @@ def test_line_up_sums_up():
     found = line_up(clients([1, 1, 3, 50]))
     assert (found.hits, found.n, found.median_rank, found.chance) == (2, 4, 2.0, 0.01)
     assert found.above_chance
+
+
+def test_a_broken_defence_is_a_finding_whatever_the_attack_shows_and_void_evidence_is_none():
+    weak = Evidence(NULL, NULL, LEAKY_CONTROL, NULL, broken=("Above.",))
+    for evidence in (weak, replace(weak, swapped=LOW), replace(weak, control=()), replace(weak, blocking={"a": "A."})):
+        found = judge(evidence)
+        assert (found.level, found.rule, found.reasons[0]) == ("statistical", "ceiling", "Above.")
+    assert judge(replace(weak, clients=ONE_OF_12, swapped=NULL12, deranged=NULL12)).level == "exact"
+    assert judge(replace(weak, void={"v": "V."})).level == "inconclusive"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from leakmap import report
 from leakmap.auditing.bars import bars_of, held, with_bars
+from leakmap.auditing.ceilings import ceiling_of
 from leakmap.auditing.flags import flags_of, missing, mixed_line_ups, pixels_known, tuning_flags
 from leakmap.auditing.ledger import knowledge_of, labels_of, used_by
 from leakmap.auditing.method import closed_forms, promised, settings_of, suite_of
@@ -43,7 +44,7 @@ from leakmap.scoring.bands import BANDS
 from leakmap.scoring.exposure import clients_exposed, exposed
 from leakmap.scoring.metrics import ALWAYS
 from leakmap.scoring.score import Score, metric_values
-from leakmap.scoring.verdict import Client, Evidence, Level, Pose, gain_over_floors, judge, line_up
+from leakmap.scoring.verdict import BROKEN, Client, Evidence, Level, Pose, gain_over_floors, judge, line_up
 
 FLOORS = ("swapped", "prior_only")
 """Roles that are floors of the attack."""
@@ -137,19 +138,24 @@ def conclude(
         void |= {"known_pixels": pixels_known(plan.threat.known_pixels)}
     blocking = degenerate(check) | missing(unfinished, failures)
     mixed = bool(mixed_line_ups(prepared.main.groups))
-    verdict = judge(Evidence(clients, swapped, control, deranged, void, blocking, mixed))
-    exposure = exposure_of(clients, [found.row.client for found in finished])
+    numbers = [found.row.client for found in finished]
+    by_number = dict(zip(numbers, clients, strict=True))
+    ceiling = ceiling_of(plan, prepared.main, planned, outcomes, by_number, (swapped, deranged))
+    broken = () if void else ceiling.broken
+    verdict = judge(Evidence(clients, swapped, control, deranged, void, blocking, mixed, broken))
+    exposure = exposure_of(clients, numbers)
     result = Result(
         verdict=VerdictResult(
             level=verdict.level,
             rule=verdict.rule,
             reasons=verdict.reasons,
             statement=statement(plan, verdict, clients, attacked),
-            worst=worst(clients, [found.row.client for found in finished]),
+            worst=worst(clients, numbers),
             typical=typical(clients),
         ),
         exposure=exposure,
         line_up=line_ups(clients, swapped, deranged, control),
+        ceiling=ceiling,
         bands=bands_of(clients),
         objects=_objects(finished),
         metrics=gains(clients),
@@ -158,6 +164,7 @@ def conclude(
         suite=suite_of(attacked),
         labels=labels_of(plan, attacked),
         flags=void
+        | ({BROKEN: " ".join(broken)} if broken else {})
         | blocking
         | flags_of(plan, prepared.main.groups, verdict, attacked)
         | tuning_flags(plan, prepared.main),

@@ -111,6 +111,10 @@ class Pace:
     step: float
     observation: Observation | None = None
 
+    def informed(self, gallery: int) -> float:
+        """Seconds of an informed line-up: a simulated client for each candidate, and two for the updates."""
+        return RUN + (gallery + 2) * self.step
+
     def seconds(self, attack: Spec) -> float:
         """Of one run of an attack that is fitted. What it stops early is not foreseen."""
         if attack.name not in MEMBERS or self.observation is None:
@@ -212,6 +216,8 @@ class _Paces:
 
     def seconds(self, trial: Trial) -> float:
         """Of the run of a trial, whose attack is fitted."""
+        if trial.scoring == "informed":
+            return self.of(trial).informed(trial.gallery)
         key = trial.setup, str(trial.rule), str(trial.attack)
         if key not in self._each:
             self._each[key] = self.of(trial).seconds(trial.attack)

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from leakmap.attacker.closed_form import diagnose, summary
 from leakmap.defences import NONE, defence_of
-from leakmap.defences.accounting import INSTALL, epsilon
-from leakmap.errors import BadSetting
+from leakmap.defences.accounting import epsilon
 from leakmap.plan.plan import Plan
 from leakmap.result.method import ClosedForms, DefenceResult, Settings, SuiteMember, SuiteResult
 from leakmap.runs.setup import Setup
@@ -39,13 +38,15 @@ def promised(plan: Plan) -> DefenceResult | None:
     if rule.defence == NONE:
         return None
     if gaussian is None or not gaussian.noise:
-        return DefenceResult(specification=rule.defence, statement=f"{rule.defence}: no differential privacy")
+        return DefenceResult(specification=rule.defence, statement=f"{rule.defence}: no guarantee")
     delta = min(DELTA, 1 / plan.batch_size)
-    steps = rule.epochs if defence_of(rule.defence).examples else 1
-    try:
-        value = epsilon(rule.defence, batch_size=1, dataset_size=1, rounds=steps, delta=delta)
-    except BadSetting:
-        return DefenceResult(specification=rule.defence, statement=f"{rule.defence}: epsilon unknown: {INSTALL}")
+    value = epsilon(
+        rule.defence,
+        batch_size=1,
+        dataset_size=1,
+        rounds=rule.epochs if defence_of(rule.defence).examples else 1,
+        delta=delta,
+    )
     told = f"epsilon {value:.3g} at delta {delta:g} for {gaussian.unit}, in this one round"
     return DefenceResult(specification=rule.defence, statement=f"{rule.defence}: {told}", epsilon=value, delta=delta)
 

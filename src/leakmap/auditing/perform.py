@@ -21,7 +21,7 @@ from leakmap.runs.runner import FITTING, HERE, Runner, jobs_of, run_trials
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome, Trial
 
-COST = {"attack": 1.0, "swapped": 1.0, "prior_only": 0.03, "control": 0.5}
+COST = {"attack": 1.0, "swapped": 1.0, "prior_only": 0.03, "informed": 0.1, "control": 0.5}
 """Rough relative cost of a run of each role, for the remaining time only."""
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from leakmap.attacker.attacks import attacks
 from leakmap.client.groups import CONTROLS, Groups
+from leakmap.defences import defence_of
 from leakmap.files import file_digest
 from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
@@ -25,7 +26,7 @@ from leakmap.runs.trial import Trial
 from leakmap.scoring.metrics import ALWAYS
 from leakmap.seeds import derive
 
-ROLES: tuple[Role, ...] = ("attack", "swapped", "prior_only", "control")
+ROLES: tuple[Role, ...] = ("attack", "swapped", "prior_only", "informed", "control")
 
 
 def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
@@ -33,6 +34,7 @@ def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
 
     ``attack`` is what is judged; ``swapped`` and ``prior_only`` are its floors; ``control`` is the planted client that
     is known to leak: an architecture that leaks to this attack, in inference mode unless buffers are read, one picture.
+    ``informed`` stands beside a ceiling, so it is run where a defence with Gaussian noise has one.
     """
     own = 1 if plan.null else 0
     base = replace(_trial(plan, main, plan.attack), metrics=(*ALWAYS, *plan.metrics))
@@ -40,6 +42,8 @@ def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
     if prior.name != "prior_only":
         prior = Spec("prior_only", {"of": plan.attack.name, **plan.attack.params})
     victims = range(plan.victims)
+    gaussian = defence_of(plan.rule.defence).gaussian
+    noisy = gaussian is not None and gaussian.noise > 0
     how = attacks.build(plan.attack)
     # What leaks without public pictures needs none, and then nothing is fitted and rehearsed for the control alone.
     threat = plan.threat if "public" in how.needs else replace(plan.threat, public=0)
@@ -51,13 +55,14 @@ def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
         "attack": [replace(base, client=v, swap=own) for v in victims],
         "swapped": [replace(base, client=v, swap=own + 1, scoring="line-ups") for v in victims],
         "prior_only": [replace(base, client=v, swap=own, attack=prior, scoring="metrics") for v in victims],
+        "informed": [replace(base, client=v, swap=own, scoring="informed") for v in (victims if noisy else ())],
         "control": [replace(planted, client=k) for k in range(CONTROLS)],
     }
 
 
 def in_order(planned: Mapping[str, Sequence[Trial]]) -> list[Trial]:
     """The runs of an audit client by client, the planted control last: what is interrupted has whole clients."""
-    clients = zip(*(planned[role] for role in ROLES[:3]), strict=True)
+    clients = zip(*(planned[role] for role in ROLES[:-1] if planned[role]), strict=True)
     return [trial for of_client in clients for trial in of_client] + list(planned["control"])
 
 

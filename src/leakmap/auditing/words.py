@@ -58,6 +58,8 @@ def _found(verdict: Verdict, clients: Sequence[Client]) -> str:
             f"No picture of {_clients(n)} was recovered or singled out. With 95 % confidence this attack exposes at "
             f"most {bound:.1%} of such clients."
         )
+    if verdict.rule == "ceiling":
+        return f"The defence of {_clients(n)} does not hide what its noise promises to hide. {verdict.reasons[0]}"
     said = {
         "inconclusive": f"This audit of {_clients(n)} does not show whether the update leaks",
         "statistical": f"The updates of {_clients(n)} tell pictures apart better than chance: {first}",

@@ -46,6 +46,8 @@ def describe(result: Result, console: Console) -> None:
     console.print(Padding(f"[dim]settings[/] {escape(result.settings.statement)}", (0, 0, 0, 2)), highlight=False)
     if result.defence:
         console.print(Padding(f"[dim]defence[/] {escape(result.defence.statement)}", (0, 0, 0, 2)), highlight=False)
+    if result.ceiling:
+        console.print(Padding(f"[dim]ceiling[/] {escape(result.ceiling.statement)}", (0, 0, 0, 2)), highlight=False)
     for name, text in result.flags.items():
         console.print(Padding(f"[yellow]{name}[/] {escape(text)}", (0, 0, 0, 2)), highlight=False)
 

@@ -59,7 +59,7 @@ def _arranged(network: Network, rule: LocalRule) -> nn.Module:
     return _last[0][2]
 
 
-def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> Round:
+def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0, *, noise: bool = True) -> Round:
     """Runs one client.
 
     Args:
@@ -67,6 +67,7 @@ def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> 
         rule: The local rule.
         batch: The client's examples.
         seed: For dropout masks, the order of a rule that shuffles and the noise of its defence; nothing else is random.
+        noise: False leaves the randomness of its defence out, as whoever knows the defence alone simulates the client.
 
     Raises:
         UsageError: an argument is of another type.
@@ -87,7 +88,7 @@ def simulate(network: Network, rule: LocalRule, batch: Batch, seed: int = 0) -> 
             network.loss(),
             dropout_seed=derive(seed, "client"),
             order_seed=derive(seed, "order"),
-            noise_seed=derive(seed, "noise"),
+            noise_seed=derive(seed, "noise") if noise else None,
         )
     except (LeakmapError, MemoryError, torch.OutOfMemoryError):
         raise

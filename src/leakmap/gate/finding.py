@@ -9,7 +9,7 @@ from leakmap.errors import BadSetting
 from leakmap.gate.baseline import Comparison, compared
 from leakmap.report import told
 from leakmap.result.result import Result
-from leakmap.scoring.verdict import LEVELS, Level
+from leakmap.scoring.verdict import BROKEN, LEVELS, Level
 
 NOT_REACHED, REACHED, INCONCLUSIVE = 0, 1, 2
 """Exit codes."""
@@ -17,8 +17,6 @@ GATES: Sequence[Level] = LEVELS[1:]
 """Levels that a gate may have: an audit that failed as a measurement is below none of them."""
 LOWEST: Level = "statistical"
 """The lowest level that says that something leaks."""
-BROKEN = "defence_broken"
-"""The flag of a defence that hides less than its noise allows; it fails every gate, unless the baseline has it too."""
 Answer = Literal["reached", "not reached", "worse", "not worse", "inconclusive", "defence broken"]
 
 
@@ -48,7 +46,7 @@ class Finding:
 
     @property
     def answer(self) -> Answer:
-        """In a word."""
+        """In a word; a broken defence fails every gate, unless the baseline has it too."""
         if BROKEN in self.result.flags and not (self.comparison is not None and self.comparison.broken):
             return "defence broken"
         if self.level == "inconclusive" or (self.comparison is not None and not self.comparison.enough):

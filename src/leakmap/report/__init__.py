@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from leakmap.report import charts, told
+from leakmap.report import ceiling_chart, charts, told
 from leakmap.report.page import write_page
 from leakmap.report.pictures import chosen, names_of, told_chosen, uris
 from leakmap.result.result import Result
@@ -65,6 +65,7 @@ def _view(section: Section) -> dict[str, Any]:
         "granted": asdict(result.knowledge.granted),
         "line_up_chart": charts.line_up(result),
         "curve_chart": charts.curves(result),
+        "ceiling_chart": ceiling_chart.of_result(result),
     }
 
 

@@ -105,17 +105,22 @@ def inline(figure: Figure) -> str:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes a figure as ``NAME.svg`` and ``NAME.png`` (200 dots per inch)."""
+    """Writes a figure as ``NAME.svg`` and ``NAME.png``."""
+    return [write(figure, folder / f"{name}{suffix}") for suffix in (".svg", ".png")]
+
+
+def write(figure: Figure, path: Path) -> Path:
+    """Writes a figure to a file that ends in ``.svg``, or as PNG (200 dots per inch)."""
+    write_bytes(path, _svg(figure).encode() if path.suffix == ".svg" else _png(figure))
+    return path
+
+
+def _png(figure: Figure) -> bytes:
     picture = io.BytesIO()
     FigureCanvasAgg(figure)
     with matplotlib.rc_context(STYLE):  # ticks are made while a figure is drawn
         figure.savefig(picture, format="png", dpi=200)
-    written = []
-    for suffix, content in ((".svg", _svg(figure).encode()), (".png", picture.getvalue())):
-        path = folder / f"{name}{suffix}"
-        write_bytes(path, content)
-        written.append(path)
-    return written
+    return picture.getvalue()
 
 
 def _svg(figure: Figure) -> str:

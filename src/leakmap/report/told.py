@@ -24,6 +24,7 @@ RULES: dict[Rule, str] = {
     "exposure": "one exposed picture decides the level",
     "control": "a control says that the line-ups measure something else, or that the attack is too weak",
     "first_ranks": "true pictures are first in their line-ups far more often than by chance",
+    "ceiling": "true pictures are picked out more often than the noise of the clients' defence allows anybody",
     "flag": "a flag says that neither a weak signal nor its absence is evidence",
     "ranks": "the ranks of the true pictures lie above chance",
     "floors": "PSNR or SSIM lies above every floor, while the ranks are at chance",

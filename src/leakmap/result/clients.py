@@ -8,7 +8,7 @@ from pydantic import BeforeValidator
 from leakmap.files import finite
 from leakmap.result.part import Number, Part
 
-Role = Literal["attack", "swapped", "prior_only", "control"]
+Role = Literal["attack", "swapped", "prior_only", "informed", "control"]
 """What a run is for."""
 
 Notes = Annotated[dict[str, Any], BeforeValidator(finite)]

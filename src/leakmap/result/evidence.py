@@ -138,6 +138,33 @@ class BandsResult(Part):
     statement: str
 
 
+class CeilingResult(Part):
+    """What no attacker can exceed on average, by the noise of the clients' defence; see [Ceilings](ceiling.md).
+
+    Args:
+        share: The ceiling on the share of first ranks, mean over the line-ups; null where nothing bounds what another
+            attack may find.
+        statement: Measured share and ceiling in a sentence, or why there is no ceiling.
+        neighbours: What is taken for zero in the release that candidates are compared with; empty without a ceiling.
+        noise: Standard deviation of the noise in each entry over the largest norm of what it hides; null likewise.
+        releases: How many noisy releases of this round hold it; null likewise.
+        informed: The line-up of each client's first picture by an attacker who is shown the candidates; null likewise.
+        informed_swapped: The same with updates from other pictures, which must be at chance; null likewise.
+        informed_share: The ceiling of these line-ups; null likewise.
+        broken: In sentences, what lies above its ceiling with its whole interval; empty: nothing.
+    """
+
+    share: Number
+    statement: str
+    neighbours: str = ""
+    noise: Number = None
+    releases: int | None = None
+    informed: LineUpResult | None = None
+    informed_swapped: LineUpResult | None = None
+    informed_share: Number = None
+    broken: tuple[str, ...] = ()
+
+
 class ObjectLineUps(Part):
     """The line-ups of crops of large objects.
 

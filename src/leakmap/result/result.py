@@ -12,6 +12,7 @@ from leakmap.plan.plan import Plan
 from leakmap.result.clients import FailedRun, FinishedClient, LostClient
 from leakmap.result.evidence import (
     BandsResult,
+    CeilingResult,
     CopiesResult,
     ExposureResult,
     GainResult,
@@ -45,6 +46,7 @@ class Result(Part):
         verdict: The verdict.
         exposure: How many clients and pictures are exposed; null if no client finished.
         line_up: The line-ups of pictures.
+        ceiling: What no attacker can exceed, beside what was measured; null in results from before it was stated.
         bands: What leaks: colour, layout, detail; null if no client finished.
         objects: The line-ups of objects; null where none were detected.
         metrics: Metric -> it beside its floors: ``psnr``, ``ssim``, with objects ``psnr_in_boxes`` and
@@ -76,6 +78,7 @@ class Result(Part):
     verdict: VerdictResult
     exposure: ExposureResult | None
     line_up: LineUps
+    ceiling: CeilingResult | None = None
     bands: BandsResult | None
     objects: ObjectLineUps | None
     metrics: dict[str, GainResult]

@@ -39,7 +39,7 @@ It holds the audited pictures: treat it as you treat them.
 | code | what happened |
 |---|---|
 | 0 | done; with `--gate LEVEL` the level is not reached, with `--baseline` nothing is worse |
-| 1 | the level of `--gate` is reached, or worse than `--baseline`; of `doctor`, `bundle --verify`: a file is wrong |
+| 1 | `--gate` is reached, or `defence_broken`; worse than `--baseline`; of `doctor`, `bundle --verify`: a wrong file |
 | 2 | with `--gate`: the audit is inconclusive |
 | 3 | wrong usage or input; code of your own that called `sys.exit`; a folder that cannot be written |
 | 4 | no result for another reason: no room on the disk, no memory, or a mistake of leakmap |

@@ -21,6 +21,7 @@ from leakmap.errors import in_words
 from leakmap.models.network import Network
 from leakmap.observation.observation import Observation
 from leakmap.runs.fitting import fitted, recipe
+from leakmap.runs.informed import informed
 from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Deranged, Outcome, Reached, Trial
 from leakmap.scoring.lineup import pick_distractors
@@ -53,6 +54,8 @@ def run(
         raise ValueError("the trial belongs to another setup")
     started = time.perf_counter()
     versions = versions_of(setup.network.device)
+    if trial.scoring == "informed":
+        return _informed(trial, setup, versions)
     try:
         ready = fitted_for(trial, setup, fitted_in, lambda fraction: progress(fraction / 2))
         begin = 0.5 if ready.state else 0.0
@@ -85,6 +88,20 @@ def run(
         seconds=seconds,
         versions=versions,
     )
+
+
+def _informed(trial: Trial, setup: Setup, versions: dict[str, str]) -> Outcome:
+    started = time.perf_counter()
+    try:
+        own, other = (seen_by_server(replace(trial, swap=trial.swap + more), setup) for more in (0, 1))
+        held, line_up = held_by(trial, setup), chosen_for(trial, setup)[0]
+        index = torch.tensor([int(_members(trial, setup)[trial.client, 0]), *line_up])
+        device = setup.network.device
+        candidates = Batch(setup.groups.pictures(index).to(device), setup.targets(index).to(device))
+        scored, by_chance = informed(trial.rule, own, other, held, candidates, _client_seed(trial))
+    except (Exception, SystemExit) as error:
+        return failed(trial, error, time.perf_counter() - started, versions)
+    return Outcome(trial, scored, deranged=by_chance, seconds=time.perf_counter() - started, versions=versions)
 
 
 def failed(

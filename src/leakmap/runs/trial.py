@@ -37,7 +37,8 @@ class Trial:
         gallery: Candidates wanted in a line-up.
         metrics: What to compute.
         code: SHA-256 of the user's files that the attack names.
-        scoring: ``full``, or what is asked of a floor: its ``line-ups`` too, or ``metrics`` alone.
+        scoring: ``full``, or what is asked of a floor: its ``line-ups`` too, or ``metrics`` alone; or ``informed`` for
+            the line-up of :mod:`leakmap.runs.informed` in place of the attack's.
     """
 
     setup: str
@@ -51,7 +52,7 @@ class Trial:
     gallery: int = GALLERY
     metrics: tuple[str, ...] = ALWAYS
     code: str = ""
-    scoring: Literal["full", "line-ups", "metrics"] = "full"
+    scoring: Literal["full", "line-ups", "metrics", "informed"] = "full"
 
     @cached_property
     def key(self) -> str:
@@ -113,7 +114,8 @@ class Outcome:
         used: The facts of the Observation that it rests on besides the update.
         failure: ``(kind, message)`` if it failed.
         reached: Of a suite, what each of its attacks came to.
-        deranged: How it fares in the line-ups of the next client's pictures; None where there is no other client.
+        deranged: How it fares in the line-ups of the next client's pictures; None where there is no other client. Of
+            an informed line-up how the update of other pictures fares in it.
         seconds: Wall time.
         versions: Of leakmap, Python and torch, and the device.
     """

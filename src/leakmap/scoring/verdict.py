@@ -25,7 +25,9 @@ Level = Literal["inconclusive", "none_found", "statistical", "partial", "visual"
 LEVELS: tuple[Level, ...] = ("inconclusive", "none_found", "statistical", "partial", "visual", "exact")
 Pose = Literal["plain", "any"]
 """How a line-up ranks: by plain NCC, or by the highest |NCC| over mirroring, turns and small shifts."""
-Rule = Literal["no_clients", "no_evidence", "exposure", "control", "first_ranks", "flag", "ranks", "floors", "nothing"]
+Rule = Literal[
+    "no_clients", "no_evidence", "exposure", "control", "first_ranks", "ceiling", "flag", "ranks", "floors", "nothing"
+]
 """Which rule of docs/verdict.md fired."""
 
 RANK_SUM_ALPHA: Mapping[Pose, float] = {"plain": 0.02, "any": 0.01}
@@ -35,6 +37,8 @@ GAIN_ALPHA = 0.005
 BEATS_ALPHA = 0.01
 """Of the test that real updates rank the truth better than a control, client by client."""
 TIMES_CHANCE = 10
+BROKEN = "defence_broken"
+"""The flag of a result in which a defence hides less than its noise allows; it fails every gate."""
 SWAPPED_LEAK = "Swapped updates rank above chance too: audit more clients, or with another seed."
 OTHER_CAMERA = (
     "Reconstructions rank above chance in the line-ups of other clients too: the clients' pictures differ from the "
@@ -201,6 +205,7 @@ class Evidence:
         void: Flags under which nothing is evidence, not even a recovered picture.
         blocking: Flags under which neither an unsuccessful attack nor a weak signal is evidence.
         mixed: Whether line-ups mix classes, so that knowing the class alone lifts the truth.
+        broken: What lies above the ceiling of the clients' defence, in sentences.
     """
 
     clients: Sequence[Client]
@@ -210,6 +215,7 @@ class Evidence:
     void: Mapping[str, str] = field(default_factory=dict)
     blocking: Mapping[str, str] = field(default_factory=dict)
     mixed: bool = False
+    broken: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -256,13 +262,15 @@ def judge(evidence: Evidence) -> Verdict:
         n = sum(len(client.ranks) for client in evidence.clients)
         reason = f"{len(open_ones)} of {n} pictures are first in their line-up, above each of their floors and {above}."
         return Verdict(level, (reason, ranks), "exposure")
-    if not poses:
+    if not poses and not evidence.broken:
         return Verdict("inconclusive", (ranks, why), "control")
     for pose in poses:
         others = [line_up(control, pose) for control in (evidence.swapped, evidence.deranged) if control]
         own = line_up(evidence.clients, pose)
         if own.many_first and all(own.rank_one.value > other.rank_one.value for other in others):
             return Verdict("partial", (*_posed(own), ranks), "first_ranks")
+    if evidence.broken:  # which has controls of its own
+        return Verdict("statistical", (*evidence.broken, ranks), "ceiling")
     if evidence.blocking:
         return Verdict("inconclusive", (ranks, *evidence.blocking.values()), "flag")
     return _weak(evidence, poses, ranks)

@@ -1,0 +1,1 @@
+"""What no attacker can exceed where Gaussian noise hides a bounded contribution: mathematics of numbers alone."""
