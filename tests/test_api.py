@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from torch import nn
 
 import leakmap
+from tests.conftest import observed
+from tests.result.made_up import finished, made_up, verdict
 
 DOCUMENTED = [name for name in leakmap.__all__ if name != "__version__"]
 
@@ -92,3 +95,28 @@ def test_a_value_of_another_type_is_one_sentence(case):
 def test_every_verb_says_what_it_takes(call):
     with pytest.raises(leakmap.LeakmapError, match="expected|must be"):
         call()
+
+
+def test_a_notebook_shows_what_was_found_short_small_and_escaped(task):
+    _, seen = observed(
+        "mlp,hidden=16", task, rule=leakmap.LocalRule(mode="eval"), threat=leakmap.ThreatModel(public=4), count=1
+    )
+    found = leakmap.attack(seen, "linear")
+    picture = torch.rand(1, 3, 16, 16)
+    told = verdict("exact", "exposure", statement="<script>1 of 1 clients</script>")
+    result = made_up(finished(0, (1.0,), (20,), {"psnr": (40.0,), "ssim": (1.0,)}), verdict=told, command="leakmap <b>")
+    audit = leakmap.Audit(result, [{"original": picture, "reconstruction": picture}])
+    for value, words in [
+        (seen, ("gradient of 4 tensors with 12,372 values", "model mlp,hidden=16", "withheld labels, label_counts")),
+        (found, ("pictures 1 of 3 x 16 x 16", "rests on the update")),
+        (result, ("exact. <script>1 of 1 clients",)),
+        (audit, ("exact. <script>1 of 1 clients",)),
+    ]:
+        assert all(word in repr(value) for word in words), repr(value)
+        assert len(repr(value)) < 300
+        page = value._repr_html_()
+        assert len(page) < 20_000
+        assert "<script" not in page
+        ElementTree.fromstring(f"<body>{page}</body>")
+    assert "leakmap &lt;b&gt;" in result._repr_html_()
+    assert [value._repr_html_().count("<img") for value in (seen, found, result, audit)] == [4, 1, 0, 2]

@@ -4,7 +4,7 @@ from .attacker.labels import label_rules
 from .attacker.reconstruction import Reconstruction
 from .auditing.audit import audit, audit_captured, run_plan
 from .auditing.demo import demonstrate
-from .auditing.perform import Audit
+from .auditing.found import Audit
 from .auditing.tune import tune
 from .capturing.capture import capture
 from .capturing.facts import Facts, RuleFacts, facts_for, read_facts
@@ -32,6 +32,7 @@ from .plan.tuned import Tuned, read_tuned
 from .problem.task import Task
 from .registry.spec import Spec
 from .report.catalogue import catalogue
+from .result.compare import Comparison, compare
 from .result.result import Result, read_result
 from .result.schema import result_schema
 from .runs.runner import Local
@@ -51,6 +52,7 @@ __all__ = [
     "Batch",
     "Bundle",
     "Code",
+    "Comparison",
     "Examination",
     "Facts",
     "Inspection",
@@ -86,6 +88,7 @@ __all__ = [
     "capture",
     "capture_files",
     "catalogue",
+    "compare",
     "defences",
     "demonstrate",
     "evidence_schema",

@@ -20,7 +20,7 @@ from leakmap.seeds import derive
 from leakmap.threat import known_before
 from tests.attacker.test_strongest import Failing
 
-FEW, THREAT = "learned_inverse,clients=400", ThreatModel(public=60)
+FEW, THREAT = "learned_inverse,clients=240", ThreatModel(public=60)
 quiet = lambda fraction: None  # noqa: E731
 BATCHNORM = "resnet,blocks=1-1,width=8,preact=false"
 
@@ -116,10 +116,10 @@ def test_of_a_batch_pictures_come_in_the_order_of_their_classes(setup):
 
 
 def test_the_suite_answers_with_the_member_that_rehearsed_best(setup):
-    suite = attacks.build("strongest,steps=2,learned_inverse.clients=300")
-    floor_of_it = attacks.build("prior_only,of=strongest,steps=2,learned_inverse.clients=300")
+    suite = attacks.build("strongest,steps=2,learned_inverse.clients=150")
+    floor_of_it = attacks.build("prior_only,of=strongest,steps=2,learned_inverse.clients=150")
     assert suite.fits == floor_of_it.fits, "one fit serves both, in every process: no address in memory is in its name"
-    assert suite.fits != attacks.build("strongest,steps=3,learned_inverse.clients=300").fits
+    assert suite.fits != attacks.build("strongest,steps=3,learned_inverse.clients=150").fits
     setting = setting_of(setup)
     ready = fit(suite, setting, 5, quiet)
     _, seen = next(iter(observations(setup, LocalRule(), 1)))
@@ -170,7 +170,7 @@ def test_the_picture_of_a_partial_last_step_is_read_though_the_client_holds_nine
     """By more than three standard errors over the mean public picture's NCC, and of the last step alone."""
     rule = LocalRule("delta", batch_size=4, lr=0.01, shuffle=True)
     setting = setting_of(setup, rule, count=9)
-    ready = fit(attacks.build("last_batch,clients=400"), setting, 5, quiet)
+    ready = fit(attacks.build("last_batch,clients=240"), setting, 5, quiet)
     mean, groups, found = public_of(setup).pictures.mean(0, keepdim=True), setup.groups, []
     for client in range(12):
         held = groups.victims.flatten().roll(-client)[:9]

@@ -162,8 +162,8 @@ def test_hopeless_settings_are_stopped_early_and_never_chosen(monkeypatch):
 
 
 def test_after_sigkill_the_same_command_repeats_no_finished_rehearsal_and_ends_the_same(tmp_path, monkeypatch):
-    out, plan = tmp_path / "cut", replace(PLAN, attack=Spec("inverting_gradients", {"steps": 40}))
-    words = ["tune", *WORDS[:-3], "40", "--workers", "0", "--budget", "3", "--rehearsals", "2", "--out", str(out)]
+    out, plan = tmp_path / "cut", replace(PLAN, attack=Spec("inverting_gradients", {"steps": 20}))
+    words = ["tune", *WORDS[:-3], "20", "--workers", "0", "--budget", "3", "--rehearsals", "2", "--out", str(out)]
     trials = out / "trials"
 
     def stamps():
@@ -175,6 +175,7 @@ def test_after_sigkill_the_same_command_repeats_no_finished_rehearsal_and_ends_t
     until = time.monotonic() + 120
     while not trials.is_dir() or len(stamps()) < 3:
         assert time.monotonic() < until
+        time.sleep(0.01)
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
     assert not (out / "tuned.json").exists()

@@ -117,6 +117,9 @@ def test_an_inspection_is_one_call(call):
     shown = json.loads(call("inspect", "mlp,hidden=4", "--image-size", "16", "--json")[1])
     found = as_dict(leakmap.inspect_model("mlp,hidden=4", image_size=16))
     assert shown == json.loads(json.dumps(found))
+    assert shown["conclusion"].startswith("Pictures can be computed from an update without a search, by linear")
+    _, out, _ = call("inspect", "convnet,width=4", "--image-size", "16")
+    assert out.splitlines()[1].startswith("No layer gives pictures away without a search. Changing stem")
 
 
 def test_json_is_all_that_stdout_holds(call):
@@ -174,13 +177,12 @@ def test_wrong_input_gives_one_sentence_and_exit_code_3(call, words, expected, t
 
 
 @pytest.mark.parametrize("finished", [0, 2])
-def test_ctrl_c_keeps_what_is_finished_and_the_same_command_continues(finished, tmp_path):
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_continues(finished, call, tmp_path):
     """At once, while a worker is still starting, and in the middle."""
-    words = [sys.executable, "-m", "leakmap", "audit", "--model", "resnet,blocks=1,width=8", "--image-size", "16",
-             "--victims", "2", "--steps", "60", "--workers", str(max(1, finished)), "--out", str(tmp_path / "o"),
-             "--attack", "inverting_gradients"]  # fmt: skip
+    words = ["audit", "--model", "resnet,blocks=1,width=8", "--image-size", "16", "--victims", "2", "--steps", "40",
+             "--attack", "inverting_gradients", "--out", str(tmp_path / "o"), "--workers"]  # fmt: skip
     running = subprocess.Popen(
-        words,
+        [sys.executable, "-m", "leakmap", *words, str(max(1, finished))],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -202,7 +204,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_continues(finished, 
     kept = len(list(trials.iterdir()))
     assert kept >= finished
     if finished:
-        subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+        assert call(*words, "0")[0] == 0
         result = json.loads((tmp_path / "o" / "result.json").read_text())
         assert result["unfinished"] == 0
         assert result["resumed_runs"] == kept
@@ -237,3 +239,63 @@ def test_ceilings_are_a_table_json_and_a_plot_with_the_shares_of_audits(call, tm
         code, _, err = call("ceiling", *words)
         assert code == 3
         assert why in " ".join(err.split())
+
+
+OWN = """
+from dataclasses import dataclass
+from leakmap.attacker.matching.gradient_matching import GradientMatching
+from leakmap.attacker.protocol import CLOSED_FORM, free_to_fit, nothing_to_fit, nothing_to_restore, trying_shows
+
+def mine(*, steps: int = 3) -> GradientMatching:
+    return GradientMatching(distance="squared", steps=steps)
+
+def fails(): raise ValueError("no")
+
+@dataclass(frozen=True)
+class Peeks:
+    needs = frozenset({"count"})
+    leaky_model, cost, fits, why_not = "mlp", CLOSED_FORM, "", trying_shows
+    fit_cost, fit, restored = free_to_fit, nothing_to_fit, nothing_to_restore
+    def blind(self): return self
+    def __call__(self, observation, seed, tick):
+        return observation.truth
+"""
+
+
+def test_an_attack_of_ones_own_is_audited_and_its_mistakes_are_one_sentence_with_its_line(call, tmp_path):
+    """It gets the Observation that every attack gets, in which there is no truth."""
+    (tmp_path / "own.py").write_text(OWN)
+    code, out, err = call("audit", "--model", "mlp,hidden=16", *SMALL, "--attack", "own.py:mine,steps=2", "--json",
+                          "--quiet", "--out", "a")  # fmt: skip
+    assert (code, err) == (0, "")
+    assert json.loads(out)["plan"]["attack"] == {"name": "own.py:mine", "params": {"steps": 2}}
+    for attack, words in {
+        "own.py:mine,stepz=2": "has no setting 'stepz'; did you mean steps",
+        "own.py:fails": "failed when it was built: ValueError: no (own.py, line 9)",
+        "own.py:nothing": "has no function 'nothing'",
+        "own.py:dataclass": "has no needs, leaky_model",
+    }.items():
+        code, _, err = call("audit", "--model", "mlp,hidden=16", *SMALL, "--attack", attack)
+        assert (code, words in err, "Traceback" in err) == (3, True, False), err
+    line = "no attribute 'truth' (own.py, line 18)"
+    _, out, _ = call("audit", "--model", "mlp,hidden=16", *SMALL, "--attack", "own.py:Peeks", "--json", "--out", "b")
+    assert line in json.loads(out)["failures"][0]["message"]
+    network = leakmap.build_network(leakmap.Task((3, 8, 8), 4, (0.5,) * 3, (0.25,) * 3), "mlp,hidden=4")
+    batch = leakmap.Batch(torch.rand(1, 3, 8, 8), torch.tensor([1]))
+    sent = leakmap.simulate(network, leakmap.LocalRule(), batch)
+    leakmap.observe(sent, leakmap.ThreatModel()).to_file(tmp_path / "client.safetensors")
+    code, _, err = call("attack", "client.safetensors", "--attack", "own.py:Peeks")
+    assert (code, line in err, "Traceback" in err) == (3, True, False), err
+
+
+def test_what_there_is_can_be_listed_by_kind_and_searched(call):
+    code, out, _ = call("list", "--kind", "metrics")
+    assert code == 0
+    assert {line.split()[0] for line in out.splitlines() if line.startswith(("metric", "attack", "model"))} == {
+        "metric"
+    }
+    assert "psnr" in out
+    assert "inverting_gradients" in call("list", "INVERTING*")[1]
+    code, out, err = call("list", "zzz", "--kind", "metrics")
+    assert (code, out) == (3, "")
+    assert "among the metrics; leakmap list shows all" in err

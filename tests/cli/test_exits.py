@@ -134,7 +134,10 @@ def test_a_full_disk_is_told_by_file_whoever_wrote(tmp_path):
 
 def test_a_reader_that_leaves_early_is_met_with_silence():
     with subprocess.Popen(
-        [sys.executable, "-m", "leakmap", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
+        [sys.executable, "-m", "leakmap", "list", "--kind", "metrics"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ,
     ) as running:
         running.stdout.close()
         assert running.stderr.read() == b""

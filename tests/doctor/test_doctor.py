@@ -210,7 +210,7 @@ def test_what_tf32_leaves_does_not_hide_a_wrong_fact():
     random = torch.Generator().manual_seed(0)
     o = with_tensors(captured(), lambda _, t: t + 1e-3 * t.std() * torch.randn(t.shape, generator=random))
     assert "TF32" in replay(o, BATCH, limit=1).sentence
-    found = replay(with_rule(o, mode="eval", lr=0.01), BATCH, limit=60)
+    found = replay(with_rule(o, mode="eval", lr=0.01), BATCH, limit=30)
     assert "lr" in {change.name for changes in (found.explained_by, *found.equally) for change in changes}
     assert "TF32" in found.sentence
     assert found.corrected is not None
@@ -238,7 +238,7 @@ def test_rounding_is_named_where_it_leaves_as_much_and_a_pull_to_the_weights_is_
     assert "TF32" not in found.sentence
     assert "Mixed precision" not in found.sentence
     held = Batch((BATCH.pictures * 255).round() / 255, BATCH.y)
-    found = replay(captured(STEP, NORMED), held, limit=8)
+    found = replay(captured(STEP, "mlp,hidden=8"), held, limit=8)
     assert found.distance > 1e-3
     assert (found.exact, found.level) == (False, "notice")
     assert "rounded to 8 bits leave as much" in found.sentence

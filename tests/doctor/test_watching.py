@@ -16,13 +16,15 @@ from typer.testing import CliRunner
 import leakmap
 from leakmap import Facts, RuleFacts, memory
 from leakmap.auditing.captured import held_pictures, prepare_captured
-from leakmap.auditing.conclude import Audit
+from leakmap.auditing.found import Audit
 from leakmap.auditing.perform import perform
 from leakmap.capturing.typed import read_observation
 from leakmap.cli.main import app
 from leakmap.client.data import load_pictures
 from leakmap.doctor import watching
 from leakmap.doctor.attacking import attack_file
+from leakmap.doctor.examine import concluded
+from leakmap.doctor.finding import Finding
 from leakmap.doctor.watching import Watch, captures, look
 from leakmap.errors import BadSetting, DataError, ModelError, ObservationError, StoreError, UsageError
 from leakmap.plan.command import command
@@ -414,3 +416,28 @@ def test_a_number_of_pictures_that_no_memory_holds_is_refused(federation, tmp_pa
     ):
         with pytest.raises(UsageError, match=r"Attacking 1048576 pictures .* 8\.6 GB are free: check the number"):
             attacking()
+
+
+def test_the_doctor_concludes_first(federation, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    file, truth = federation[1][0], federation[2][0]
+    wrong = tmp_path / "wrong.safetensors"
+    o = read_observation(file)
+    replace(o, rule=replace(o.rule, lr=0.2)).to_file(wrong)
+    for words, second in {
+        (str(file),): "No fact contradicts the update",
+        (
+            str(file),
+            "--replay",
+            truth,
+        ): "The facts are right: the client, run again on its pictures, sends this update.",
+        (str(wrong), "--replay", truth): "The facts are wrong in lr.",
+    }.items():
+        shown = CliRunner().invoke(app, ["doctor", *words, "--quiet"]).output.splitlines()
+        assert second in shown[1], shown
+    told = {
+        Finding("sign", "wrong", ""): "The facts contradict the update: sign.",
+        Finding("scale", "notice", ""): "look: scale",
+    }
+    for finding, words in told.items():
+        assert words in concluded([finding])

@@ -28,7 +28,8 @@ from leakmap import (
     simulate,
 )
 from leakmap.errors import BadSetting, ModelError, NotGranted, ObservationError
-from leakmap.threat import SHOWN, known_before
+from leakmap.observation.contents import SHOWN
+from leakmap.threat import known_before
 from tests.conftest import batch_of, observed
 
 GRANTS = ThreatModel("known", public=3, known_pixels=0.4)

@@ -1,9 +1,12 @@
 """What an attack says."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from leakmap.drawing import card
 
 Tick = Callable[[float], None]
 """Called now and then with the finished fraction, in [0, 1]."""
@@ -58,3 +61,19 @@ class Reconstruction:
     attempts: tuple[Attempt, ...] = ()
     used: frozenset[str] = frozenset()
     last: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Reconstruction: {', '.join(f'{name} {fact}' for name, fact in self._facts().items() if fact)}>"
+
+    def _repr_html_(self) -> str:
+        return card("Reconstruction", self._facts(), {"": list(self.pictures)})
+
+    def _facts(self) -> dict[str, str]:
+        """What is said of it in a line, or beside its pictures in a notebook."""
+        count, *shape = self.pictures.shape
+        return {
+            "pictures": f"{count} of {' x '.join(map(str, shape))}" + (", of the last step alone" if self.last else ""),
+            "attack": str((self.notes or {}).get("won", "")),
+            "matching term": "" if math.isnan(self.objective) else f"{self.objective:.4g}",
+            "rests on": "the update" + "".join(f", {fact}" for fact in sorted(self.used)),
+        }

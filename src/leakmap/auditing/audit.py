@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from leakmap.attacker.attacks import DEFAULT
 from leakmap.auditing.captured import prepare_captured
-from leakmap.auditing.conclude import Audit
 from leakmap.auditing.estimate import Foretold
+from leakmap.auditing.found import Audit
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.client.data import MOST_CLASSES, Pictures, usable

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import Tensor
 
-from leakmap import report
 from leakmap.auditing.bars import bars_of, held, with_bars
 from leakmap.auditing.ceilings import ceiling_of
 from leakmap.auditing.flags import flags_of, missing, mixed_line_ups, pixels_known, tuning_flags
+from leakmap.auditing.found import Audit
 from leakmap.auditing.ledger import knowledge_of, labels_of, used_by
 from leakmap.auditing.method import closed_forms, promised, settings_of, suite_of
 from leakmap.auditing.prepare import Prepared
@@ -19,7 +18,6 @@ from leakmap.auditing.words import statement, told_labels, typical, what_leaks, 
 from leakmap.client.groups import Groups
 from leakmap.client.simulate import Batch
 from leakmap.errors import NotApplicable
-from leakmap.files import write_text
 from leakmap.plan.command import command
 from leakmap.plan.plan import Plan
 from leakmap.result.clients import FailedRun, FinishedClient, LostClient
@@ -44,36 +42,10 @@ from leakmap.scoring.bands import BANDS
 from leakmap.scoring.exposure import clients_exposed, exposed
 from leakmap.scoring.metrics import ALWAYS
 from leakmap.scoring.score import Score, metric_values
-from leakmap.scoring.verdict import BROKEN, Client, Evidence, Level, Pose, gain_over_floors, judge, line_up
+from leakmap.scoring.verdict import BROKEN, Client, Evidence, Pose, gain_over_floors, judge, line_up
 
 FLOORS = ("swapped", "prior_only")
 """Roles that are floors of the attack."""
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What an audit found.
-
-    Args:
-        result: The content of ``result.json``; see docs/result.md.
-        rows: For each client, named pictures ``(N, C, H, W)`` in [0, 1]: the original first, then the reconstruction
-            and the floors.
-    """
-
-    result: Result
-    rows: list[dict[str, Tensor]]
-
-    @property
-    def level(self) -> Level:
-        """The verdict's level."""
-        return self.result.verdict.level
-
-    def save(self, folder: Path | str) -> Path:
-        """Writes ``result.json`` and the self-contained ``report.html``; returns the path of the report."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "result.json", self.result.as_json() + "\n")
-        return report.write(folder / "report.html", [report.Section(self.result, self.rows)])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from leakmap.auditing.conclude import Audit
+from leakmap.auditing.found import Audit
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.plan.plan import Plan, Progress

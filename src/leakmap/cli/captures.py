@@ -80,13 +80,14 @@ def capture_(
       leakmap capture --before global.pt --after client-3.pt --facts facts.toml --out client-3.safetensors
     """
     from leakmap.doctor.checks import check
+    from leakmap.doctor.examine import concluded
 
     with results_apart():
         observation = leakmap.capture_files(
             before, after, facts, out, kind=kind, count=count, order=order, buffers=buffers, model=model, loss=loss
         )
         findings = check(observation)
-    _tell_findings(observation, findings, f"{out} written.")
+    _tell_findings(observation, findings, f"{out} written.", concluded(findings))
 
 
 def doctor(
@@ -114,14 +115,16 @@ def doctor(
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
     else:
-        _tell_findings(found.observation, found.findings, f"{file}")
+        _tell_findings(found.observation, found.findings, f"{file}:", found.conclusion)
         if found.replayed is not None:
             told = f"{MARKS[found.replayed.level]} [bold]replay[/] {escape(found.replayed.sentence)}"
             Terminal().print(Padding(told, (0, 0, 0, 2)), highlight=False)
     raise typer.Exit(int(found.wrong))
 
 
-def _tell_findings(observation: "leakmap.Observation", findings: "Sequence[Finding]", title: str) -> None:
+def _tell_findings(
+    observation: "leakmap.Observation", findings: "Sequence[Finding]", title: str, conclusion: str
+) -> None:
     console = Terminal()
     network = observation.network
     console.print(
@@ -129,6 +132,7 @@ def _tell_findings(observation: "leakmap.Observation", findings: "Sequence[Findi
         f"{len(observation.update.tensors)} tensors",
         soft_wrap=True,
     )
+    console.print(f"[bold]{escape(conclusion)}[/]", highlight=False)
     for finding in sorted(findings, key=lambda finding: list(MARKS).index(finding.level)):
         text = f"{MARKS[finding.level]} [bold]{finding.name}[/] {escape(finding.sentence)}"
         console.print(Padding(text, (0, 0, 0, 2)), highlight=False)
@@ -136,7 +140,7 @@ def _tell_findings(observation: "leakmap.Observation", findings: "Sequence[Findi
 
 def attack_(
     file: File,
-    how: Annotated[str, typer.Option("--attack", help="NAME[,key=value…].")] = DEFAULT,
+    how: Annotated[str, typer.Option("--attack", help="NAME[,key=value…] or path/to/file.py:function.")] = DEFAULT,
     steps: Annotated[int | None, typer.Option(help="Iterations.")] = None,
     labels: Annotated[
         str | None, typer.Option(help="Classes of the client's pictures, as 3,0,7, where the server knows them.")

@@ -13,6 +13,7 @@ from leakmap.cli.audit import audit, demo, tune
 from leakmap.cli.bundle import bundle
 from leakmap.cli.captures import attack_, capture_, doctor, facts_
 from leakmap.cli.ceiling import ceiling_
+from leakmap.cli.compare import compare
 from leakmap.cli.exits import INTERRUPTED, end
 from leakmap.cli.inspect import inspect_
 from leakmap.cli.listing import list_, schema
@@ -24,7 +25,7 @@ from leakmap.version import __version__
 
 JOURNEY: tuple[tuple[str, dict[str, Callable[..., None] | typer.Typer]], ...] = (
     ("Start here", {"demo": demo, "inspect": inspect_, "list": list_}),
-    ("Simulated clients", {"audit": audit, "tune": tune, "ceiling": ceiling_}),
+    ("Simulated clients", {"audit": audit, "tune": tune, "compare": compare, "ceiling": ceiling_}),
     ("Real updates", {"facts": facts_, "capture": capture_, "doctor": doctor, "attack": attack_, "watch": watch}),
     ("Many audits", {"study": study, "reproduce": reproduce}),
     ("For the record", {"bundle": bundle}),

@@ -1,11 +1,32 @@
-"""Commands that say, of what was typed wrong, which command it was typed to."""
+"""Commands that say which of them was typed wrong, and that can be quiet."""
+
+from typing import Any
 
 import click
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
+
+_QUIET = "leakmap.quiet"
+
+
+def quiet() -> bool:
+    """Whether the command that runs was asked to say nothing of its progress."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_QUIET))
 
 
 class Command(TyperCommand):
-    """A command whose usage errors know it; click's own parser leaves that out of some."""
+    """A command with ``--quiet``, whose usage errors know it; click's own parser leaves that out of some."""
+
+    def __init__(self, name: str | None, **how: Any) -> None:
+        hushes = TyperOption(
+            param_decls=["--quiet"],
+            is_flag=True,
+            default=False,
+            expose_value=False,
+            help="Say nothing of progress, neither before nor meanwhile.",
+            callback=lambda context, _, wanted: context.meta.update({_QUIET: wanted}),
+        )
+        super().__init__(name, **{**how, "params": [*(how.get("params") or ()), hushes]})
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Reads what was typed.

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from leakmap.cli.parsing import quiet
 from leakmap.errors import plain
 
 if TYPE_CHECKING:
@@ -58,8 +59,13 @@ def results_apart() -> Iterator[None]:
 def progress_bar() -> Iterator[Any]:
     """A bar with the remaining time on a terminal, else a line at every tenth: on stderr, as all that is printed."""
     console = Terminal(stderr=True)
-    with results_apart(), _bar(console) if console.is_terminal else _lines(console) as told:
+    shown = nullcontext(_unsaid) if quiet() else _bar(console) if console.is_terminal else _lines(console)
+    with results_apart(), shown as told:
         yield told
+
+
+def _unsaid(what: str, fraction: float) -> None:
+    """Progress that nobody wants to hear of."""
 
 
 @contextmanager
@@ -111,6 +117,8 @@ def duration(seconds: float) -> str:
 
 def foretell(expected: "Expected") -> None:
     """Says on stderr what is about to be run and how long that may take; above the bar, if one is shown."""
+    if quiet():
+        return
     clients, runs = _many(expected.clients, "client"), _many(expected.runs, "run")
     about = ""
     if expected.seconds is not None:
@@ -126,6 +134,8 @@ def foretell(expected: "Expected") -> None:
 
 def foretell_fit(fitting: "Fitting") -> None:
     """Says on stderr what is fitted before any client is attacked, how long that may take and what it holds."""
+    if quiet():
+        return
     several = f" for {fitting.fits} settings" if fitting.fits > 1 else ""
     takes = f"{'at most ' if fitting.at_most else ''}about {duration(fitting.seconds)}"
     held = f"{size(fitting.memory)} of memory for what is read of them"

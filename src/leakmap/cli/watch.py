@@ -28,7 +28,9 @@ def watch(
         Path | None, typer.Option(help="Folder with the clients' pictures: client-0.npz, or a folder client-0.")
     ] = None,
     others: Annotated[str | None, typer.Option(help="Pictures of the same kind that no client held.")] = None,
-    how: Annotated[str, typer.Option("--attack", help="NAME[,key=value…].")] = "inverting_gradients",
+    how: Annotated[
+        str, typer.Option("--attack", help="NAME[,key=value…] or path/to/file.py:function.")
+    ] = "inverting_gradients",
     labels: Annotated[
         Literal["unknown", "counts", "known"], typer.Option(help="What the server knows of the labels.")
     ] = "unknown",

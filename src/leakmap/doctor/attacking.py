@@ -14,16 +14,17 @@ from torch import Tensor
 
 from leakmap.attacker.attack import attack, check_room, fit
 from leakmap.attacker.attacks import attacks
+from leakmap.attacker.protocol import checked
 from leakmap.attacker.setting import setting_of
 from leakmap.attacker.suite import unlabelled
 from leakmap.auditing.estimate import Fitting, fitting_to
-from leakmap.errors import BadSetting, UsageError
+from leakmap.drawing import drawn
+from leakmap.errors import BadSetting, LeakmapError, UsageError, in_words
 from leakmap.files import read_json, write_json, write_tensors, written
 from leakmap.observation.observation import Observation
 from leakmap.plan.plan import Progress
 from leakmap.registry.spec import Spec
-from leakmap.registry.user_code import user_code_digest
-from leakmap.report.pictures import drawn
+from leakmap.registry.user_code import is_user_code, user_code_digest
 from leakmap.runs.runner import FITTING
 
 GAP = 2
@@ -68,8 +69,8 @@ def attack_file(
     Raises:
         NotGranted: the attack needs a fact that the file does not have.
         NotApplicable: its precondition does not hold.
-        UsageError: its pictures do not fit into memory.
-        BadSetting: no rule reads the labels that it needs.
+        UsageError: its pictures do not fit into memory, or an attack of the user's own fails.
+        BadSetting: no rule reads the labels that it needs, or the attack lacks what an attack must have.
     """
     key = _key(observation, how, seed)
     folder = Path("runs") / f"attack-{key[:8]}" if out is None else Path(out)
@@ -77,7 +78,7 @@ def attack_file(
     if isinstance(known, dict) and known.get("key") == key and (folder / "reconstruction.safetensors").is_file():
         return Attacked(folder, known, resumed=True)
     started = time.perf_counter()
-    built = attacks.build(how)
+    built = checked(attacks.build(how))
     observation.need(*sorted(built.needs))
     check_room(observation.network, observation.count)
     if why := unlabelled(built, observation):
@@ -85,8 +86,13 @@ def attack_file(
     setting = setting_of(observation)
     if (fitting := fitting_to(built, setting)) is not None:
         foretold(fitting)
-    ready = fit(built, setting, seed, lambda fraction: progress(FITTING, fraction))
-    found = attack(observation, ready, seed, lambda fraction: progress("attacking", fraction))
+    try:
+        ready = fit(built, setting, seed, lambda fraction: progress(FITTING, fraction))
+        found = attack(observation, ready, seed, lambda fraction: progress("attacking", fraction))
+    except (Exception, SystemExit) as error:
+        if not is_user_code(how.name) or isinstance(error, (LeakmapError, MemoryError)):
+            raise
+        raise UsageError(f"The attack {how} failed: {in_words(error)}.") from error
     record = {
         "key": key,
         "attack": str(how),

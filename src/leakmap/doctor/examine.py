@@ -1,5 +1,6 @@
 """All that the doctor says about one captured update, in one call."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,45 @@ class Examination:
         levels = [finding.level for finding in self.findings]
         return "wrong" in (levels if self.replayed is None else [*levels, self.replayed.level])
 
+    @property
+    def conclusion(self) -> str:
+        """What follows from findings and replay together, in one or two sentences."""
+        if self.replayed is None:
+            return concluded(self.findings)
+        left = [finding.name for finding in self.findings if finding.level == "wrong"]
+        besides = (
+            f" The file contradicts itself all the same: {', '.join(left)}." if self.replayed.exact and left else ""
+        )
+        return _of_the_replay(self.replayed) + besides
+
     def as_dict(self) -> dict[str, Any]:
-        """Findings and replay, of values that JSON can hold."""
+        """Conclusion, findings and replay, of values that JSON can hold."""
         return {
+            "conclusion": self.conclusion,
             "findings": [asdict(finding) for finding in self.findings],
             "replay": None if self.replayed is None else self.replayed.as_dict(),
         }
+
+
+def concluded(findings: Sequence[Finding]) -> str:
+    """What follows from checks without the client's pictures, in one or two sentences."""
+    by_level = {level: [one.name for one in findings if one.level == level] for level in ("wrong", "notice")}
+    if by_level["wrong"]:
+        return f"The facts contradict the update: {', '.join(by_level['wrong'])}."
+    noticed = f"; worth a look: {', '.join(by_level['notice'])}" if by_level["notice"] else ""
+    return f"No fact contradicts the update{noticed}. Only a replay (--replay) shows that the facts are right."
+
+
+def _of_the_replay(replayed: Replayed) -> str:
+    if replayed.exact:
+        return "The facts are right: the client, run again on its pictures, sends this update."
+    if replayed.cause:
+        return "The facts are right or nearly so: what is left is of the size of rounding."
+    if replayed.level != "wrong":
+        return "A replay cannot tell, as two runs of this client differ too much."
+    if replayed.explained_by:
+        return f"The facts are wrong in {', '.join(change.name for change in replayed.explained_by)}."
+    return "The facts do not give this update, and no other fact that was tried does."
 
 
 def examine(

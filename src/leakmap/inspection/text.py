@@ -16,8 +16,25 @@ from leakmap.inspection.probe import Probe
 NATURE = "Directions are expected ones: claims, not measurements of this model. leakmap audit measures."
 
 
+def conclusion(inspection: Inspection) -> str:
+    """What follows from all traits together, in two or three sentences."""
+    forms = [form.partition(":")[0] for form in inspection.traits.closed_forms]
+    told = [
+        f"Pictures can be computed from an update without a search, by {', '.join(forms)}."
+        if forms
+        else "No layer gives pictures away without a search."
+    ]
+    others = [advice for advice in inspection.advice if advice.trait != "closed form"]
+    if cured := [advice.trait for advice in others if advice.change]:
+        told.append(f"Changing {', '.join(cured)} is expected to lower what leaks.")
+    flags = {name: mode for mode, check in inspection.probe.checks.items() for name in degenerate(check)}
+    if flags:
+        told.append(f"What a client sends is degenerate ({', '.join(flags)}): an audit of these weights would mislead.")
+    return " ".join(told)
+
+
 def describe(inspection: Inspection, console: Console) -> None:
-    """Prints every trait with what it means, the nearest measured networks, and what the update depends on."""
+    """Prints the conclusion, every trait with what it means, the nearest measured networks, and the update."""
     network, traits = inspection.network, inspection.traits
     shape = "x".join(map(str, network.task.shape))
     console.print(
@@ -25,6 +42,7 @@ def describe(inspection: Inspection, console: Console) -> None:
         f"{network.task.classes} classes",
         highlight=False,
     )
+    console.print(f"[bold]{escape(conclusion(inspection))}[/]", highlight=False)
     console.print(f"[dim]{NATURE}[/]\n", highlight=False)
     found = Table.grid(padding=(0, 2, 0, 0))
     found.add_column(width=16, style="bold")
@@ -80,6 +98,7 @@ def as_dict(inspection: Inspection) -> dict[str, Any]:
             "model": str(network.model),
             "shape": network.task.shape,
             "classes": network.task.classes,
+            "conclusion": conclusion(inspection),
             "nature": NATURE,
             "traits": asdict(inspection.traits),
             "advice": [asdict(advice) for advice in inspection.advice],

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from leakmap.drawing import card
 from leakmap.errors import BadSetting, NotGranted, ObservationError, UnknownName, check_type
 from leakmap.files import write_bytes
 from leakmap.local_rule import LocalRule
@@ -97,6 +98,24 @@ class Observation:
             check_known_pixels(task, self.count, self.known_pixels)
         except Unsound as error:
             raise ObservationError(f"This Observation: {error}.") from None
+
+    def __repr__(self) -> str:
+        return f"<Observation: {', '.join(f'{name} {fact}' for name, fact in self._told().items() if fact)}>"
+
+    def _repr_html_(self) -> str:
+        public = {} if self.public is None else {"public pictures": list(self.public.pictures)}
+        return card("Observation", self._told(), public)
+
+    def _told(self) -> dict[str, str]:
+        """What is said of it in a line, or in a notebook: of tensors how many there are, never their values."""
+        tensors, task = self.update.tensors, self.network.task
+        values, granted = sum(tensor.numel() for tensor in tensors.values()), self.granted()
+        return {
+            "update": f"{self.update.kind} of {len(tensors)} tensors with {values:,} values",
+            "model": f"{self.network.model} for pictures of {' x '.join(map(str, task.shape))}",
+            "granted": ", ".join(fact for fact, given in granted.items() if given) or "nothing else",
+            "withheld": ", ".join(fact for fact, given in granted.items() if not given),
+        }
 
     def need(self, *facts: str) -> None:
         """Checks that facts are granted.

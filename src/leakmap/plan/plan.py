@@ -127,9 +127,9 @@ class Plan:
     ] = "samples"
     rule: Annotated[LocalRule, Declared(panel=CLIENT, table="client")] = field(default_factory=LocalRule)
     threat: Annotated[ThreatModel, Declared(panel=SERVER, table="threat")] = field(default_factory=ThreatModel)
-    attack: Annotated[Spec, Declared("NAME[,key=value…].", ATTACK, table="attack", key="name")] = field(
-        default_factory=lambda: Spec(DEFAULT)
-    )
+    attack: Annotated[
+        Spec, Declared("NAME[,key=value…] or path/to/file.py:function.", ATTACK, table="attack", key="name")
+    ] = field(default_factory=lambda: Spec(DEFAULT))
     tuned: Annotated[Tuning | None, Declared()] = None
     weights: Annotated[
         str | None, Declared("safetensors, or a torch checkpoint.", MODEL, table="weights", key="file")

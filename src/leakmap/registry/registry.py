@@ -16,15 +16,16 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from leakmap.errors import BadSetting, UnknownName, UsageError, in_words
+from leakmap.errors import BadSetting, LeakmapError, UnknownName, UsageError, in_words
 from leakmap.registry.spec import Spec, Tunable, near_misses
+from leakmap.registry.user_code import is_user_code, load_user_code
 
 T = TypeVar("T")
 Constructor = TypeVar("Constructor", bound=Callable[..., Any])
@@ -55,10 +56,13 @@ class Registry(Generic[T]):
     Args:
         kind: What the registered things are, in the singular, for messages and the entry-point group.
         package: Name of the package whose modules register themselves.
+        own: Whether a name may also be a user's own ``path/to/file.py:constructor``, whose file is then run: only where
+            no file that others write names what is built.
     """
 
-    def __init__(self, kind: str, package: str):
+    def __init__(self, kind: str, package: str, *, own: bool = False):
         self.kind = kind
+        self._own = own
         self._package = package
         self._entries: dict[str, _Registered[T]] = {}
         self._broken: dict[str, str] = {}
@@ -148,7 +152,7 @@ class Registry(Generic[T]):
         Raises:
             UnknownName: no such name.
             BadSetting: a setting is unknown, missing or of the wrong type or size.
-            UsageError: it ends Python instead of being built.
+            UsageError: it ends Python instead of being built, or it is a user's own and fails.
         """
         spec = Spec.parse(spec)
         found, rest = self._find(spec.name)
@@ -157,10 +161,15 @@ class Registry(Generic[T]):
         settings = checked_settings(found.constructor, spec, self.kind)
         try:
             return found.constructor(*context, *rest, **settings)
-        except SystemExit as error:
+        except (Exception, SystemExit) as error:
+            own = isinstance(error, SystemExit) or (is_user_code(spec.name) and self._own)
+            if not own or isinstance(error, (LeakmapError, MemoryError)):
+                raise
             raise UsageError(f"The {self.kind} {spec} failed when it was built: {in_words(error)}.") from error
 
     def _find(self, name: str) -> tuple[_Registered[T], list[str]]:
+        if self._own and is_user_code(name):
+            return _Registered(load_user_code(name)), []
         self._discover()
         if name in self._entries:
             return self._entries[name], []
@@ -214,21 +223,13 @@ class Registry(Generic[T]):
 
 def checked_settings(constructor: Callable[..., Any], spec: Spec, kind: str) -> dict[str, Any]:
     """The settings of ``spec``, converted to the annotations of the constructor's keyword-only parameters."""
-    signature = inspect.signature(constructor)
-    parameters = signature.parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    model = _settings_model(constructor)
+    if model is None:
         return dict(spec.params)
-    takes = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
     for key in spec.params:
-        if key not in takes:
+        if key not in (takes := model.model_fields):
             hint = near_misses(key, takes) if takes else "it takes none."
             raise BadSetting(f"The {kind} {spec.name!r} has no setting {key!r}; {hint}")
-    target = constructor.__init__ if inspect.isclass(constructor) else constructor
-    hints = get_type_hints(target, include_extras=True)
-    fields: dict[str, Any] = {
-        name: (hints.get(name, Any), ... if p.default is p.empty else p.default) for name, p in takes.items()
-    }
-    model = create_model("Settings", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
     try:
         read = model.model_validate(spec.params)
     except ValidationError as error:
@@ -237,3 +238,17 @@ def checked_settings(constructor: Callable[..., Any], spec: Spec, kind: str) -> 
         got = "nothing" if first["type"] == "missing" else repr(first["input"])
         raise BadSetting(f"The {kind} {spec.name!r} got {got} for {where!r}: {first['msg']}.") from None
     return {name: getattr(read, name) for name in spec.params}
+
+
+@lru_cache(maxsize=1024)  # pydantic takes longer to make one than a small network takes to build
+def _settings_model(constructor: Callable[..., Any]) -> type[BaseModel] | None:
+    """The keyword-only parameters of a constructor as pydantic reads them; None where it takes any."""
+    parameters = inspect.signature(constructor).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    hints = get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor, include_extras=True)
+    takes = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    fields: dict[str, Any] = {
+        name: (hints.get(name, Any), ... if p.default is p.empty else p.default) for name, p in takes.items()
+    }
+    return create_model("Settings", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)

@@ -3,14 +3,17 @@
 import inspect
 import re
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.labels import label_rules
 from leakmap.client.data import sources
 from leakmap.defences import defences
+from leakmap.errors import UnknownName
 from leakmap.models import models
 from leakmap.registry.registry import Registry
+from leakmap.registry.spec import near_misses
 from leakmap.report.markdown import wrapped
 from leakmap.scoring.metrics import metrics
 from leakmap.threat import letter_of
@@ -50,14 +53,31 @@ class Entry:
     cost: str = ""
 
 
-def catalogue() -> list[Entry]:
-    """All entries, by kind and name."""
-    return [_entry(registry, name) for registry in REGISTRIES for name in registry.names()]
+def catalogue(kind: str = "", pattern: str = "") -> list[Entry]:
+    """The entries, by kind and name.
+
+    Args:
+        kind: Of them, such as ``attack``; empty: every kind.
+        pattern: Part of a name or of what is said of it, in any case; ``*`` stands for any text. Empty: all.
+
+    Raises:
+        UnknownName: there is no such kind.
+    """
+    sought = f"*{pattern.lower()}*"
+    found = [_entry(registry, name) for registry in _registries(kind) for name in registry.names()]
+    return [one for one in found if any(fnmatchcase(t.lower(), sought) for t in (one.name, one.summary, one.applies))]
 
 
-def broken() -> list[tuple[str, str, str]]:
-    """Kind, name and reason of everything that could not be loaded."""
-    return [(registry.kind, *each) for registry in REGISTRIES for each in registry.broken().items()]
+def broken(kind: str = "") -> list[tuple[str, str, str]]:
+    """Kind, name and reason of everything that could not be loaded; of one kind, if it is named."""
+    return [(registry.kind, *each) for registry in _registries(kind) for each in registry.broken().items()]
+
+
+def _registries(kind: str) -> tuple[Registry[Any], ...]:
+    kinds = {registry.kind: registry for registry in REGISTRIES}
+    if kind and kind not in kinds:
+        raise UnknownName(f"There is no kind {kind!r}; {near_misses(kind, kinds)}")
+    return (kinds[kind],) if kind else REGISTRIES
 
 
 def _entry(registry: Registry[Any], name: str) -> Entry:

@@ -1,6 +1,5 @@
 """Pictures in a page: which are shown, and as what."""
 
-import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from leakmap.drawing import drawn, uri
 from leakmap.result.clients import FinishedClient
 from leakmap.result.result import Result
 
@@ -120,15 +120,6 @@ def _caption(client: FinishedClient, place: int, level: str) -> str:
     return ", ".join(told)
 
 
-def drawn(picture: Tensor, side: int) -> Image.Image:
-    """A picture ``(C, H, W)`` in [0, 1], made smaller where it is larger than ``side``."""
-    pixels = (picture.cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    if max(image.size) > side:
-        image.thumbnail((side, side))
-    return image
-
-
 def uris(pictures: Sequence[Tensor | None]) -> list[str]:
     """Pictures ``(C, H, W)`` in [0, 1] as addresses of images; empty for none.
 
@@ -140,14 +131,7 @@ def uris(pictures: Sequence[Tensor | None]) -> list[str]:
     most = sum(min(1, side / max(picture.shape[1:])) ** 2 * picture[0].numel() for picture in there)
     if most > PIXELS:
         side = max(SMALL_SIDE, math.isqrt(PIXELS // len(there)))
-    return ["" if picture is None else _uri(drawn(picture, side), lossless=most <= PIXELS) for picture in pictures]
-
-
-def _uri(image: Image.Image, lossless: bool) -> str:
-    buffer = io.BytesIO()
-    kind, options = ("PNG", {}) if lossless else ("WEBP", {"quality": 85})
-    image.save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
+    return ["" if picture is None else uri(drawn(picture, side), lossless=most <= PIXELS) for picture in pictures]
 
 
 def sheet(rows: Sequence[Sequence[Tensor | None]], side: int, lossless: bool) -> bytes:

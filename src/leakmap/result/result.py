@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 
+from leakmap.drawing import card
 from leakmap.errors import LeakmapError, StoreError, check_type
 from leakmap.files import JSON_LIMIT, read_limited, refusal
 from leakmap.plan.plan import Plan
@@ -108,6 +109,27 @@ class Result(Part):
     def finished(self) -> list[FinishedClient]:
         """The clients that have all of their runs, in order."""
         return [client for client in self.clients if isinstance(client, FinishedClient)]
+
+    def __repr__(self) -> str:
+        return f"<Result: {self.verdict.level}. {self.verdict.statement}>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return card("Result of an audit", self.told())
+
+    def told(self) -> dict[str, str]:
+        """What a notebook shows of it: name -> in words; empty where there is nothing to say."""
+        exposed, first = self.exposure, self.line_up.attack
+        means = (f"{name} {row.value.value:.3g}" for name, row in self.metrics.items() if row.value.value is not None)
+        return {
+            "verdict": f"{self.verdict.level}. {self.verdict.statement}",
+            "exposed": f"{exposed.clients} of {exposed.of_clients} clients" if exposed else "",
+            "line-up": f"{first.hits} of {first.n} first; {first.chance:.1%} by chance" if first else "",
+            "means": ", ".join(means),
+            "flags": ", ".join(self.flags),
+            "again": self.command,
+        }
 
     def as_json(self) -> str:
         """The content of ``result.json``."""

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,6 +18,8 @@ from leakmap.errors import WorkerDied
 from leakmap.runs.jobs import Job, Report
 
 T = TypeVar("T")
+_SHARED = [__name__, "leakmap.attacker.attacks.strongest", "torch._dynamo"]
+"""What every process would import for itself; the last is what torch imports with the first optimiser that is made."""
 
 
 def run_in_pool(
@@ -36,7 +39,7 @@ def run_in_pool(
     Raises:
         WorkerDied: a process ended in the middle of a job; names the jobs that it may have been.
     """
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     queue, stop = context.Queue(), context.Event()
     with ProcessPoolExecutor(
         min(workers, len(jobs)), mp_context=context, initializer=_start, initargs=(device, queue, stop)
@@ -59,6 +62,19 @@ def run_in_pool(
             if isinstance(error, BrokenProcessPool):
                 raise WorkerDied(running) from None
             raise
+
+
+def _context() -> Any:
+    """How processes are started: on Linux out of one that has imported what computes, and nothing of the user's, once.
+
+    That is Python's own default there from 3.14 on. Elsewhere each process imports everything anew, as forks of a
+    process that holds Apple's libraries are not safe.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_SHARED)
+    return context
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from leakmap.attacker.protocol import Attack, Fitted
 from leakmap.attacker.reconstruction import Attempt, Reconstruction, Tick
 from leakmap.attacker.setting import Setting
 from leakmap.client.simulate import Batch, Round, simulate
-from leakmap.errors import in_words
+from leakmap.errors import LeakmapError, in_words
 from leakmap.models.network import Network
 from leakmap.observation.observation import Observation
 from leakmap.runs.fitting import fitted, recipe
@@ -108,8 +108,11 @@ def failed(
     trial: Trial, error: BaseException, seconds: float = 0.0, versions: Mapping[str, str] | None = None
 ) -> Outcome:
     """The outcome of a trial that ended in an error."""
-    text = in_words(error) if isinstance(error, SystemExit) else " ".join(str(error).split())
-    failure = (type(error).__name__, text or "no message")
+    foreign = isinstance(error, SystemExit) or (trial.code and not isinstance(error, LeakmapError))
+    kind = type(error).__name__
+    # With the line of a user's own file.
+    text = in_words(error).removeprefix(f"{kind}: ") if foreign else " ".join(str(error).split())
+    failure = (kind, text or "no message")
     return Outcome(trial, failure=failure, seconds=seconds, versions=dict(versions or {}))
 
 
