@@ -32,6 +32,8 @@ STEP, FORWARD, LOOP, TOOLS_LOOP = "training step", "forward pass", "hand-written
 EXACT, FROZEN, AUTO = "leakmap exact", "leakmap frozen", "leakmap auto"
 BREACHING, LEAKPRO, LEAKPRO_MODULAR = "breaching 0.1.2", "LeakPro, class-based", "LeakPro, modular"
 KINDS: Mapping[str, Kind] = {EXACT: "exact", FROZEN: "frozen", AUTO: "auto"}
+BREACHING_IG, BREACHING_MODERN = "breaching, invertinggradients", "breaching, modern"
+LEAKPRO_IG, LEAKPRO_RUNNING = "LeakPro, inverting gradients", "LeakPro, GIA Running"
 PUBLISHED_STEPS, PUBLISHED_TV = 24_000, 0.2
 
 Answer = tuple[Tensor, Tensor]
@@ -62,6 +64,8 @@ class Settings:
 
 
 Attack = Callable[[Case, Settings, Watch], None]
+Preset = Callable[[Case, int, Watch], None]
+"""A whole attack in all of its published settings but for the number of iterations, over which its schedule runs."""
 
 
 def matching_term(gradients: tuple[Tensor, ...], target: list[Tensor]) -> Tensor:
@@ -188,4 +192,6 @@ def attack_with(kind: Kind) -> Attack:
     return attack
 
 
+PRESETS: Mapping[str, Preset] = {}
+"""leakmap's own attacks are no peers; those with presets are in ``of_breaching`` and ``of_leakpro``."""
 ATTACKS: Mapping[str, Attack] = {name: attack_with(kind) for name, kind in KINDS.items()}

@@ -7,6 +7,7 @@ optimiser, without total variation and sign. Attention takes the math kernel, th
 """
 
 import contextlib
+import functools
 import io
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -21,7 +22,17 @@ with contextlib.redirect_stdout(io.StringIO()):
         OptimizationBasedAttacker,
     )
 
-from benchmarks.peers.contestants import BREACHING, SEED, Answer, Attack, Evaluate, Settings
+from benchmarks.peers.contestants import (
+    BREACHING,
+    BREACHING_IG,
+    BREACHING_MODERN,
+    SEED,
+    Answer,
+    Attack,
+    Evaluate,
+    Preset,
+    Settings,
+)
 from benchmarks.peers.watches import Watch
 from benchmarks.peers.works import Case
 
@@ -37,12 +48,14 @@ class Attacker(OptimizationBasedAttacker):
         return super()._compute_objective(candidate, *arguments, **named)
 
 
-def attacker(case: Case, *overrides: str) -> tuple[Attacker, list[dict[str, Any]], list[dict[str, Any]]]:
+def attacker(
+    case: Case, *overrides: str, settings: str = "invertinggradients"
+) -> tuple[Attacker, list[dict[str, Any]], list[dict[str, Any]]]:
     """breaching's attacker, and what it calls the server's payload and the shared data."""
     observation = case.observation
     network = observation.network
     template, task, setup = network.module(), network.task, {"dtype": torch.float, "device": network.device}
-    settings = breaching.get_attack_config("invertinggradients", list(overrides))
+    chosen = breaching.get_attack_config(settings, list(overrides))
     metadata = SimpleNamespace(shape=task.shape, mean=task.mean, std=task.std, modality="vision", classes=task.classes)
     parameters = [network.weights[name] for name, _ in template.named_parameters()]
     buffers = [network.weights[name] for name, _ in template.named_buffers()] if case.mode == "eval" else None
@@ -50,7 +63,7 @@ def attacker(case: Case, *overrides: str) -> tuple[Attacker, list[dict[str, Any]
     shared = {"num_data_points": len(case.y), "labels": case.y, "local_hyperparams": None}
     gradients = [observation.update.tensors[name] for name, _ in template.named_parameters()]
     return (
-        Attacker(template, network.loss(), settings, setup),
+        Attacker(template, network.loss(), chosen, setup),
         payload,
         [{"gradients": gradients, "buffers": None, "metadata": shared}],
     )
@@ -77,10 +90,17 @@ def contestant(case: Case) -> Evaluate:
 def attack(case: Case, settings: Settings, watch: Watch) -> None:
     """breaching's loop."""
     steps, tv = settings.published()
+    _run(case, watch, f"optim.max_iterations={steps}", f"regularization.total_variation.scale={tv}")
+
+
+def preset(case: Case, steps: int, watch: Watch, settings: str) -> None:
+    """breaching's loop in settings of its own."""
+    _run(case, watch, f"optim.max_iterations={steps}", settings=settings)
+
+
+def _run(case: Case, watch: Watch, *overrides: str, settings: str = "invertinggradients") -> None:
     torch.manual_seed(SEED)
-    peer, payload, shared = attacker(
-        case, f"optim.max_iterations={steps}", f"regularization.total_variation.scale={tv}"
-    )
+    peer, payload, shared = attacker(case, *overrides, settings=settings)
     peer.watch = watch
     with sdpa_kernel(SDPBackend.MATH), contextlib.redirect_stdout(io.StringIO()):
         peer.reconstruct(payload, shared, {})
@@ -88,3 +108,7 @@ def attack(case: Case, settings: Settings, watch: Watch) -> None:
 
 CONTESTANTS: Mapping[str, Any] = {BREACHING: contestant}
 ATTACKS: Mapping[str, Attack] = {BREACHING: attack}
+PRESETS: Mapping[str, Preset] = {
+    BREACHING_IG: functools.partial(preset, settings="invertinggradients"),
+    BREACHING_MODERN: functools.partial(preset, settings="modern"),
+}

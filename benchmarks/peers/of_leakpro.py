@@ -16,13 +16,25 @@ from leakpro.attacks.gia_attacks.invertinggradients import (  # pyright: ignore[
     InvertingGradients,
 )
 from leakpro.attacks.gia_attacks.modular.presets import (  # pyright: ignore[reportMissingImports]
+    gia_running_attack,
     inverting_gradients_attack,
 )
 from leakpro.fl_utils.fl_client_simulator import ClientObservations  # pyright: ignore[reportMissingImports]
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.peers.contestants import LEAKPRO, LEAKPRO_MODULAR, SEED, Answer, Attack, Evaluate, Settings
+from benchmarks.peers.contestants import (
+    LEAKPRO,
+    LEAKPRO_IG,
+    LEAKPRO_MODULAR,
+    LEAKPRO_RUNNING,
+    SEED,
+    Answer,
+    Attack,
+    Evaluate,
+    Preset,
+    Settings,
+)
 from benchmarks.peers.watches import Enough, Watch
 from benchmarks.peers.works import Case
 from leakmap.errors import NotApplicable
@@ -71,8 +83,17 @@ def class_based_contestant(case: Case) -> Evaluate:
 
 def class_based_attack(case: Case, settings: Settings, watch: Watch) -> None:
     """Its loop."""
+    _run_class_based(case, *settings.published(), watch)
+
+
+def class_based_preset(case: Case, steps: int, watch: Watch) -> None:
+    """Its loop in settings of its own."""
+    _run_class_based(case, steps, InvertingConfig().tv_reg, watch)
+
+
+def _run_class_based(case: Case, steps: int, tv: float, watch: Watch) -> None:
     torch.manual_seed(SEED)
-    peer = class_based(case, *settings.published())
+    peer = class_based(case, steps, tv)
     peer.watch = watch
     try:
         with sdpa_kernel(SDPBackend.MATH):
@@ -123,8 +144,34 @@ def modular_contestant(case: Case) -> Evaluate:
 
 def modular_attack(case: Case, settings: Settings, watch: Watch) -> None:
     """Its loop."""
+    _run_modular(case, *modular(case, *settings.published()), watch)
+
+
+def running_preset(case: Case, steps: int, watch: Watch) -> None:
+    """The modular attack "GIA Running" in settings of its own: it reads the client's returned statistics.
+
+    Raises:
+        NotApplicable: the client returned none that moved.
+    """
+    observation = case.observation
+    network, buffers = observation.network, observation.buffers
+    if case.mode != "train" or not buffers:
+        raise NotApplicable("GIA Running reads statistics that a client in training mode returns.")
+    layers = [name.removesuffix("running_mean") for name in buffers if name.endswith("running_mean")]
+    _, held = modular(case, steps, 0.0)
+    held.pre_bn_stats, held.post_bn_stats = (
+        [(of[f"{layer}running_mean"], of[f"{layer}running_var"]) for layer in layers]
+        for of in (network.weights, buffers)
+    )
+    settings = gia_running_attack()
+    settings.max_iterations = steps
+    # The client shared a gradient, where this one simulates a step of SGD unless told otherwise.
+    settings.training_simulator_compute_mode, settings.use_client_compute_mode = "gradients", False
+    _run_modular(case, settings.build(), held, watch)
+
+
+def _run_modular(case: Case, peer: Any, held: Any, watch: Watch) -> None:
     torch.manual_seed(SEED)
-    peer, held = modular(case, *settings.published())
     original = peer.optimization._compute_loss
 
     def watched(state: Any, *arguments: Any) -> Any:
@@ -141,4 +188,5 @@ def modular_attack(case: Case, settings: Settings, watch: Watch) -> None:
 
 
 CONTESTANTS: Mapping[str, Any] = {LEAKPRO: class_based_contestant, LEAKPRO_MODULAR: modular_contestant}
+PRESETS: Mapping[str, Preset] = {LEAKPRO_IG: class_based_preset, LEAKPRO_RUNNING: running_preset}
 ATTACKS: Mapping[str, Attack] = {LEAKPRO: class_based_attack, LEAKPRO_MODULAR: modular_attack}

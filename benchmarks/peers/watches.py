@@ -35,6 +35,16 @@ class Stamps:
 
 
 @dataclass
+class Last:
+    """Keeps the pictures of the last iteration."""
+
+    x: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> None:
+        self.x = x.detach().clone()
+
+
+@dataclass
 class Follower:
     """Keeps pictures with the time at which they were there, not counting the time that it takes itself.
 

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.peers.contestants import Attack, Evaluate, HandWritten, Settings
-from benchmarks.peers.watches import Follower, Stamps
+from benchmarks.peers.contestants import Attack, Evaluate, HandWritten, Preset, Settings
+from benchmarks.peers.watches import Follower, Last, Stamps
 from benchmarks.peers.works import Case
 from leakmap.scoring.metrics import metrics
 
@@ -45,6 +45,7 @@ class Server:
         device: Where it is attacked.
         contestants: Name -> what builds an evaluation.
         attacks: Name -> a whole attack.
+        presets: Name -> a whole attack in published settings.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class Server:
         device: torch.device,
         contestants: Mapping[str, Callable[[Case], Evaluate]],
         attacks: Mapping[str, Attack],
+        presets: Mapping[str, Preset],
     ):
         self.case, self.device = Case.load(folder, device), device
-        self.contestants, self.attacks = contestants, attacks
+        self.contestants, self.attacks, self.presets = contestants, attacks, presets
         self.built: dict[str, Evaluate] = {}
 
     def synchronise(self) -> None:
@@ -145,6 +147,22 @@ class Server:
         points = [(seconds, scored(x), measured(x)) for seconds, x in follower.seen]
         return {"points": points, "iterations": follower.iterations, "seconds": spent}
 
+    def take(self, folder: str) -> dict[str, Any]:
+        """Holds another case from now on."""
+        self.case = Case.load(Path(folder), self.device)
+        return {}
+
+    def reconstruct(self, name: str, steps: int, file: str) -> dict[str, Any]:
+        """Runs a preset over so many iterations and writes the pictures of the last one; returns seconds of CPU."""
+        last, cpu = Last(), time.process_time()
+        self.presets[name](self.case, steps, last)
+        self.synchronise()
+        cpu = time.process_time() - cpu
+        if last.x is None:
+            raise ValueError(f"{name} made no iteration.")
+        save_file({"pictures": self.case.observation.network.task.denormalize(last.x).clamp(0, 1).cpu()}, file)
+        return {"cpu": cpu}
+
     def _held(self) -> int:
         self.synchronise()
         if self.device.type == "cuda":
@@ -195,7 +213,7 @@ def main() -> None:
 
     try:
         module = importlib.import_module(KINDS[kind])
-        server = Server(Path(folder), torch.device(device), module.CONTESTANTS, module.ATTACKS)
+        server = Server(Path(folder), torch.device(device), module.CONTESTANTS, module.ATTACKS, module.PRESETS)
     except Exception as error:
         reply({"error": f"{type(error).__name__}: {error}"})
         raise

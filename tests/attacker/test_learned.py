@@ -150,7 +150,7 @@ def test_a_member_that_fails_in_its_rehearsal_is_run_and_its_failure_recorded(se
     told = {attempt.name: attempt for attempt in attack(seen, ready, seed=1).attempts}
     assert told["dimitrov"].failed
     assert "it left the finite numbers" in told["dimitrov"].note
-    assert told["learned_inverse"].pictures is not None
+    assert any(told[name].pictures is not None for name in ("learned_inverse", "learned_start"))
 
 
 def test_the_suite_leaves_out_rehearsals_where_nothing_is_public_and_a_closed_form_still_answers_first(setup):

@@ -25,6 +25,7 @@ def quick(name: str) -> Spec:
     )
     few = {
         "learned_inverse": {"clients": 20},
+        "learned_start": {"clients": 20},
         "last_batch": {"clients": 20},
         "strongest": {"learned_inverse.clients": 20, "last_batch.clients": 20},
     }

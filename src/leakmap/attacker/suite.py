@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,19 +10,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from leakmap.attacker.budget import SPLITS, Pace, Paced, pace_within
 from leakmap.attacker.buffers import assumed_rule
-from leakmap.attacker.learned.rehearsal import READ, rehearsals_of
-from leakmap.attacker.matching.context import SearchContext
+from leakmap.attacker.learned.rehearsal import READ, Rehearsals, rehearsals_of
 from leakmap.attacker.matching.gradient_matching import GradientMatching
-from leakmap.attacker.matching.residual import buffer_residual, update_residual
+from leakmap.attacker.matching.residual import residuals
 from leakmap.attacker.matching.statistics import norm_layers
 from leakmap.attacker.protocol import Attack, Cost, FitCost, Fitted, Kept, trying_shows
 from leakmap.attacker.reconstruction import Attempt, Reconstruction, Tick
 from leakmap.attacker.setting import Setting
-from leakmap.errors import LeakmapError, NonFinite, NotApplicable, NotGranted
-from leakmap.local_rule import LocalRule
+from leakmap.errors import LeakmapError, NotApplicable, NotGranted
 from leakmap.observation.observation import Observation
-from leakmap.seeds import derive
 
 PLAIN, PROXY = "inverting_gradients", "proxy_statistics"
 """The searches whose floors are those of the suite without rehearsals."""
@@ -36,6 +34,8 @@ train for several steps, and of large networks."""
 CLOSED_FORMS = ("linear", "spear", "april", "patch_positions")
 FITTED = ("patch_subspace", "learned_inverse", "last_batch")
 """Answers from public pictures without a search."""
+PORTFOLIO = ("low_variation", "even_steps", "whitened", "learned_start")
+"""Searches among which the term alone must not choose: they run where they could rehearse."""
 
 
 def unlabelled(attack: Attack, observation: Observation) -> str:
@@ -68,12 +68,14 @@ class Strongest:
         version: Of the suite.
         rehearses: The specifications of the members, where they rehearse on public clients if that can be done; empty
             where they do not.
+        seconds: Of a core that a search gets for each client; None: as many as its iterations take.
         sees: Whether it sees what came from the client; its floor does not.
     """
 
     members: tuple[tuple[str, Attack], ...]
     version: str
     rehearses: str = ""
+    seconds: float | None = None
     sees: bool = True
 
     needs = frozenset({"count"})
@@ -83,11 +85,9 @@ class Strongest:
     @property
     def cost(self) -> Cost:
         """That of its members together; of the floor that of the plain search."""
-        return Cost(
-            members=tuple(member.cost for _, member in self.members)
-            if self.sees
-            else (dict(self.members)[PLAIN].blind().cost,)
-        )
+        if not self.sees:
+            return Cost(members=(dict(self.members)[PLAIN].blind().cost,))
+        return Cost(members=tuple(self._cost(member) for _, member in self.members))
 
     @property
     def fits(self) -> str:
@@ -96,6 +96,8 @@ class Strongest:
         if self.rehearses:
             # A rehearsal runs every member as it is set up: other settings are another rehearsal.
             fits.append(f"rehearsals of {self.rehearses}")
+        if self.seconds is not None:
+            fits.append(f"iterations that take {self.seconds:g} seconds")
         return "; ".join(fits)
 
     def blind(self) -> "Strongest":
@@ -106,13 +108,15 @@ class Strongest:
     def fit_cost(self, setting: Setting) -> FitCost:
         """That of its members together, and their rehearsals. What is left out on the way is not foreseen."""
         rehearsals = rehearsals_of(setting, 0) if self.rehearses else None
-        total = FitCost()
+        total, counted = FitCost(), set[str]()
         for name, member in self._able(setting).items():
             with suppress(NotApplicable):
-                total += member.fit_cost(setting if rehearsals is None else rehearsals.setting)
+                if not member.fits or member.fits not in counted:
+                    total += member.fit_cost(setting if rehearsals is None else rehearsals.setting)
+                counted.add(member.fits)
             if rehearsals is not None and not member.why_not(rehearsals.observation(0, 0)):
                 tried = 1 if name in CLOSED_FORMS else len(rehearsals.y)
-                total += FitCost(rehearsed=(member.cost,) * tried)
+                total += FitCost(rehearsed=(self._cost(member),) * tried)
         return total
 
     def fit(self, setting: Setting, seed: int, tick: Tick, kept: Kept) -> Fitted:
@@ -129,55 +133,140 @@ class Strongest:
             own = _under(name, kept)
             if _read_all(state):
                 if member.fits:
-                    state[f"refused/{name}/a closed form read the pictures of every rehearsal"] = torch.zeros(0)
+                    state[f"refused/{name}/another member read the pictures of every rehearsal"] = torch.zeros(0)
                 continue
             if tried is not None and (why := member.why_not(tried)):
                 # What real clients will show may still let a search run, which has nothing to fit.
                 if member.fits:
                     state[f"refused/{name}/{why}"] = torch.zeros(0)
                 continue
-            if any(key.startswith("rehearsed/") for key in state) and (why := _too_long(member, inner, work)):
+            if _own("rehearsed", state) and (why := _too_long(member, self._cost(member), inner, work)):
                 state[f"refused/{name}/{why}"] = torch.zeros(0)
                 continue
             try:
-                fitted = member.fit(inner, seed, lambda f, t=told: t(f if rehearsals is None else f / 2), own)
+                # What another member was fitted to already serves this one too.
+                known = self._state(name, state)
+                halfway = lambda f, t=told: t(f if rehearsals is None else f / 2)  # noqa: E731
+                fitted = member.restored(inner, known) if known else member.fit(inner, seed, halfway, own)
             except NotApplicable as error:
                 state |= {f"refused/{name}/{error}": torch.zeros(0)}
                 continue
-            state |= {f"{name}/{key}": tensor for key, tensor in fitted.state.items()}
-            if rehearsals is not None:
-                state[f"rehearsed/{name}"] = rehearsals.ncc(
-                    fitted, name, seed, own, lambda f, t=told: t((1 + f) / 2), exact=name in CLOSED_FORMS
-                )
+            if not known:
+                state |= {f"{name}/{key}": tensor for key, tensor in fitted.state.items()}
+            if rehearsals is None or tried is None:
+                continue
+            if self.seconds is not None and isinstance(member, Paced):
+                pace = partial(pace_within, member, inner, fitted.state, tried, self.seconds, seed)
+                try:
+                    state[f"pace/{name}"] = own("pace", lambda p=pace: {"pace": p().tensor()})["pace"]
+                except (NotApplicable, NotGranted) as error:
+                    state[f"refused/{name}/{error}"] = torch.zeros(0)
+                    continue
+                fitted = self._paced(name, member, state).restored(inner, fitted.state)
+            best = _own("rehearsed", state).get(_best(state), None)
+            state[f"rehearsed/{name}"] = rehearsals.ncc(
+                fitted,
+                name,
+                seed,
+                own,
+                lambda f, t=told: t((1 + f) / 2),
+                exact=name in CLOSED_FORMS,
+                best=None if name in CLOSED_FORMS else best,
+            )
+        if rehearsals is not None and self.seconds is not None and not _read_all(state):
+            self._split(able, rehearsals, state, seed, kept)
         return self.restored(setting, state)
+
+    def _split(
+        self, able: Mapping[str, Attack], rehearsals: Rehearsals, state: dict[str, Tensor], seed: int, kept: Kept
+    ) -> None:
+        """Has the best member rehearse other ways to spend its time, and keeps the best one."""
+        name = _best(state)
+        member, usual = able[name], state.get(f"pace/{name}")
+        if usual is None or not isinstance(member, Paced):
+            return
+        for shorter, restarts in SPLITS:
+            pace = Pace.of(usual).split(shorter, restarts)
+            if restarts > 1 and not isinstance(member, GradientMatching):
+                continue  # it has one start
+            tried = member.paced(pace.steps, pace.restarts).restored(rehearsals.setting, self._state(name, state))
+            best = state[f"rehearsed/{name}"]
+            found = rehearsals.ncc(
+                tried, f"{name}-{shorter}-{restarts}", seed, _under(name, kept), lambda fraction: None, best=best
+            )
+            if float(found.mean()) > float(best.mean()):
+                state |= {f"rehearsed/{name}": found, f"pace/{name}": pace.tensor()}
+
+    def _cost(self, member: Attack) -> Cost:
+        """That of a member, within its seconds."""
+        bounded = self.seconds is not None and isinstance(member, Paced)
+        return replace(member.cost, seconds=self.seconds) if bounded else member.cost
+
+    def _state(self, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a member was fitted to; of several that fit the same, what the first of them was."""
+        fits = dict(self.members)[name].fits
+        sharing = (other for other, member in self.members if fits and member.fits == fits)
+        return _own(name, state) or next((own for other in sharing if (own := _own(other, state))), {})
+
+    def _paced(self, name: str, member: Attack, state: Mapping[str, Tensor]) -> Attack:
+        """A member with the iterations and restarts that its time allows."""
+        pace = state.get(f"pace/{name}")
+        if pace is None or not isinstance(member, Paced):
+            return member
+        how = Pace.of(pace)
+        return member.paced(how.steps, how.restarts)
 
     def restored(self, setting: Setting, state: Mapping[str, Tensor]) -> Fitted:
         """The same members from their states, whose names begin with that of the member."""
         refused = dict(key.removeprefix("refused/").split("/", 1) for key in state if key.startswith("refused/"))
         rehearsed = {name: float(ncc.mean()) for name, ncc in _own("rehearsed", state).items()}
-        fitted = {
-            name: member.restored(setting, _own(name, state))
+        if not self.sees:
+            return replace(self._floor(setting, state, rehearsed), state=state)
+        in_time = partial(self._in_time, setting, state)
+        return Fitted(self.needs, partial(self._attack, self.ready(setting, state), in_time, refused, rehearsed), state)
+
+    def ready(self, setting: Setting, state: Mapping[str, Tensor]) -> dict[str, Fitted]:
+        """The members that are not refused, each as the suite runs it.
+
+        Args:
+            setting: They were fitted to.
+            state: What was fitted.
+        """
+        refused = {key.split("/")[1] for key in state if key.startswith("refused/")}
+        return {
+            name: self._paced(name, member, state).restored(setting, self._state(name, state))
             for name, member in self._able(setting).items()
             if name not in refused
         }
-        if not self.sees:
-            return replace(self._floor(setting, state, rehearsed), state=state)
-        return Fitted(self.needs, partial(self._attack, fitted, refused, rehearsed), state)
+
+    def _in_time(
+        self, setting: Setting, state: Mapping[str, Tensor], names: Sequence[str], observation: Observation, seed: int
+    ) -> dict[str, Fitted]:
+        """The searches among these members, which share the seconds of a client: nothing was rehearsed to choose by."""
+        searches = {name: own for name in names if isinstance(own := dict(self.members)[name], Paced)}
+        found: dict[str, Fitted] = {}
+        for name, search in searches.items():
+            own, seconds = self._state(name, state), (self.seconds or 0) / len(searches)
+            with suppress(NotApplicable, NotGranted):  # which it will say itself when it runs
+                pace = pace_within(search, setting, own, observation, seconds, seed)
+                found[name] = search.paced(pace.steps, 1).restored(setting, own)
+        return found
 
     def _able(self, setting: Setting) -> dict[str, Attack]:
         return {name: member for name, member in self.members if member.needs <= setting.granted}
 
     def _floor(self, setting: Setting, state: Mapping[str, Tensor], rehearsed: Mapping[str, float]) -> Fitted:
         members = dict(self.members)
-        best = max(rehearsed, key=lambda name: _ncc(rehearsed, name), default="")
-        if best in FITTED:
-            return members[best].blind().restored(setting, _own(best, state))
+        best = _best(state)
+        if best in (*FITTED, *PORTFOLIO):
+            return self._paced(best, members[best], state).blind().restored(setting, self._state(best, state))
         plain = setting.public is None or not norm_layers(setting.network.module())
         return members[PLAIN if plain else PROXY].blind().restored(setting, {})
 
     def _attack(
         self,
         fitted: Mapping[str, Fitted],
+        in_time: Callable[[Sequence[str], Observation, int], dict[str, Fitted]],
         refused: Mapping[str, str],
         rehearsed: Mapping[str, float],
         observation: Observation,
@@ -196,9 +285,13 @@ class Strongest:
             name: member.why_not(observation) or refused.get(name, "" if name in fitted else unfit)
             for name, member in self.members
         }
+        if not rehearsed:
+            skipped |= dict.fromkeys(PORTFOLIO, "it runs where it rehearsed, and nothing was rehearsed")
         order = [name for name, why in skipped.items() if not why]
         if rehearsed:
             order.sort(key=lambda name: (name not in CLOSED_FORMS, -_ncc(rehearsed, name)))
+        if not rehearsed and self.seconds is not None:
+            fitted = {**fitted, **in_time(order, observation, seed)}
         attempts: dict[str, Attempt] = {name: Attempt(name, note=why) for name, why in skipped.items() if why}
         results: dict[str, Reconstruction] = {}
         lowest = math.inf
@@ -213,7 +306,7 @@ class Strongest:
             started = time.perf_counter()
             try:
                 found = fitted[name](observation, seed, lambda f, p=place: tick((p + f) / len(order)))
-                distance, term = _residuals(observation, assumed.rule, found, seed)
+                distance, term = residuals(observation, assumed.rule, found, seed)
             except NotApplicable as error:
                 attempts[name] = Attempt(name, note=str(error))
                 continue
@@ -247,15 +340,16 @@ class Strongest:
         )
 
 
-def _too_long(member: Attack, setting: Setting, work: int) -> str:
+def _too_long(member: Attack, cost: Cost, setting: Setting, work: int) -> str:
     """Why a member takes too long where another one rehearsed; empty if it does not.
 
     Args:
         member: Of the suite.
+        cost: Of it in the suite, whose seconds may bound it.
         setting: It would be fitted to.
         work: Floating-point operations of simulating one client.
     """
-    if member.cost.total * work > LONGEST:
+    if cost.seconds is None and cost.total * work > LONGEST:
         return f"a search over {setting.count} pictures takes long; name it with --attack to run it"
     try:
         clients = member.fit_cost(setting).clients
@@ -271,6 +365,12 @@ def _read_all(state: Mapping[str, Tensor]) -> bool:
     return any(bool(ncc.min() >= READ) for ncc in _own("rehearsed", state).values())
 
 
+def _best(state: Mapping[str, Tensor]) -> str:
+    """The member that rehearsed best; empty if none did."""
+    rehearsed = {name: float(ncc.mean()) for name, ncc in _own("rehearsed", state).items()}
+    return max(rehearsed, key=lambda name: _ncc(rehearsed, name), default="")
+
+
 def _ncc(rehearsed: Mapping[str, float], name: str) -> float:
     """What a member rehearsed; 0 where it failed or did not rehearse."""
     ncc = rehearsed.get(name, 0.0)
@@ -279,6 +379,8 @@ def _ncc(rehearsed: Mapping[str, float], name: str) -> float:
 
 def _outdone(name: str, better: str, rehearsed: Mapping[str, float]) -> str:
     """Why a member is not run on a client."""
+    if name not in rehearsed:
+        return f"it did not rehearse, as {better} read the pictures of every rehearsal"
     return f"rehearsed at NCC {_ncc(rehearsed, name):.2f}, below the {_ncc(rehearsed, better):.2f} of {better}"
 
 
@@ -289,21 +391,3 @@ def _under(member: str, kept: Kept) -> Kept:
 
 def _own(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}/"): tensor for key, tensor in state.items() if key.startswith(f"{name}/")}
-
-
-def _residuals(observation: Observation, rule: LocalRule, found: Reconstruction, seed: int) -> tuple[float, float]:
-    """How far a result is from the update, and from all that the client sent, by which results are compared.
-
-    Raises:
-        NonFinite: its pictures or the update residual are not finite.
-    """
-    if found.last:
-        # What it says of a part of the pictures does not tell what the client would have sent.
-        return math.inf, math.nan
-    context = SearchContext(observation, rule, found.y, derive(seed, "yardstick"))
-    x = observation.network.task.normalize(found.pictures)
-    distance = update_residual(context, x)
-    term = distance + buffer_residual(context, x)
-    if not bool(torch.isfinite(found.pictures).all()) or not math.isfinite(term):
-        raise NonFinite("The pictures, or the update that they would give, are not finite.")
-    return distance, term

@@ -119,6 +119,8 @@ class Pace:
         """Of one run of an attack that is fitted. What it stops early is not foreseen."""
         if attack.name not in MEMBERS or self.observation is None:
             return RUN + self._once_fitted(attacks.build(attack))
+        if attack.params.get("budget") is not None:
+            return RUN + float(attack.params["budget"])
         each = [self._once_fitted(attacks.build(one)) for one in applying(attack, self.observation)]
         # A suite that rehearsed runs the closed forms and one search at most, the costliest one at worst.
         return RUN + (max(each) if attack.name == SUITE and self.observation.public is not None else sum(each))
@@ -134,6 +136,8 @@ class Pace:
         return 0.0 if decodes else sum(map(self._attacking, how.cost.parts))
 
     def _attacking(self, cost: Cost) -> float:
+        if cost.seconds is not None:
+            return cost.seconds
         if not cost.iterations:
             return CLOSED_FORM * self.step
         return EVALUATION * self.step * cost.total + ITERATION * cost.iterations * cost.restarts

@@ -76,10 +76,11 @@ def _by_whom(plan: Plan, attacked: Sequence[Outcome]) -> str:
     cost = attacks.build(plan.attack).cost
     starts = f"{cost.restarts} start{'s' if cost.restarts > 1 else ''}"
     told = [f"{cost.iterations} iterations", starts] if cost.iterations else []
+    told += [f"{budget:g} seconds a client"] if (budget := plan.attack.params.get("budget")) is not None else []
     told += [f"suite {o.notes['suite']}" for o in attacked[:1] if "suite" in o.notes]
     told += [plan.column] if plan.tuned else []
-    budget = f" ({', '.join(told)})" if told else ""
-    return f"Attack: {plan.attack.name}{budget}, an attacker of kind {letter_of(used_by(attacked))}."
+    how = f" ({', '.join(told)})" if told else ""
+    return f"Attack: {plan.attack.name}{how}, an attacker of kind {letter_of(used_by(attacked))}."
 
 
 def worst(clients: Sequence[Client], numbers: Sequence[int]) -> str:

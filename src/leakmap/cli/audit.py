@@ -92,7 +92,7 @@ def audit(
         raise typer.Exit(finding.code)
 
 
-@with_plan(without=("null", "metrics", "gallery"))
+@with_plan(without=("null", "metrics", "gallery", "budget"))
 def tune(
     plan: Plan,
     budget: Annotated[int, typer.Option(help="Attack settings to try.", rich_help_panel=TUNING)] = BUDGET,

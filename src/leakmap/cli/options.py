@@ -27,6 +27,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _OF_ATTACK = {
     "steps": Annotated[int | None, typer.Option(help="Iterations.", rich_help_panel=ATTACK)],
     "restarts": Annotated[int | None, typer.Option(help="Independent starts.", rich_help_panel=ATTACK)],
+    "budget": Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds of a core for the search on each client, in place of steps.", rich_help_panel=ATTACK
+        ),
+    ],
 }
 """Settings of attacks that have an option besides ``--attack``; those of the plan's fields are declared with them."""
 
@@ -43,7 +49,8 @@ def options(of: type = Plan, without: Collection[str] = ()) -> dict[str, inspect
         if entry.declared.help and entry.path not in without:
             found[entry.path] = _parameter(entry)
         if entry.path == "attack":
-            found |= {name: _keyword(name, None, annotation) for name, annotation in _OF_ATTACK.items()}
+            own = {name: annotation for name, annotation in _OF_ATTACK.items() if name not in without}
+            found |= {name: _keyword(name, None, annotation) for name, annotation in own.items()}
     return found
 
 
@@ -73,15 +80,16 @@ def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def typed_plan(typed: dict[str, Any]) -> Plan:
+def typed_plan(typed: dict[str, Any], without: Collection[str] = ()) -> Plan:
     """The plan that typed options make.
 
     Args:
         typed: By name; the options of a plan are taken out, others are left.
+        without: Those of a plan that the command does not take.
     """
-    values = {path: typed.pop(p.name) for path, p in options().items() if p.name in typed}
+    values = {path: typed.pop(p.name) for path, p in options(without=without).items() if p.name in typed}
     spec = Spec.parse(values["attack"])
-    chosen = {name: value for name in _OF_ATTACK if (value := values.pop(name)) is not None}
+    chosen = {name: value for name in _OF_ATTACK if (value := values.pop(name, None)) is not None}
     given = {path: value for path, value in values.items() if value is not None}
     return plan_of({"model": "", **given, "attack": Spec(spec.name, spec.params | chosen)})
 
@@ -90,7 +98,7 @@ def with_plan(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]
     """Gives a command the :func:`options` of a plan in front of its own, and hands it the plan they make.
 
     Args:
-        without: Paths of settings that the command does not take.
+        without: Paths of settings that the command does not take, and names of options of attacks.
     """
 
     def decorated(function: Callable[..., None]) -> Callable[..., None]:
@@ -98,7 +106,7 @@ def with_plan(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]
 
         @wraps(function)
         def called(**typed: Any) -> None:
-            function(typed_plan(typed), **typed)
+            function(typed_plan(typed, without), **typed)
 
         parameters = [*options(without=without).values(), *(p.replace(kind=p.KEYWORD_ONLY) for p in own)]
         called.__dict__["__signature__"] = inspect.Signature(parameters)

@@ -151,9 +151,8 @@ def results(run: Run) -> list[Statement]:
 
 
 def _ceiling(result: Result) -> str:
-    if result.defence is None or result.defence.epsilon is None:
-        return "none: without calibrated noise nothing bounds what another attack may find"
-    return f"follows from the noise: {result.defence.statement}"
+    found = result.ceiling
+    return "not stated: the result is from before ceilings were" if found is None else found.statement
 
 
 def privacy(run: Run) -> list[Statement]:

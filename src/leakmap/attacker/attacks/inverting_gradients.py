@@ -3,14 +3,17 @@
 from typing import Literal
 
 from leakmap.attacker.attacks import attacks
+from leakmap.attacker.matching.decoders import Pixels
 from leakmap.attacker.matching.descent import Descent, Schedule, Sign
 from leakmap.attacker.matching.engine import Kind
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.priors import SmoothVariation, TotalVariation
 from leakmap.attacker.matching.settings import FADE, STEP, TV, VARIATION, Count, Fraction, LearningRate, Weight, Whole
+from leakmap.attacker.matching.spectrum import Likely, Whitened
 from leakmap.attacker.matching.starts import Start
 from leakmap.attacker.matching.weighting import Largest
 from leakmap.attacker.protocol import Attack
+from leakmap.errors import BadSetting
 
 
 @attacks.add("inverting_gradients")
@@ -29,6 +32,9 @@ def inverting_gradients(
     median_every: Whole = 0,
     labels: str = "auto",
     mode: Literal["client", "eval"] = "client",
+    basis: Literal["pixels", "whitened"] = "pixels",
+    likely: Weight = 0.0,
+    polish: Whole = 0,
     engine: Kind = "auto",
 ) -> GradientMatching:
     """Cosine matching with Adam and a total variation that fades.
@@ -47,12 +53,17 @@ def inverting_gradients(
         median_every: Iterations between two 3x3 median filters; 0: none.
         labels: ``auto``, or the name of a label rule.
         mode: ``client`` simulates the client's own mode; the paper forces ``eval``.
+        basis: What is free: ``pixels``, or the ``whitened`` waves of pictures, which public pictures are measured for.
+        likely: Weight of how far pictures are from the mean and the spectrum of public ones.
+        polish: Iterations without total variation at the end, where the matching term is near its floor by then.
         engine: ``exact`` double backward, ``frozen`` differences, or ``auto``: differences while they agree.
 
     Applies: to every differentiable model; weak in training mode behind deep or post-activation BatchNorm.
 
     Source: Geiping et al. 2020, "Inverting Gradients", arXiv:2003.14053.
     """
+    if basis == "whitened" and median_every:
+        raise BadSetting("A median filter smooths pixels, and basis=whitened searches waves; leave one of the two out.")
     return GradientMatching(
         priors=(TotalVariation(tv),),
         fade=fade,
@@ -65,6 +76,9 @@ def inverting_gradients(
         restarts=restarts,
         labels=labels,
         mode=mode,
+        stages=(Whitened() if basis == "whitened" else Pixels(),),
+        measured=(Likely(likely),) if likely else (),
+        polish=polish,
         engine=engine,
     )
 

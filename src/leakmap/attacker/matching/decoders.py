@@ -31,7 +31,7 @@ class Free:
 
 
 class Decoder(Protocol):
-    """Sets up one stage of a search."""
+    """Sets up one stage of a search. One that needs facts of the Observation names them in an attribute ``needs``."""
 
     def __call__(self, context: SearchContext, start: Tensor, before: Free | None = None) -> Free:
         """The free variables of the stage.

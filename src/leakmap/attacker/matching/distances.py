@@ -10,13 +10,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+VANISHED = 1e-24
+"""Squared size of an update, over that of the observed one, below which it counts as none. A trained network can be so
+sure of a guess that its update has entries of 1e-20, whose float32 squares underflow: their cosine is noise."""
+
 Distance = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """``(dots, squares, target_squares) -> (D, a, b)``: float64, ``(tensors,)`` each; D is 0-dim, a and b are 0-dim or
 ``(tensors,)``; nothing is read back to the host."""
 
 
 def cosine(dots: Tensor, squares: Tensor, target_squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One minus the cosine over all tensors together; 1 with zero derivative where an update vanishes.
+    """One minus the cosine over all tensors together; 1 with zero derivative where an update vanishes beside the other.
 
     Source: Geiping et al. 2020, arXiv:2003.14053, equation 4.
     """
@@ -59,7 +63,7 @@ def _cosine(dot: Tensor, square: Tensor, target_square: Tensor) -> tuple[Tensor,
     # Roots first: the product of two squares would underflow for updates that are small but not zero.
     product = square.sqrt() * target_square.sqrt()
     # NaN counts as alive, so a search that left the finite numbers is noticed.
-    alive = (product > 0) | product.isnan()
+    alive = ((product > 0) & (square > VANISHED * target_square)) | product.isnan()
     safe = torch.where(alive, product, torch.ones_like(product))
     c = torch.where(alive, (dot / safe).clamp(-1, 1), torch.zeros_like(dot))
     a = torch.where(alive, -1 / safe, torch.zeros_like(dot))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from leakmap.attacker.matching.context import SearchContext
 from leakmap.seeds import generator
 
 
@@ -15,6 +16,19 @@ class Prior(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(..., C, H, W)`` normalized -> scalar, weight included."""
+        ...
+
+
+class Measured(Protocol):
+    """A prior that is measured on public pictures before the search begins."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Facts of the Observation that it cannot do without."""
+        ...
+
+    def __call__(self, context: SearchContext) -> Prior:
+        """Measures it."""
         ...
 
 

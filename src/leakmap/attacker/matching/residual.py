@@ -1,6 +1,8 @@
 """The update residual: what pictures leave unexplained of what a client sent. Results of different attacks are compared
 by it."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,13 @@ from leakmap.attacker.matching.decoders import Still
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.engine import Engine
-from leakmap.attacker.matching.gradient_matching import GradientMatching, Restart
+from leakmap.attacker.matching.restart import Restart, Search
+from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.client_step import arrange, local_signal
+from leakmap.errors import NonFinite
+from leakmap.local_rule import LocalRule
+from leakmap.observation.observation import Observation
+from leakmap.seeds import derive
 
 MASK_STEPS = 100
 """Iterations in which dropout masks are fitted."""
@@ -33,7 +40,7 @@ def update_residual(context: SearchContext, x: Tensor) -> float:
     engine = Engine(context, DISTANCES["cosine"], masks=True)
     if engine.masks is None or not engine.masks.layers:
         return float(engine.value(Guess(x, context.y)))
-    how = GradientMatching(priors=(), stages=(Still(x),), descent=Descent(0.1), masks=0.0, steps=MASK_STEPS)
+    how = Search(priors=(), stages=(Still(x),), descent=Descent(0.1), masks=0.0, steps=MASK_STEPS)
     search = Restart(how, context, engine, 0)
     with torch.no_grad():
         for mask, (_, rate) in zip(search.masks, engine.masks.shapes, strict=True):
@@ -73,3 +80,21 @@ def buffer_residual(context: SearchContext, x: Tensor) -> float:
         for name, change in changes.items()
     ]
     return sum(errors) / len(errors)
+
+
+def residuals(observation: Observation, rule: LocalRule, found: Reconstruction, seed: int) -> tuple[float, float]:
+    """How far a result is from the update, and from all that the client sent, by which results are compared.
+
+    Raises:
+        NonFinite: its pictures or the update residual are not finite.
+    """
+    if found.last:
+        # What it says of a part of the pictures does not tell what the client would have sent.
+        return math.inf, math.nan
+    context = SearchContext(observation, rule, found.y, derive(seed, "yardstick"))
+    x = observation.network.task.normalize(found.pictures)
+    distance = update_residual(context, x)
+    term = distance + buffer_residual(context, x)
+    if not bool(torch.isfinite(found.pictures).all()) or not math.isfinite(term):
+        raise NonFinite("The pictures, or the update that they would give, are not finite.")
+    return distance, term

@@ -15,7 +15,9 @@ from leakmap.errors import NotApplicable
 class Features:
     """The input of the last linear layer should be the one that its gradient shows: ``dW_c / db_c`` for class c.
 
-    Holds for classes that occur once; the others are left out, and with them the term where none is left.
+    Holds for classes that occur once; the others are left out, and with them the term where none is left. Of a single
+    picture every row of the gradient shows them, and all are used: of a picture that the network is sure of, the row of
+    its own class vanishes.
 
     Args:
         weight: Of the mean squared difference.
@@ -40,17 +42,24 @@ class Features:
         except NotApplicable as error:
             return Penalty((), _nothing, f"no features: {error}")
         classes = context.observation.network.task.settled(context.y)
-        single = (torch.bincount(classes, minlength=len(head.weight)) == 1)[classes]
-        if head.bias is None or not bool(single.any()):
-            why = "the last layer has no bias" if head.bias is None else "every class occurs more than once"
+        if head.bias is None:
+            return Penalty((), _nothing, "no features: the last layer has no bias")
+        bias, weight = head.bias.double(), head.weight.double()
+        single = (torch.bincount(classes, minlength=len(weight)) == 1)[classes] & (bias[classes] != 0)
+        if count == 1 and bool(bias.any()):
+            single, found = torch.ones_like(single), (bias @ weight / bias.square().sum())[None]
+        else:
+            rows = classes[single]
+            found = weight[rows] / bias[rows][:, None]
+        if not bool(single.any()):
+            why = "every class occurs more than once, or its row of the gradient vanishes"
             return Penalty((), _nothing, f"no features: {why}")
-        rows = classes[single]
-        features = (head.weight[rows] / head.bias[rows][:, None]).to(context.observation.network.dtype)
+        features = found.to(context.observation.network.dtype)
 
         def value(seen: Seen) -> Tensor:
             return self.weight * F.mse_loss(seen.inputs[head.name][0][single], features)
 
-        return Penalty((head.name,), value, f"features of {len(rows)} examples")
+        return Penalty((head.name,), value, f"features of {len(features)} examples")
 
 
 def _nothing(seen: Seen) -> Tensor:
