@@ -33,12 +33,17 @@ def test_an_attack_costs_what_it_says_in_client_steps(runs):
     trial, setup = runs[0][0], runs[1][runs[0][0].setup]
     pace = Pace(2.0, seen_by_server(trial, setup))
     search = 10 * (EVALUATION * 2 + ITERATION)
-    assert pace.seconds(PLAN.attack) == pytest.approx(RUN + search)
-    assert pace.seconds(Spec("linear")) == pytest.approx(RUN + CLOSED_FORM * 2)
-    suite, every = Spec("strongest_v1", {"steps": 10}), Pace(2.0).seconds(Spec("strongest_v1", {"steps": 10}))
-    assert RUN + search < pace.seconds(suite) < every
-    rehearsed = pace.seconds(Spec("strongest", {"steps": 10}))
+
+    def seconds(attack: str, pace: Pace = pace) -> float:
+        return pace.seconds(replace(trial, attack=Spec.parse(attack)))
+
+    assert seconds("inverting_gradients,steps=10") == pytest.approx(RUN + search)
+    assert seconds("linear") == pytest.approx(RUN + CLOSED_FORM * 2)
+    suite = "strongest_v1,steps=10"
+    assert RUN + search < seconds(suite) < seconds(suite, Pace(2.0))
+    rehearsed = seconds("strongest,steps=10")
     assert rehearsed == pytest.approx(RUN + search), "one search answers, those that rehearsed worse do not run"
+    assert pace.seconds(replace(trial, scoring="informed")) == RUN + (trial.gallery + 2) * 2
     assert Cost(2, 10, 3).total == 60
 
 

@@ -115,7 +115,6 @@ def conclude(
     ceiling = ceiling_of(plan, prepared.main, planned, outcomes, by_number, (swapped, deranged))
     broken = () if void else ceiling.broken
     verdict = judge(Evidence(clients, swapped, control, deranged, void, blocking, mixed, broken))
-    exposure = exposure_of(clients, numbers)
     result = Result(
         verdict=VerdictResult(
             level=verdict.level,
@@ -125,7 +124,7 @@ def conclude(
             worst=worst(clients, numbers),
             typical=typical(clients),
         ),
-        exposure=exposure,
+        exposure=exposure_of(clients, numbers),
         line_up=line_ups(clients, swapped, deranged, control),
         ceiling=ceiling,
         bands=bands_of(clients),

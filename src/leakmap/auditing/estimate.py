@@ -19,7 +19,6 @@ from leakmap.errors import LeakmapError
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.observation import Observation
-from leakmap.registry.spec import Spec
 from leakmap.runs.fitting import path_of
 from leakmap.runs.run import held_by, network_of, recipe_for, seen_by_server, setting_for
 from leakmap.runs.runner import Local, Runner, in_threads
@@ -111,12 +110,12 @@ class Pace:
     step: float
     observation: Observation | None = None
 
-    def informed(self, gallery: int) -> float:
-        """Seconds of an informed line-up: a simulated client for each candidate, and two for the updates."""
-        return RUN + (gallery + 2) * self.step
-
-    def seconds(self, attack: Spec) -> float:
-        """Of one run of an attack that is fitted. What it stops early is not foreseen."""
+    def seconds(self, trial: Trial) -> float:
+        """Of one run, whose attack is fitted. What it stops early is not foreseen."""
+        attack = trial.attack
+        if trial.scoring == "informed":
+            # A simulated client for each candidate, and one for each of both updates.
+            return RUN + (trial.gallery + 2) * self.step
         if attack.name not in MEMBERS or self.observation is None:
             return RUN + self._once_fitted(attacks.build(attack))
         if attack.params.get("budget") is not None:
@@ -208,7 +207,7 @@ class _Paces:
     def __init__(self, setups: Mapping[str, Setup], device: str) -> None:
         self.setups = {digest: setup.to(device) for digest, setup in setups.items()}
         self._of: dict[tuple[str, str], Pace] = {}
-        self._each: dict[tuple[str, str, str], float] = {}
+        self._each: dict[tuple[str, str, str, bool], float] = {}
 
     def of(self, trial: Trial) -> Pace:
         """That of a trial's client."""
@@ -220,11 +219,9 @@ class _Paces:
 
     def seconds(self, trial: Trial) -> float:
         """Of the run of a trial, whose attack is fitted."""
-        if trial.scoring == "informed":
-            return self.of(trial).informed(trial.gallery)
-        key = trial.setup, str(trial.rule), str(trial.attack)
+        key = trial.setup, str(trial.rule), str(trial.attack), trial.scoring == "informed"
         if key not in self._each:
-            self._each[key] = self.of(trial).seconds(trial.attack)
+            self._each[key] = self.of(trial).seconds(trial)
         return self._each[key]
 
 

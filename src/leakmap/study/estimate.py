@@ -78,11 +78,11 @@ def _seconds_left(standing: Standing, fitted: Path, progress: Callable[[str, flo
     total = 0.0
     for one in open_cells:
         step, fit = timed[_timed_as(one.cell.plan)] or usual
-        for trials in one.trials.values():
+        for trials in filter(None, one.trials.values()):
             own = [trial for trial in trials if trial.key in missing]
             missing.difference_update(trial.key for trial in own)
             spent = [standing.seconds[t.key] for t in trials if t.key in standing.seconds]
-            each = statistics.fmean(spent) if spent else Pace(step).seconds(trials[0].attack)
+            each = statistics.fmean(spent) if spent else Pace(step).seconds(trials[0])
             total += len(own) * each
             if own and (how := attacks.build(own[0].attack)).fits:
                 open_ = {path_of(fitted, recipe(trial, how)) for trial in own} - fits
