@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from leakmap.plan.command import command
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
 from leakmap.report.watch import write_watch
-from leakmap.result.watched import CheckedFact, Digests, Watched
+from leakmap.result.watched import CheckedFact, Digests, Watched, pooled_rounds
 from leakmap.runs.setup import Setup
 from leakmap.runs.store import Store
 from leakmap.threat import ThreatModel
@@ -301,11 +302,40 @@ def test_an_interrupted_look_repeats_nothing(federation, tmp_path, monkeypatch):
     assert len(calls) == 2
 
 
+def test_rounds_are_pooled_and_alarms_survive_a_restart(federation, tmp_path, monkeypatch):
+    """Bets win on ranks that are better than those of swapped updates; the first alarm ends the watch with code 1."""
+    root, files, _, others = federation
+    folder = tmp_path / "captures"
+    leaking = finished(0, (1.0,), (20,), swapped_ranks=(20.0,))
+    monkeypatch.setattr(watching, "perform", lambda *a, **k: Audit(made_up(leaking), []))
+    arguments = ["watch", str(folder), "--truth", str(root / "truth"), "--others", others, "--once", "--json"]
+    arguments += ["--out", str(tmp_path / "out"), "--junit", str(tmp_path / "w.xml")]
+    evidence = []
+    for number in range(1, 9):
+        (folder / f"round-{number:04d}").mkdir(parents=True)
+        (folder / f"round-{number:04d}" / "client-0.safetensors").write_bytes(files[0].read_bytes())
+        run = CliRunner().invoke(app, [*arguments, "--alarm"])
+        found = json.loads(run.stdout)["pooled"]
+        assert found["captures"] == number
+        evidence.append(found["evidence"])
+        assert run.exit_code == (1 if evidence[-1] >= 20 else 0)
+    assert evidence == sorted(evidence)
+    assert evidence[-1] >= 20
+    assert found["alarms"][0]["capture"] == f"round-{1 + sum(one < 20 for one in evidence):04d}/client-0"
+    again = CliRunner().invoke(app, arguments)
+    assert json.loads(again.stdout)["pooled"] == found
+    assert (again.exit_code, again.stderr.count("alarm: ")) == (0, 1)
+    suite = ElementTree.parse(tmp_path / "w.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("9", "1")
+    seen = [row.model_copy(update={"level": "exact"}) for row in look(Watch(folder, tmp_path / "two", PLAN))]
+    assert [alarm.kind for alarm in pooled_rounds(seen).alarms] == ["exposed"]
+
+
 def test_without_the_clients_pictures_captures_are_checked_not_scored(federation, tmp_path):
     files = federation[1]
     arguments = ["watch", str(files[0].parents[1]), "--once", "--json", "--out", str(tmp_path)]
     run = CliRunner().invoke(app, arguments)
-    rows = json.loads(run.stdout)
+    rows = list(json.loads(run.stdout)["captures"].values())
     assert [row["level"] for row in rows] == [None, None]
     assert all(row["findings"] and "not scored" in row["note"] for row in rows)
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from leakmap.plan.plan import Plan, Progress
 from leakmap.registry.spec import Spec
 from leakmap.registry.user_code import user_code_digest
 from leakmap.report.watch import write_watch
-from leakmap.result.values import gain_over_best_floor, rank_score
+from leakmap.result.values import advantage, gain_over_best_floor, rank_score
 from leakmap.result.watched import CheckedFact, Digests, Watched, read_watched, write_watched
 from leakmap.runs.runner import HERE, Runner
 from leakmap.runs.store import Store
@@ -104,7 +105,11 @@ class Watch:
 
 
 def look(
-    watch: Watch, progress: Progress = lambda what, fraction: None, *, again: float | None = None
+    watch: Watch,
+    progress: Progress = lambda what, fraction: None,
+    *,
+    again: float | None = None,
+    seen: Callable[[list[Watched]], bool] = lambda rows: False,
 ) -> list[Watched]:
     """Checks and audits what is new in the folder; writes ``watch.json``, ``leakage.png`` and ``watch.html``.
 
@@ -114,6 +119,7 @@ def look(
         watch: What is watched.
         progress: Called with what is being done and the finished fraction.
         again: Seconds after which to look again, until interrupted; None looks once.
+        seen: Called with the rows after each look; what it says ends the watch.
 
     Returns:
         A row for every capture, see docs/watch.md.
@@ -126,7 +132,7 @@ def look(
     if not watch.folder.is_dir():
         raise ObservationError(f"There is no folder {watch.folder} to watch.")
     rows = _look(watch, progress)
-    while again is not None:
+    while not seen(rows) and again is not None:
         progress("waiting for captures", 1.0)
         time.sleep(again)
         rows = _look(watch, progress)
@@ -225,9 +231,11 @@ def _audited(watch: Watch, capture: Capture, progress: Progress) -> dict[str, An
             raise  # about this machine, not about this capture
         return {"note": f"not scored: {_sentence(error)}"}
     scores, gains = rank_score(found.result), gain_over_best_floor(found.result)
+    advantages = advantage(found.result)
     return {
         "level": found.level,
         "rank_score": next(iter(scores.values()), None),
+        "advantage": next(iter(advantages.values()), None),
         "gain": next(iter(gains.values()), None),
         "note": "; ".join(found.result.verdict.reasons) if found.level == "inconclusive" else "",
         "report": str((folder / "report.html").relative_to(watch.out)),

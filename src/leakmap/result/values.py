@@ -24,6 +24,19 @@ def first_ranks(result: Result) -> dict[Hashable, float]:
     return {one.client: _mean([float(rank == 1) for rank in one.ranks]) for one in result.finished}
 
 
+def advantage(result: Result) -> dict[Hashable, float]:
+    """Client -> by what share of a line-up its pictures rank better from its own update than from a swapped one.
+
+    In [-1, 1], mean over its pictures; 0 on average where updates say nothing of pictures. Clients without a swapped
+    update are left out.
+    """
+    return {
+        one.client: _beaten(one.ranks, one.galleries) - _beaten(one.swapped_ranks, one.galleries)
+        for one in result.finished
+        if one.swapped_ranks
+    }
+
+
 def mean_score(result: Result, metric: str) -> dict[Hashable, float]:
     """Client -> mean of a metric over its pictures; clients without a finite value are left out."""
     return {one.client: _mean(own) for one in result.finished if (own := _all_finite(one.scores[metric])) is not None}

@@ -1,6 +1,7 @@
 """The content of ``watch.json``, typed: a row for every capture in a watched folder."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,10 +10,13 @@ from pydantic import Field
 from leakmap.errors import StoreError
 from leakmap.files import read_typed, write_text
 from leakmap.result.part import Number, Part
+from leakmap.scoring.rounds import ERROR, pooled
 from leakmap.scoring.verdict import Level
 
-WATCH_SCHEMA = 2
+WATCH_SCHEMA = 3
 _log = logging.getLogger("leakmap")
+EXPOSED = ("visual", "exact")
+"""Levels at which a person sees a picture."""
 RISKS = frozenset({"last_batch"})
 """Names of checks that say what such clients give away, though no fact is wrong."""
 
@@ -56,6 +60,8 @@ class Watched(Part):
         findings: What the doctor's checks found.
         level: Of the verdict; None while not scored.
         rank_score: Share of the other candidates that the true picture beats; 0.5 is chance.
+        advantage: By what share of a line-up the true pictures rank better from this update than from one of other
+            pictures, in [-1, 1]; 0 is chance.
         gain: PSNR over the best floor, dB.
         note: Why it is not scored, or inconclusive.
         report: Its ``report.html``, relative to ``watch.json``; None while not scored.
@@ -70,13 +76,79 @@ class Watched(Part):
     findings: tuple[CheckedFact, ...] = ()
     level: Level | None = None
     rank_score: Number = None
+    advantage: Number = None
     gain: Number = None
     note: str = ""
     report: str | None = None
 
+    @property
+    def exposed(self) -> bool:
+        """Whether a picture came back so that it can be seen."""
+        return self.level in EXPOSED
+
+
+class Alarm(Part):
+    """Why somebody should look now.
+
+    Args:
+        capture: Its name.
+        kind: ``exposed``: a picture of this capture came back; ``pooled``: with this capture all of them together say
+            that updates give pictures away.
+        sentence: What was found.
+    """
+
+    capture: str
+    kind: Literal["exposed", "pooled"]
+    sentence: str
+
+
+class PooledRounds(Part):
+    """What all captures say together, see :mod:`leakmap.scoring.rounds`.
+
+    Args:
+        captures: That were scored beside a swapped update.
+        evidence: The highest wealth of the bets so far, from 1.
+        p: Its inverse: a p-value that holds however often one looks.
+        alarms: The first exposed capture and the one at which the pooled evidence sufficed, by round.
+    """
+
+    captures: int
+    evidence: float
+    p: float
+    alarms: tuple[Alarm, ...]
+
+
+def pooled_rounds(rows: Sequence[Watched]) -> PooledRounds:
+    """Pools captures by round and name. Inconclusive ones count: leaving out what failed would choose by outcome."""
+    scored = [row for row in _in_order(rows) if row.advantage is not None]
+    found = pooled([row.advantage or 0.0 for row in scored])
+    alarms: list[Alarm] = []
+    if found.alarm is not None:
+        sentence = (
+            f"Over {found.alarm + 1} captures the true pictures rank better from their own updates than from others, "
+            f"by more than chance allows anybody who looks after every capture (error {ERROR:.0%})."
+        )
+        alarms.append(Alarm(capture=scored[found.alarm].name, kind="pooled", sentence=sentence))
+    first = next((row for row in _in_order(rows) if row.exposed), None)
+    if first is not None:
+        sentence = f"A picture of {first.name} came back from its update so that it can be seen ({first.level})."
+        alarms.append(Alarm(capture=first.name, kind="exposed", sentence=sentence))
+    places = {row.name: place for place, row in enumerate(_in_order(rows))}
+    return PooledRounds(
+        captures=found.captures,
+        evidence=found.evidence,
+        p=found.p,
+        alarms=tuple(sorted(alarms, key=lambda alarm: places[alarm.capture])),
+    )
+
+
+def _in_order(rows: Sequence[Watched]) -> list[Watched]:
+    return sorted(rows, key=lambda row: (row.round, row.name))
+
 
 class _WatchFile(Part):
-    schema_number: Literal[2] = Field(default=WATCH_SCHEMA, alias="schema")
+    schema_number: Literal[3] = Field(default=WATCH_SCHEMA, alias="schema")
+    pooled: PooledRounds
     captures: dict[str, Watched]
 
 
@@ -91,7 +163,12 @@ def read_watched(path: Path) -> dict[str, Watched]:
         return {}
 
 
-def write_watched(path: Path, rows: list[Watched]) -> None:
+def write_watched(path: Path, rows: Sequence[Watched]) -> None:
     """Writes a ``watch.json``."""
-    whole = _WatchFile(captures={row.name: row for row in rows})
-    write_text(path, whole.model_dump_json(by_alias=True, indent=2) + "\n")
+    write_text(path, watch_json(rows))
+
+
+def watch_json(rows: Sequence[Watched]) -> str:
+    """The content of a ``watch.json``."""
+    whole = _WatchFile(pooled=pooled_rounds(rows), captures={row.name: row for row in rows})
+    return whole.model_dump_json(by_alias=True, indent=2) + "\n"
