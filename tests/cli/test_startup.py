@@ -75,7 +75,11 @@ def test_a_mistake_names_the_command_it_was_made_in_and_one_suggestion(words, ex
     ids=["a command", "an option", "the script"],
 )
 def test_a_shell_is_answered_and_told_that_all_is_well(asked, typed, answer):
-    how = {"capture_output": True, "text": True, "env": os.environ | {"_TYPER_COMPLETE_TESTING": "1"} | asked}
+    how = {
+        "capture_output": True,
+        "text": True,
+        "env": os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"} | asked,
+    }
     ran = subprocess.run([sys.executable, "-c", "from leakmap.cli.main import main; main()", *typed], **how)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert answer in ran.stdout
