@@ -14,8 +14,9 @@ import leakmap
 from leakmap.cli.options import AsJson
 from leakmap.cli.parsing import Command
 from leakmap.cli.runners import Address, Device, Gpus, Workers, runner_of, workers_of
-from leakmap.cli.terminal import Terminal, duration, progress_bar
+from leakmap.cli.terminal import Terminal, progress_bar
 from leakmap.plan.plan import Progress
+from leakmap.units import duration
 
 if TYPE_CHECKING:
     from leakmap.study.running import Standing

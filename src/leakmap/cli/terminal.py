@@ -21,6 +21,7 @@ from rich.text import Text
 
 from leakmap.cli.parsing import quiet
 from leakmap.errors import plain
+from leakmap.units import duration, size
 
 if TYPE_CHECKING:
     from leakmap.auditing.estimate import Expected, Fitting
@@ -106,15 +107,6 @@ def _bar(console: Console) -> Iterator[Any]:
         yield moved
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
 def foretell(expected: "Expected") -> None:
     """Says on stderr what is about to be run and how long that may take; above the bar, if one is shown."""
     if quiet():
@@ -140,11 +132,6 @@ def foretell_fit(fitting: "Fitting") -> None:
     takes = f"{'at most ' if fitting.at_most else ''}about {duration(fitting.seconds)}"
     held = f"{size(fitting.memory)} of memory for what is read of them"
     sys.stderr.write(f"Fitted first to {fitting.clients:,} simulated clients{several}: {takes}, {held}.\n")
-
-
-def size(count: int) -> str:
-    """Bytes as a person says them."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6))} MB"
 
 
 def _many(count: int, one: str, more: str = "") -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from markupsafe import escape
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -67,7 +68,8 @@ def line_up(result: Result) -> str:
         axes.set_ylabel("share of pictures")
         # Above the axes: a curve of a leak fills the upper left, chance the lower right.
         figure.legend(frameon=False, loc="outside upper left", ncols=3, fontsize=8)
-        return inline(figure)
+        first = sum(rank == 1 for rank in own)
+        return inline(figure, f"Ranks of the true pictures: {first} of {len(own)} are first by the client's update")
 
 
 def curves(result: Result) -> str:
@@ -88,20 +90,31 @@ def curves(result: Result) -> str:
                 linewidth=1,
             )
         axes.set_yscale("log")
+        # The usual labels of powers are formulas, which are not read here.
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlim(0, 1)
         axes.set_xlabel("share of the iterations")
         axes.set_ylabel("matching term")
-        return inline(figure)
+        return inline(figure, "The matching term along each run of the attack")
 
 
-def inline(figure: Figure) -> str:
-    """A figure as SVG text for a page: transparent, its ink and paper those of the page, light or dark."""
+def inline(figure: Figure, title: str = "") -> str:
+    """A figure as SVG text for a page: transparent, its ink and paper those of the page, light or dark.
+
+    Args:
+        figure: The figure.
+        title: What it shows, for those who do not see it.
+    """
     for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
         patch.set_alpha(0)
     text = _svg(figure)
     for colour, name in ((INK, "ink"), ("#ffffff", "paper")):
         text = text.replace(colour, f"var(--{name}, {colour})")
-    return text[text.index("<svg") :]
+    text = text[text.index("<svg") :]
+    if not title:
+        return text
+    head, _, rest = text.partition(">")
+    return f'{head} role="img">\n <title>{escape(title)}</title>{rest}'
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

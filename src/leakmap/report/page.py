@@ -1,12 +1,15 @@
 """A page: one HTML file that carries everything, filled in from a template of this package."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from jinja2 import Environment, PackageLoader
 
 from leakmap.files import write_text
+from leakmap.report.glossary import Terms
+from leakmap.units import duration
 
 FLOOR_NAMES = {
     "prior_only": "prior only",
@@ -22,10 +25,17 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
     environment = Environment(
         loader=PackageLoader("leakmap", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, interval=interval, percent=percent, metric=metric_name, floor=floor)
-    html = environment.get_template(template).render(floor_names=FLOOR_NAMES, **content)
+    environment.filters.update(
+        number=number, interval=interval, percent=percent, metric=metric_name, floor=floor, duration=duration
+    )
+    html = environment.get_template(template).render(floor_names=FLOOR_NAMES, term=Terms(), **content)
     write_text(path, html)
     return path
+
+
+def today() -> str:
+    """The date, UTC, as in 2026-01-31."""
+    return datetime.now(UTC).date().isoformat()
 
 
 def metric_name(name: str) -> str:

@@ -20,12 +20,23 @@ PICTURE_ROWS = 17
 number, so that the median is among them."""
 SHOWN_SIDE, SMALL_SIDE = 224, 84
 """Largest side of a picture in a page of few pictures, and of very many."""
-PIXELS = 5_000_000
-"""Of all pictures of an audit together, up to which they are stored without loss and up to the largest side."""
+LOSSLESS, PIXELS = 1_500_000, 5_000_000
+"""Of all pictures of an audit together, up to which they are stored without loss, and up to the largest side."""
 
 
 NAMES = ("original", "reconstruction", "prior only", "swapped update", "mean picture", "nearest public")
 """Pictures of a row in the order in which they are shown; a floor that came to no reconstruction has none."""
+TOLD = {
+    "original": "what the client held",
+    "reconstruction": "recovered from its update",
+    "prior only": "without any update",
+    "swapped update": "from another update",
+    "mean picture": "mean known picture",
+    "nearest public": "nearest known picture",
+}
+"""The same for readers."""
+SMOOTH_SIDE = 128
+"""Smaller pictures are enlarged with sharp pixels, so that nothing is made up between them."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,8 @@ def names_of(shown: Sequence[Shown]) -> list[str]:
 def chosen(result: Result, rows: Sequence[Mapping[str, Tensor]], most_exposed: int = EXPOSED_ROWS) -> list[Shown]:
     """The pictures that are shown: the exposed ones first, the worst of them first of all, then some of the others.
 
+    The others go by their ranks, and by PSNR where these are the same.
+
     Args:
         result: Of the audit.
         rows: Named pictures of each finished client; none where a report is to be without pictures.
@@ -79,11 +92,14 @@ def chosen(result: Result, rows: Sequence[Mapping[str, Tensor]], most_exposed: i
         for client, row in zip(result.finished, rows, strict=True)
         for place in range(len(row["original"]))
     }
-    others = [shown for shown in every.values() if not shown.exposed]
+    quality = {client.client: client.scores["psnr"] for client in result.finished}
+    ranks = {client.client: client.ranks for client in result.finished}
+    others = sorted(
+        (one for one in every.values() if not one.exposed), key=lambda o: -_psnr(quality[o.client][o.place])
+    )
     if len(others) > PICTURE_ROWS:
-        quality = {client.client: client.scores["psnr"] for client in result.finished}
-        others.sort(key=lambda shown: -_psnr(quality[shown.client][shown.place]))
         others = [others[i] for i in np.linspace(0, len(others) - 1, PICTURE_ROWS).round().astype(int)]
+    others.sort(key=lambda one: ranks[one.client][one.place])
     return [every[at] for at in by_level][:most_exposed] + others
 
 
@@ -98,8 +114,8 @@ def told_chosen(result: Result, shown: Sequence[Shown], pictures: int) -> str:
     others, shown_others = pictures - exposed_ones, sum(not one.exposed for one in shown)
     if others > shown_others:
         told += [
-            f"Of the {others} {'others' if exposed_ones else 'pictures'}, {shown_others} are shown, evenly spread from "
-            "the best to the worst by PSNR; the one in the middle is the median."
+            f"Of the {others} {'others' if exposed_ones else 'pictures'}, {shown_others} are shown, taken evenly from "
+            "the best to the worst by PSNR, the median among them."
         ]
     return " ".join(told)
 
@@ -123,15 +139,15 @@ def _caption(client: FinishedClient, place: int, level: str) -> str:
 def uris(pictures: Sequence[Tensor | None]) -> list[str]:
     """Pictures ``(C, H, W)`` in [0, 1] as addresses of images; empty for none.
 
-    Very many large ones are made smaller and stored with slight loss (WebP, quality 85), so that a page on hundreds of
-    clients stays small.
+    Many large ones are stored with slight loss (WebP, quality 85), and very many are made smaller, so that a page on
+    hundreds of clients stays small.
     """
     side = SHOWN_SIDE
     there = [picture for picture in pictures if picture is not None]
     most = sum(min(1, side / max(picture.shape[1:])) ** 2 * picture[0].numel() for picture in there)
     if most > PIXELS:
         side = max(SMALL_SIDE, math.isqrt(PIXELS // len(there)))
-    return ["" if picture is None else uri(drawn(picture, side), lossless=most <= PIXELS) for picture in pictures]
+    return ["" if picture is None else uri(drawn(picture, side), lossless=most <= LOSSLESS) for picture in pictures]
 
 
 def sheet(rows: Sequence[Sequence[Tensor | None]], side: int, lossless: bool) -> bytes:

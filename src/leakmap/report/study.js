@@ -132,8 +132,8 @@ function button(tile, named) {
   const classes = ["tile", tile.n ? "" : "none", tile.depth > DEEP ? "deep" : "", tile.inconclusive ? "inconclusive" : "", tile.n && !tile.above ? "floored" : ""];
   const says = `${where}: ${tile.n ? `${tile.hits} of ${tile.n} ranked first, ${tile.times.toPrecision(2)} times chance` : "no client finished"}`
     + `${tile.inconclusive ? ", inconclusive" : ""}${tile.n && !tile.above ? ", not above its floor" : ""}`;
-  const element = make("button", { class: classes.filter(Boolean).join(" "), tabindex: -1, "aria-label": says, title: says, type: "button" },
-    make("b", {}, tile.n ? percent(tile.hits / tile.n) : "–"), make("small", {}, tile.n ? `${tile.hits} of ${tile.n}` : "no result"));
+  const element = make("button", { class: classes.filter(Boolean).join(" "), tabindex: -1, title: says, type: "button" },
+    make("b", {}, tile.n ? percent(tile.hits / tile.n) : "–"), " ", make("small", {}, tile.n ? `${tile.hits} of ${tile.n}` : "no result"), make("span", { class: "unseen" }, ` ${says}`));
   if (tile.n) {
     const step = Math.min(3, Math.floor(tile.depth * 4));
     element.style.backgroundColor = `color-mix(in oklab, var(--r${step + 1}) ${100 * (tile.depth * 4 - step)}%, var(--r${step}))`;
@@ -161,8 +161,8 @@ area.addEventListener("keydown", event => {
 
 /* The panel of a tile. */
 function table({ head, rows }) {
-  return make("div", { class: "scroll" }, make("table", {},
-    make("tr", {}, ...head.map(text => make("th", {}, text))),
+  return make("div", { class: "scroll", tabindex: 0 }, make("table", {},
+    make("tr", {}, ...head.map(text => make("th", { scope: "col" }, text))),
     ...rows.map(row => make("tr", {}, ...row.map((text, i) => make("td", i ? { class: "n" } : {}, text))))));
 }
 function gallery(index) {
@@ -180,20 +180,20 @@ function gallery(index) {
   };
   return make("div", {},
     make("p", { class: "soft" }, `A reconstruction is evidence only if it beats the pictures to its right, which were made without this update. ${found.told}`),
-    make("div", { class: "scroll" }, make("table", { class: "gallery" },
-      make("tr", {}, make("th"), ...found.names.map(name => make("th", {}, name)), make("th")),
+    make("div", { class: "scroll", tabindex: 0 }, make("table", { class: "gallery" },
+      make("tr", {}, make("th", { scope: "col" }, "client"), ...found.names.map(name => make("th", { scope: "col" }, name)), make("th", { scope: "col" }, "scores")),
       ...found.clients.map((client, i) => make("tr", {}, make("td", { class: "soft" }, String(client)),
         ...found.names.map((_, j) => make("td", {}, found.missing.includes(i * columns + j) ? "no reconstruction" : shot(i, j))), make("td", { class: "soft" }, found.captions[i]))))));
 }
 function audit(index, named, opened) {
   const of = audits[index], rest = axes.map((axis, i) => named.includes(i) ? "" : `${axis.short} ${axis.levels[of.at[i]]}`).filter(Boolean);
-  const box = make("details", {}, make("summary", {}, make("span", { class: `level ${of.level}` }, of.level),
-    `${rest.join(", ") || "this audit"}: ${of.n ? `${of.hits} of ${of.n} ranked first` : "no result"}`));
+  const box = make("details", {}, make("summary", {}, make("span", { class: `level ${of.level}` }, of.level.replace("_", " ")),
+    `${of.few ? " too few clients," : ""} ${rest.join(", ") || "this audit"}: ${of.n ? `${of.hits} of ${of.n} ranked first` : "no result"}`));
   let filled = false;
   const fill = () => {
     if (filled || !box.open) return;
     filled = true;
-    box.append(make("div", { class: `verdict ${of.level}${of.few ? " too_few" : ""}` }, make("p", {}, make("strong", {}, of.headline)),
+    box.append(make("div", { class: `verdict ${of.level}` }, make("p", {}, make("strong", {}, of.headline)),
       ...of.said.map(sentence => make("p", {}, sentence)),
       make("ul", {}, ...of.reasons.map(reason => make("li", {}, reason)))), ...of.tables.map(table),
       ...of.facts.map(fact => make("p", { class: "soft" }, fact)), make("pre", {}, of.command), gallery(index));

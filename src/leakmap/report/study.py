@@ -12,7 +12,7 @@ from typing import Any
 
 from leakmap.errors import UsageError
 from leakmap.report import charts, study_charts, told
-from leakmap.report.page import FLOOR_NAMES, floor, interval, metric_name, number, percent, write_page
+from leakmap.report.page import FLOOR_NAMES, floor, interval, metric_name, number, percent, today, write_page
 from leakmap.report.pictures import chosen, names_of, sheet, told_chosen
 from leakmap.report.pooling import (
     ABSENT,
@@ -30,6 +30,7 @@ from leakmap.report.pooling import (
     place,
     pooled,
 )
+from leakmap.report.study_answer import answer
 from leakmap.result.evidence import LineUpResult
 from leakmap.result.result import Result
 from leakmap.result.values import gain_over_best_floor, rank_score
@@ -44,6 +45,13 @@ PIXELS = 24_000_000
 """Of all pictures of a study together: with more of them, each is made smaller."""
 LOSSLESS_BYTES = 9_000_000
 """Of all pictures together, up to which they are stored without loss."""
+
+FIGURES = {
+    "heat_map": "Share of pictures ranked first in every combination of settings",
+    "effects": "Difference that every axis makes, with 95 % intervals",
+    "ladder": "Share of pictures ranked first against what the server is granted",
+}
+"""What each figure shows, for those who do not see it."""
 
 __all__ = ["Cell", "write_study"]
 
@@ -95,7 +103,9 @@ def write_study(
         title=title,
         study=study,
         command=command,
-        svg={name: charts.inline(figure) if figure is not None else "" for name, figure in drawn.items()},
+        svg={
+            name: charts.inline(figure, FIGURES[name]) if figure is not None else "" for name, figure in drawn.items()
+        },
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=_embedded(_data(cells, axes, arrangement)),
@@ -103,6 +113,8 @@ def write_study(
         kept=kept,
         effects=_effect_rows(ranks, gains),
         ladder=climbed,
+        date=today(),
+        found=answer(cells, [axis for axis in axes if len(axis.levels) > 1], ranks, gains),
         **_overview(cells, axes),
     )
 

@@ -57,7 +57,7 @@ def counts(result: Result) -> str:
     found = result.exposure
     if found is None:
         return ""
-    clients, pictures = _many(found.of_clients, "client"), _many(found.of_pictures, "picture")
+    clients, pictures = many(found.of_clients, "client"), many(found.of_pictures, "picture")
     return f"{found.clients} of {clients}, {found.pictures} of {pictures} exposed"
 
 
@@ -68,8 +68,8 @@ def counts_with_intervals(result: Result) -> str:
         return ""
     clients, pictures = (f"{share.low:.1%} to {share.high:.1%}" for share in (found.client_share, found.picture_share))
     return (
-        f"Exposed: {found.clients} of {_many(found.of_clients, 'client')} (95 % interval {clients}), "
-        f"{found.pictures} of {_many(found.of_pictures, 'picture')} ({pictures})."
+        f"Exposed: {found.clients} of {many(found.of_clients, 'client')} (95 % interval {clients}), "
+        f"{found.pictures} of {many(found.of_pictures, 'picture')} ({pictures})."
     )
 
 
@@ -81,7 +81,7 @@ def copies(result: Result) -> str:
     if not left_out:
         return "no near copies were found"
     left = "1 copy was" if left_out == 1 else f"{left_out} copies were"
-    return f"{_many(families, 'picture')} had near copies; {left} left out"
+    return f"{many(families, 'picture')} had near copies; {left} left out"
 
 
 def line_ups(result: Result) -> dict[str, LineUpResult]:
@@ -105,5 +105,6 @@ def bands(result: Result) -> dict[str, LineUpResult]:
     return {"colour": of.colour, "layout": of.layout, "detail": of.detail} if of else {}
 
 
-def _many(n: int, what: str) -> str:
+def many(n: int, what: str) -> str:
+    """``1 client``, ``2 clients``."""
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
