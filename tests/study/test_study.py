@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from leakmap.cli.terminal import duration
 from leakmap.errors import BadSetting, DataError, StoreError, UsageError
 from leakmap.plan.plan import Plan
 from leakmap.runs.ray import Ray
@@ -17,6 +16,7 @@ from leakmap.study.file import parse_study, read_study
 from leakmap.study.planning import of_shard, only, planned
 from leakmap.study.results import cell_rows, conclusions, score_rows, write_table
 from leakmap.study.running import merge_study, run_study, standing
+from leakmap.units import duration
 from tests.conftest import Deadly
 
 TINY = """
