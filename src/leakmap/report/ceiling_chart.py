@@ -51,7 +51,8 @@ def of_result(result: Result) -> str:
         return ""
     # Line-ups differ in size; the curve is that of the size whose chance is their mean.
     gallery = max(2, round(1 / result.line_up.attack.chance))
-    return inline(figure([gallery], Releases(points[0].noise, found.releases), points))
+    drawn = figure([gallery], Releases(points[0].noise, found.releases), points)
+    return inline(drawn, "Ceiling of the share of first ranks against noise, with what was measured")
 
 
 def figure(galleries: Sequence[int], releases: Releases, points: Sequence[Measured] = ()) -> Figure:
