@@ -172,10 +172,17 @@ def field_of(bout: Bout, data: Path, *, choosing: bool) -> Field:
     clients = order[: bout.clients * bout.batch].view(bout.clients, bout.batch)
     pictures = test.images[clients] / 255
     known = train.images[: len(train) - CALIBRATION] / 255
-    alike = cross_correlation(known, pictures.flatten(0, 1)).max(1).values < COPY
-    shown = torch.arange(len(known)) < PUBLIC
-    public, others = (Public(known[w & alike], train.labels[: len(known)][w & alike]) for w in (shown, ~shown))
+    # A network answers to what it was trained on as to nothing else: rehearsed there, other searches win.
+    spare = (test if bout.weights and not choosing else train, CHOICES if bout.weights and not choosing else PUBLIC)
+    public = _apart(spare[0].images[: spare[1]] / 255, spare[0].labels[: spare[1]], pictures)
+    others = _apart(known[PUBLIC:], train.labels[PUBLIC : len(known)], pictures)
     return Field(network, LocalRule(mode=bout.mode), clients, pictures, test.labels[clients], public, others)
+
+
+def _apart(pictures: Tensor, labels: Tensor, victims: Tensor) -> Public:
+    """Those that are no copy of a victim."""
+    apart = cross_correlation(pictures, victims.flatten(0, 1)).max(1).values < COPY
+    return Public(pictures[apart], labels[apart])
 
 
 def measured(name: str, options: argparse.Namespace, told: Progress) -> ENTRY:
@@ -191,17 +198,19 @@ def measured(name: str, options: argparse.Namespace, told: Progress) -> ENTRY:
             runs, said = ours(bout, field, options.members, lambda fraction: told(f"{name}: rehearsing", fraction / 2))
             found, missing = peers(bout, field, options, stack)
             runs, said = runs | found, {**said, "missing": missing}
-        reached = {who: [] for who in runs}
+        reached, answered = {who: [] for who in runs}, list[str]()
         for client in range(bout.clients):
             case = field.case(client)
             turns = list(runs)
             for place, who in enumerate(turns[client % len(turns) :] + turns[: client % len(turns)]):
                 told(f"{name}: {who}", 0.5 + (client + place / len(turns)) / bout.clients / 2)
                 try:
-                    pictures, seconds = runs[who](case, client)
+                    pictures, seconds, won = runs[who](case, client)
                 except (LeakmapError, Unavailable) as error:
                     said.setdefault("failures", {})[f"{who}, client {client}"] = str(error)
-                    pictures, seconds = torch.full_like(case.pictures, 0.5), math.nan
+                    pictures, seconds, won = torch.full_like(case.pictures, 0.5), math.nan, ""
+                if who == SUITE:
+                    answered.append(won)
                 reached[who].append(scored(field, case, client, pictures, seconds))
     return {
         "title": bout.title,
@@ -211,6 +220,7 @@ def measured(name: str, options: argparse.Namespace, told: Progress) -> ENTRY:
         "test pictures": field.clients.tolist(),
         "public": len(field.public.pictures),
         "reached": reached,
+        "won": answered,
         "versions": versions(),
         **said,
     }
@@ -226,8 +236,8 @@ def _options(name: str, options: argparse.Namespace) -> str:
     return " ".join(words)
 
 
-Run = Callable[[Case, int], tuple[Tensor, float]]
-"""Pictures in [0, 1] of a case and its client's number, and seconds of a core."""
+Run = Callable[[Case, int], tuple[Tensor, float, str]]
+"""Of a case and its client's number: pictures in [0, 1], seconds of a core, and the member that answered."""
 
 
 def scored(field: Field, case: Case, client: int, pictures: Tensor, seconds: float) -> ENTRY:
@@ -276,10 +286,10 @@ def tried(bout: Bout, field: Field) -> dict[str, Run]:
     return {spec: partial(_own, spec) for spec in bout.tried}
 
 
-def _own(how: Any, case: Case, client: int) -> tuple[Tensor, float]:
+def _own(how: Any, case: Case, client: int) -> tuple[Tensor, float, str]:
     began = time.process_time()
     found: Reconstruction = attack(case.observation, how, seed=SEED)
-    return found.pictures, time.process_time() - began
+    return found.pictures, time.process_time() - began, str((found.notes or {}).get("won", ""))
 
 
 def peers(
@@ -312,12 +322,12 @@ def peers(
     return runs, missing
 
 
-def _peer(worker: Worker, name: str, steps: int, folder: Path, case: Case, client: int) -> tuple[Tensor, float]:
+def _peer(worker: Worker, name: str, steps: int, folder: Path, case: Case, client: int) -> tuple[Tensor, float, str]:
     held, file = folder / f"client-{client}", (folder / "pictures.safetensors").resolve()
     case.save(held)
     worker.ask("take", folder=str(held.resolve()))
     spent = worker.ask("reconstruct", name=name, steps=steps, file=str(file))["cpu"]
-    return load_file(file)["pictures"], spent
+    return load_file(file)["pictures"], spent, ""
 
 
 if __name__ == "__main__":

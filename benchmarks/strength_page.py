@@ -59,9 +59,10 @@ def page(how: str, found: Mapping[str, Mapping[str, Any]]) -> str:
         "",
         *how.strip().split("\n"),
         "",
-        f"**At or above every peer's best within the interval in NCC, log rank and PSNR: "
+        f"**The suite less the best peer is 0 or more, or its interval reaches 0, in NCC, log rank and PSNR: "
         f"{', '.join(name for name, good in above.items() if all(good)) or 'no case'}. "
-        f"Not in all three: {', '.join(name for name, good in above.items() if not all(good)) or 'no case'}.**",
+        f"Not in all three: {', '.join(name for name, good in above.items() if not all(good)) or 'no case'}.** "
+        "The column of seconds says what each contestant took: iterations were timed on a machine with other work.",
         "",
         f"{next(iter(cases.values()))['versions'] if cases else ''}.",
         "",
@@ -91,15 +92,25 @@ def page(how: str, found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _answered(entry: Mapping[str, Any]) -> str:
+    """Which members of the suite answered."""
+    won = entry.get("won", [])
+    told = ", ".join(f"{who} for {won.count(who)}" for who in dict.fromkeys(won))
+    return f"Answered by {told} of {len(won)} clients." if won else ""
+
+
 def _section(name: str, entry: Mapping[str, Any]) -> list[str]:
     rehearsed = {who: math.fsum(ncc) / len(ncc) for who, ncc in entry["rehearsed"].items()}
     paces = entry["paces"]
+    fit = ", ".join(f"{who} {steps} x {restarts}" for who, (steps, restarts) in paces.items())
+    failed = [f"{where}: {why}." for where, why in entry.get("failures", {}).items()]
+    missing = [f"{who}: {why}." for who, why in entry.get("missing", {}).items()]
     return [
         f"## {name}: {entry['title']}",
         "",
         f"`{entry['options']}`: {entry['seconds']:g} seconds of a core for each client; fitting and rehearsing took "
-        f"{entry['fitting']:.0f} seconds beforehand. Iterations and restarts that fit: "
-        f"{', '.join(f'{who} {steps} x {restarts}' for who, (steps, restarts) in paces.items())}.",
+        f"{entry['fitting']:.0f} seconds beforehand. Iterations and restarts that fit: {fit or 'none were needed'}. "
+        f"{_answered(entry)}",
         "",
         *table(
             ("contestant", "PSNR, dB", "median", "NCC", "log rank", "ranks", "term", "seconds", "rehearsed NCC"),
@@ -118,6 +129,8 @@ def _section(name: str, entry: Mapping[str, Any]) -> list[str]:
                 for who, runs in entry["reached"].items()
             ],
         ),
+        *([f"Failed, and counted as a grey picture: {' '.join(failed)}", ""] if failed else []),
+        *([f"Not measured: {' '.join(missing)}", ""] if missing else []),
     ]
 
 
@@ -126,8 +139,9 @@ def _choices(found: Mapping[str, Mapping[str, Any]], cases: Mapping[str, Mapping
         "## Choices and victims",
         "",
         f"Settings were chosen on the first {CHOICES} test pictures of the pack; victims are later ones. Public "
-        f"pictures are the first {PUBLIC} training pictures, candidates of line-ups later ones; none of either has an "
-        f"NCC of {COPY} or more with a victim. Victims, by their number among the test pictures:",
+        f"pictures are the first {PUBLIC} training pictures; of trained networks, which were trained on these, the "
+        f"first {CHOICES} test pictures. Candidates of line-ups are later training pictures. None of either has an NCC "
+        f"of {COPY} or more with a victim. Victims, by their number among the test pictures:",
         "",
         *(
             f"- {name}: {' '.join(str(i) for row in entry['test pictures'] for i in row)}"
@@ -152,5 +166,6 @@ def _choices(found: Mapping[str, Mapping[str, Any]], cases: Mapping[str, Mapping
     return lines
 
 
-def _median(of: Sequence[float]) -> float:
-    return float(torch.tensor(of).nanmedian())
+def _median(of: Sequence[float | None]) -> float:
+    """Of the values that there are: the seconds of a failure are none."""
+    return float(torch.tensor([value for value in of if value is not None] or [math.nan]).median())

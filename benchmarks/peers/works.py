@@ -15,10 +15,14 @@ from leakmap.client.data import Pictures, load_pictures
 from leakmap.client.simulate import Batch
 from leakmap.errors import DataError
 from leakmap.local_rule import Mode
+from leakmap.models.network import Code
 from leakmap.observation.observation import Observation
+from leakmap.registry.user_code import load_user_code
 from leakmap.seeds import generator
 
 SIGMA = 0.5
+OWN_MODEL = "model.txt"
+"""In the folder of a case: the ``file.py:function`` of a model that is no registered one."""
 LOOKED_AT = "astronaut"
 """The photograph of ``samples`` on which step sizes were first explored: no tile of it is attacked."""
 
@@ -109,12 +113,17 @@ class Case:
         folder.mkdir(parents=True, exist_ok=True)
         self.observation.to_file(folder / "observation.safetensors")
         save_file({"guess": self.guess, "pictures": self.pictures}, folder / "truth.safetensors")
+        if ".py:" in (model := str(self.observation.network.model)):
+            (folder / OWN_MODEL).write_text(model, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> "Case":
         """Reads what :meth:`save` wrote."""
         truth = load_file(folder / "truth.safetensors", device=str(device))
-        observation = Observation.from_file(folder / "observation.safetensors").to(device)
+        # Code that this benchmark itself named: an Observation file alone never has any run.
+        own = folder / OWN_MODEL
+        code = Code(model=load_user_code(own.read_text(encoding="utf-8"))()) if own.is_file() else None
+        observation = Observation.from_file(folder / "observation.safetensors", code=code).to(device)
         return cls(observation, truth["guess"], truth["pictures"])
 
 
