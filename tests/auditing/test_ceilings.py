@@ -12,9 +12,7 @@ from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.auditing.recipe import trials
 from leakmap.ceiling.releases import Releases
-from leakmap.cli.audit import _exit_code
-from leakmap.cli.exits import REACHED
-from leakmap.cli.verdicts import gated
+from leakmap.gate.finding import REACHED, Finding
 from leakmap.runs.store import Store
 
 
@@ -33,8 +31,9 @@ def test_a_defence_that_is_not_what_it_says_is_called_broken_and_fails_every_gat
     assert result.ceiling.broken
     assert result.flags["defence_broken"] == " ".join(result.ceiling.broken)
     assert result.verdict.level in ("statistical", "partial", "visual", "exact")
-    assert _exit_code(found, "exact") == REACHED
-    assert gated(result, "exact", True).startswith("gate exact: reached (defence_broken, ")
+    gated = Finding("exact", result)
+    assert gated.code == REACHED
+    assert gated.line.startswith("gate exact: defence broken (")
     if result.verdict.rule == "ceiling":
         assert "does not hide what its noise promises" in result.verdict.statement
 
