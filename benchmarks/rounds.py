@@ -101,7 +101,9 @@ def measured(name: str, options: argparse.Namespace, told: Progress) -> dict[str
     for federation in range(options.federations):
         told(case.told, federation / options.federations)
         seed = derive(11, name, federation)
-        own = int(torch.randint(len(pictures), (1,), generator=generator(seed, "picture")))
+        # Two more of its class are held by clients that must not be in the line-up.
+        enough = pictures.labels.bincount()[pictures.labels] >= GALLERY + 2
+        own = int(enough.nonzero()[:, 0][torch.randperm(int(enough.sum()), generator=generator(seed, "picture"))[0]])
         label = int(pictures.labels[own])
         pool = torch.tensor([i for i in range(len(pictures)) if i != own])
         line_up = pick_distractors(pictures.labels, label, pool, GALLERY - 1, seed)
