@@ -39,7 +39,7 @@ PLANS = {
         victims=2,
     ),
     "learned-inverse": Plan(RESNET20, "samples", attack=Spec("learned_inverse"), victims=4),
-    "last-batch": Plan(RESNET20, "samples", attack=Spec("last_batch"), rule=LAST, batch_size=17, victims=4),
+    "last-batch": Plan(RESNET20, "samples", attack=Spec("last_batch"), rule=LAST, batch_size=9, victims=4),
 }
 
 

@@ -141,7 +141,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             *(__doc__ or "").split("\n\n", 1)[1].strip().split("\n"),
             "",
             f"The evidence may alarm in at most {ERROR:.0%} of federations that do not leak. *A picture is seen*: SSIM "
-            f"above {VISIBLE_SSIM:g} in some round; an audit asks for more.",
+            f"above {VISIBLE_SSIM:g} in some round. That alone is no alarm: a picture of another client that comes "
+            "back exactly may look like this one. A watch alarms at captures that an audit calls `visual` or `exact`.",
             "",
             *table(head, rows),
             *{f"{entry['versions']}." for entry in found.values()},
