@@ -5,8 +5,8 @@
 Each federation has one client, which holds the same picture in every round, of those that come with scikit-image, at 16
 pixels. In each round it trains a network that nobody has seen before, and its true picture is ranked among 24 of its
 class, once by what the attack makes of its update and once by what it makes of that of another picture. Then
-`leakmap.scoring.rounds` pools what there is so far, after every round. A quarter of an hour of one core; each row is
-stored when it is finished, and the same command continues. With ``--page`` docs/results/rounds.md is written.
+`leakmap.scoring.rounds` pools what there is so far, after every round. Half an hour of one core; each row is stored
+when it is finished, and the same command continues. With ``--page`` docs/results/rounds.md is written.
 """
 
 import argparse

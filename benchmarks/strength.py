@@ -173,8 +173,8 @@ def field_of(bout: Bout, data: Path, *, choosing: bool) -> Field:
     pictures = test.images[clients] / 255
     known = train.images[: len(train) - CALIBRATION] / 255
     # A network answers to what it was trained on as to nothing else: rehearsed there, other searches win.
-    spare = (test if bout.weights and not choosing else train, CHOICES if bout.weights and not choosing else PUBLIC)
-    public = _apart(spare[0].images[: spare[1]] / 255, spare[0].labels[: spare[1]], pictures)
+    source, most = (test, CHOICES) if bout.weights and not choosing else (train, PUBLIC)
+    public = _apart(source.images[:most] / 255, source.labels[:most], pictures)
     others = _apart(known[PUBLIC:], train.labels[PUBLIC : len(known)], pictures)
     return Field(network, LocalRule(mode=bout.mode), clients, pictures, test.labels[clients], public, others)
 
