@@ -23,6 +23,8 @@ docs: $(READY)
 	$(BIN)/leakmap schema --markdown > docs/result.md
 	$(BIN)/leakmap schema > docs/result.schema.json
 	$(BIN)/leakmap schema --evidence > docs/evidence.schema.json
+	$(BIN)/leakmap schema --entry > docs/entry.schema.json
+	$(BIN)/leakmap entry board entries > docs/board.md
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=1800

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from leakmap.errors import StoreError
 from leakmap.files import checksum, write_text
+from leakmap.models.network import Network
 from leakmap.plan.plan import Plan
 from leakmap.registry.user_code import user_code_digest
 from leakmap.result.provenance import FILE, Provenance
@@ -35,17 +36,15 @@ def begun(plan: Plan, setup: Setup, store: Store, device: str, *, anything: bool
     if before is not None and before.finished and not anything:
         return before
     network = setup.network
-    shapes = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in network.weights.items()}
-    code = [network.code.fingerprint(), user_code_digest(network.model)]
     found = Provenance(
         started=_oldest(store) if before is None else before.started,
         finished="",
         contents=setup.digest,
-        architecture=hashlib.sha256(json.dumps([str(network.model), code, shapes]).encode()).hexdigest(),
+        architecture=architecture_of(network),
         weights=checksum(network.weights, {}),
         pictures=setup.groups.digest,
         observations=tuple(observation.digest() for observation in setup.captured),
-        parameters=sum(parameter.numel() for parameter in network.module().parameters()),
+        parameters=parameters_of(network),
         pictures_per_client=plan.batch_size,
         leakmap=__version__,
         commit=commit(),
@@ -58,6 +57,18 @@ def begun(plan: Plan, setup: Setup, store: Store, device: str, *, anything: bool
     )
     _write(found, store)
     return found
+
+
+def architecture_of(network: Network) -> str:
+    """SHA-256 of the specification, of the user's own code and of the names, types and shapes of the weights."""
+    shapes = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in network.weights.items()}
+    code = [network.code.fingerprint(), user_code_digest(network.model)]
+    return hashlib.sha256(json.dumps([str(network.model), code, shapes]).encode()).hexdigest()
+
+
+def parameters_of(network: Network) -> int:
+    """How many numbers of a network are parameters, buffers left out."""
+    return sum(parameter.numel() for parameter in network.module().parameters())
 
 
 def ended(provenance: Provenance, store: Store) -> None:

@@ -63,14 +63,20 @@ def list_(
 def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="As a page of documentation.")] = False,
     evidence: Annotated[bool, typer.Option("--evidence", help="Of evidence.json in a bundle.")] = False,
+    entry: Annotated[bool, typer.Option("--entry", help="Of an entry.")] = False,
 ) -> None:
     """The JSON Schema of result.json, for programs that read it."""
+    from leakmap.entries.entry import entry_schema
     from leakmap.evidence.evidence import evidence_schema
     from leakmap.result.schema import result_page, result_schema
 
-    if markdown and evidence:
-        raise BadSetting("docs/evidence.md is the page of evidence.json; give --evidence without --markdown.")
+    if markdown + evidence + entry > 1:
+        raise BadSetting(
+            "docs/evidence.md and docs/entries.md are the pages of bundles and entries; give one of --markdown, "
+            "--evidence and --entry."
+        )
     if markdown:
         typer.echo(result_page(), nl=False)
-    else:
-        typer.echo(json.dumps(evidence_schema() if evidence else result_schema(), indent=2))
+        return
+    found = evidence_schema() if evidence else entry_schema() if entry else result_schema()
+    typer.echo(json.dumps(found, indent=2))

@@ -27,7 +27,7 @@ from leakmap.runs.trial import Deranged, Outcome, Reached, Trial
 from leakmap.scoring.lineup import pick_distractors
 from leakmap.scoring.regions import cut, large_objects
 from leakmap.scoring.regions import fitted as resized
-from leakmap.scoring.score import score
+from leakmap.scoring.score import Score, score
 from leakmap.seeds import derive
 from leakmap.threat import known_before, observe
 from leakmap.version import __version__
@@ -66,13 +66,8 @@ def run(
             lambda fraction: progress(begin + (1 - begin) * fraction),
             fresh=True,
         )
-        places = places_of(found.last, trial, setup)
-        truth, others = held_by(trial, setup, places), distractors_for(trial, setup, places)
-        objects, plain = object_distractors_for(trial, setup, places), trial.scoring == "metrics"
-        scored = score(found, truth, others, trial.metrics, objects, plain=plain)
-        scored = replace(scored, places=places)
+        scored, deranged = judged(found, trial, setup)
         reached = tuple(_reached(attempt, trial, setup) for attempt in found.attempts)
-        deranged = _deranged(found, trial, setup)
     except (Exception, SystemExit) as error:
         return failed(trial, error, time.perf_counter() - started, versions)
     seconds = time.perf_counter() - started
@@ -88,6 +83,21 @@ def run(
         seconds=seconds,
         versions=versions,
     )
+
+
+def judged(found: Reconstruction, trial: Trial, setup: Setup) -> tuple[Score, Deranged | None]:
+    """How a reconstruction fares against its client's pictures, and against those of the next client.
+
+    Args:
+        found: What the attacker says of the trial's client.
+        trial: What was run.
+        setup: What it points to.
+    """
+    places = places_of(found.last, trial, setup)
+    truth, others = held_by(trial, setup, places), distractors_for(trial, setup, places)
+    objects, plain = object_distractors_for(trial, setup, places), trial.scoring == "metrics"
+    scored = score(found, truth, others, trial.metrics, objects, plain=plain)
+    return replace(scored, places=places), _deranged(found, trial, setup)
 
 
 def _informed(trial: Trial, setup: Setup, versions: dict[str, str]) -> Outcome:
