@@ -16,6 +16,9 @@ from .defences import defences
 from .doctor.attacking import Attacked, attack_file
 from .doctor.examine import Examination, examine
 from .doctor.watching import Watch, look
+from .entries.check import Checked, check_entry
+from .entries.entry import Entry, entry_schema, read_entry
+from .entries.make import make_entry
 from .errors import LeakmapError
 from .evidence.bundle import Bundle, make_bundle
 from .evidence.evidence import evidence_schema
@@ -51,8 +54,10 @@ __all__ = [
     "Audit",
     "Batch",
     "Bundle",
+    "Checked",
     "Code",
     "Comparison",
+    "Entry",
     "Examination",
     "Facts",
     "Inspection",
@@ -88,9 +93,11 @@ __all__ = [
     "capture",
     "capture_files",
     "catalogue",
+    "check_entry",
     "compare",
     "defences",
     "demonstrate",
+    "entry_schema",
     "evidence_schema",
     "examine",
     "export_study",
@@ -99,10 +106,12 @@ __all__ = [
     "label_rules",
     "look",
     "make_bundle",
+    "make_entry",
     "merge_study",
     "metrics",
     "models",
     "observe",
+    "read_entry",
     "read_facts",
     "read_observation",
     "read_profile",

@@ -14,6 +14,7 @@ from leakmap.cli.bundle import bundle
 from leakmap.cli.captures import attack_, capture_, doctor, facts_
 from leakmap.cli.ceiling import ceiling_
 from leakmap.cli.compare import compare
+from leakmap.cli.data import app as data
 from leakmap.cli.entry import app as entry
 from leakmap.cli.exits import INTERRUPTED, end
 from leakmap.cli.inspect import inspect_
@@ -29,7 +30,7 @@ JOURNEY: tuple[tuple[str, dict[str, Callable[..., None] | typer.Typer]], ...] = 
     ("Simulated clients", {"audit": audit, "tune": tune, "compare": compare, "ceiling": ceiling_}),
     ("Real updates", {"facts": facts_, "capture": capture_, "doctor": doctor, "attack": attack_, "watch": watch}),
     ("Many audits", {"study": study, "reproduce": reproduce}),
-    ("For the record", {"bundle": bundle, "entry": entry}),
+    ("For the record", {"bundle": bundle, "entry": entry, "data": data}),
     ("For programs", {"schema": schema}),
 )
 """The commands, under the headings of ``leakmap --help``, in the order in which one needs them.

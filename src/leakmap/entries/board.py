@@ -28,6 +28,10 @@ _COLUMNS = (
 )
 
 
+_PLAIN = str.maketrans("[]|", "()/")
+"""What would end a link or a cell of a table."""
+
+
 def board_page(entries: Sequence[tuple[str, Entry]], where: str = "../entries") -> str:
     """The board as a Markdown page.
 
@@ -38,8 +42,9 @@ def board_page(entries: Sequence[tuple[str, Entry]], where: str = "../entries") 
     parts = [_HEAD]
     for board in get_args(Board):
         rows = [_row(name, entry, where) for name, entry in entries if entry.board == board]
-        parts.append(f"\n## {HEADINGS[board]}\n")
+        parts.append(f"## {HEADINGS[board]}\n")
         parts.append("\n".join([_line(_COLUMNS), "|" + "---|" * len(_COLUMNS), *rows]) if rows else "No entry yet.")
+        parts.append("")
     return wrapped("\n".join(parts).rstrip() + "\n")
 
 
@@ -48,7 +53,7 @@ def _row(name: str, entry: Entry, where: str) -> str:
     line_up, exposed, psnr = figures
     return _line(
         (
-            f"[{name}]({where}/{name}.json)",
+            f"[{entry.title.translate(_PLAIN)}]({where}/{name}.json)",
             _client(entry),
             _attack(entry),
             str(entry.plan.victims),
@@ -67,7 +72,12 @@ def _client(entry: Entry) -> str:
     plan, rule = entry.plan, entry.plan.rule
     weights = "weights from a file" if plan.weights else "untrained"
     weights = f"{plan.train_epochs} epochs of training" if plan.train_epochs else weights
-    told = [f"`{plan.model}`", weights, f"{rule.mode} mode", f"{plan.data.partition(':')[0]}, B={plan.batch_size}"]
+    told = [
+        f"`{plan.model}`",
+        weights,
+        "training mode" if rule.mode == "train" else "inference mode",
+        f"{plan.data.partition(':')[0]}, B={plan.batch_size}",
+    ]
     if rule.share == "delta":
         told.append(f"{rule.steps(plan.batch_size)} local steps")
     if rule.defence != "none":

@@ -178,6 +178,9 @@ def board_of(plan: Plan) -> Board:
 def read_entry(path: Path | str) -> Entry:
     """Reads an entry that anybody may have written; nothing in it is run.
 
+    Args:
+        path: The JSON file.
+
     Raises:
         StoreError: there is none, or it is no entry of this schema.
     """
