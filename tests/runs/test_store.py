@@ -1,8 +1,10 @@
 """Folders of results: of this schema, or refused in one sentence."""
 
+import errno
 import json
 import os
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +13,14 @@ from safetensors.torch import save_file
 from leakmap import Spec, files
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
+from leakmap.auditing.recipe import trials
 from leakmap.auditing.search import search
 from leakmap.errors import StoreError
 from leakmap.files import read_tensors, write_tensors
 from leakmap.plan.plan import Plan
 from leakmap.runs.runner import HERE
 from leakmap.runs.store import Store
+from leakmap.runs.trial import Outcome
 from leakmap.study.file import parse_study
 from leakmap.study.running import merge_study, run_study, standing
 
@@ -120,3 +124,27 @@ def test_a_study_claims_its_folder_and_a_damaged_claim_is_named(tmp_path):
     plan.write_text(plan.read_text()[:50])
     with pytest.raises(StoreError, match=r"plan\.json is damaged"):
         perform(PLAN, prepared, Store(tmp_path / "audit"))
+
+
+def test_what_is_written_several_at_a_time_is_there_when_the_block_ends_and_a_full_disk_is_said(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.make()
+    first = trials(PLAN, "a", "b")["attack"][0]
+    outcomes = [Outcome(replace(first, client=client), failure=("NonFinite", "nan")) for client in range(30)]
+
+    def interrupted():
+        with store.writing() as put:
+            for outcome in outcomes:
+                put(outcome)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert store.keys() == {outcome.trial.key for outcome in outcomes}
+
+    def full(path, tensors, metadata):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("leakmap.runs.store.write_tensors", full)
+    with pytest.raises(OSError, match="No space left"), store.writing() as put:
+        put(outcomes[0])

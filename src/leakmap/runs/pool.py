@@ -18,6 +18,8 @@ from leakmap.errors import WorkerDied
 from leakmap.runs.jobs import Job, Report
 
 T = TypeVar("T")
+AHEAD = 4
+"""Jobs on their way for each process: waiting for a million at once takes longer than running them."""
 _SHARED = [__name__, "leakmap.attacker.attacks.strongest", "torch._dynamo"]
 """What every process would import for itself; the last is what torch imports with the first optimiser that is made."""
 
@@ -44,12 +46,11 @@ def run_in_pool(
     with ProcessPoolExecutor(
         min(workers, len(jobs)), mp_context=context, initializer=_start, initargs=(device, queue, stop)
     ) as pool:
-        with _interrupts_held():
-            started: dict[Future[bytes], str] = {pool.submit(_run, job): job.key for job in jobs}
-        pending, running = set(started), frozenset[str]()
+        left, started = iter(jobs), dict[Future[bytes], str]()
+        running = frozenset[str]()
         try:
-            while pending:
-                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            while _fill(pool, started, left, AHEAD * workers):
+                finished, pending = wait(started, timeout=0.2, return_when=FIRST_COMPLETED)
                 died = any(isinstance(future.exception(), BrokenProcessPool) for future in finished)
                 running = running if died else frozenset(started[future] for future in pending if future.running())
                 while not queue.empty():
@@ -62,6 +63,14 @@ def run_in_pool(
             if isinstance(error, BrokenProcessPool):
                 raise WorkerDied(running) from None
             raise
+
+
+def _fill(pool: ProcessPoolExecutor, started: dict[Future[bytes], str], left: Iterator[Job[Any]], most: int) -> bool:
+    """Sends out jobs until so many are on their way; whether any is."""
+    with _interrupts_held():
+        while len(started) < most and (job := next(left, None)) is not None:
+            started[pool.submit(_run, job)] = job.key
+    return bool(started)
 
 
 def _context() -> Any:

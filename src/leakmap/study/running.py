@@ -123,15 +123,21 @@ def run_study(
     fractions: dict[str, float] = {}
 
     def told(key: str, fraction: float) -> None:
-        fractions[key] = max(fractions.get(key, 0.0), fraction)
-        progress(f"run {len(finished)} of {len(work)}", sum(fractions.values()) / max(1, len(work)))
+        if key not in finished:
+            fractions[key] = max(fractions.get(key, 0.0), fraction)
+        # Only what is running is summed up: over all runs that would take longer than the runs.
+        share = (len(finished) + sum(fractions.values())) / max(1, len(work))
+        progress(f"run {len(finished)} of {len(work)}", share)
 
-    def done(outcome: Outcome) -> None:
-        store.put(outcome)
-        finished.add(outcome.trial.key)
-        told(outcome.trial.key, 1.0)
+    with store.writing() as put:
 
-    run_trials(runner, work, done, told, lambda fraction: progress(FITTING, fraction))
+        def done(outcome: Outcome) -> None:
+            put(outcome)
+            finished.add(outcome.trial.key)
+            fractions.pop(outcome.trial.key, None)
+            told(outcome.trial.key, 1.0)
+
+        run_trials(runner, work, done, told, lambda fraction: progress(FITTING, fraction))
     return _standing(cells, store)
 
 

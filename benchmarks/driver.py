@@ -1,0 +1,248 @@
+"""What the driver of runs costs by itself: trials that do nothing, planned, run, stored and counted.
+
+A trial that does nothing returns an outcome with one picture of 32 pixels. What is measured is all that leakmap does
+besides attacking: naming runs, sending them to processes, storing what comes back, and reading a folder again.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import held, processor
+from benchmarks.markdown import publish, table, versions
+from leakmap import Spec, read_study
+from leakmap.errors import UsageError
+from leakmap.files import write_json
+from leakmap.local_rule import LocalRule
+from leakmap.runs.jobs import Tick
+from leakmap.runs.ray import Ray
+from leakmap.runs.runner import Local, Runner, run_jobs
+from leakmap.runs.store import WAITS, Store
+from leakmap.runs.trial import Outcome, Trial
+from leakmap.scoring.score import Score
+from leakmap.study.planning import jobs, planned
+from leakmap.study.running import standing
+from leakmap.threat import ThreatModel
+
+PAGE, KEPT = Path("docs/results/driver.md"), Path("benchmarks/results/driver.json")
+SMALL = 16
+"""Workers of the local cluster, each on a share of a core."""
+MILLION, GIB = 10**6, 2**30
+STUDY = """
+title = "A study of nothing"
+[data]
+source = "samples"
+victims = 36
+[model]
+name = "mlp"
+[attack]
+name = "inverting_gradients"
+steps = [{steps}]
+"""
+A_CELL = 36 * 3 + 6
+"""Runs of a cell: of 36 clients the attack and two floors, and 6 of the planted control."""
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """The job of a trial that does nothing."""
+
+    trial: Trial
+
+    @property
+    def key(self) -> str:
+        """The trial's."""
+        return self.trial.key
+
+    def __call__(self, device: str, told: Tick) -> Outcome:
+        """An outcome as large as a usual one."""
+        return outcome_of(self.trial)
+
+
+def outcome_of(trial: Trial) -> Outcome:
+    """An outcome with one picture of 32 pixels."""
+    values = {"psnr": (10.0,), "ssim": (0.1,)}
+    return Outcome(trial, Score(torch.zeros(1, 3, 32, 32), values, (1.0,), (100,), 1.0, (1.0,)), seconds=1.0)
+
+
+def nothings(count: int) -> list[Nothing]:
+    """So many different trials."""
+    first = Trial("0" * 64, LocalRule(), ThreatModel(), Spec("linear"))
+    return [Nothing(replace(first, client=client)) for client in range(count)]
+
+
+def rate(runner: Runner, count: int) -> float:
+    """Outcomes a second, from the first job to the last file, less what starting the processes takes.
+
+    Args:
+        runner: Where to run.
+        count: Trials.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        store.make()
+        first: list[float] = []
+
+        def done(key: str, outcome: Outcome) -> None:
+            if not first:
+                first.append(time.perf_counter())
+            put(outcome)
+
+        with store.writing() as put:
+            work = nothings(count)
+            run_jobs(runner, work, done, lambda key, fraction: None, lambda job, error: outcome_of(job.trial))
+        spent = time.perf_counter() - first[0]
+        if len(store.keys()) != count:
+            raise RuntimeError(f"{count} trials were run and {len(store.keys())} were stored")
+    return (count - 1) / spent
+
+
+def stored(count: int) -> float:
+    """Outcomes a second that one writer stores, without running anything."""
+    outcomes = [outcome_of(job.trial) for job in nothings(count)]
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        store.make()
+        started = time.perf_counter()
+        with store.writing() as put:
+            for outcome in outcomes:
+                put(outcome)
+        return count / (time.perf_counter() - started)
+
+
+def planning(runs: int, finished: int) -> dict[str, float]:
+    """Seconds and bytes of a study by name, of its jobs, and of counting what is finished.
+
+    Args:
+        runs: About so many runs.
+        finished: So many of them are in the folder.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder, cells = Path(name), max(1, round(runs / A_CELL))
+        (folder / "study.toml").write_text(STUDY.format(steps=", ".join(map(str, range(1, cells + 1)))))
+        study = read_study(folder / "study.toml")
+        planned(replace(study, cells=study.cells[:1]))  # pictures and imports count once
+        before, started = held(), time.perf_counter()
+        found = planned(study)
+        keys = {trial.key for one in found for trial in one.all()}
+        by_name, planning_took = held() - before, time.perf_counter() - started
+        work = jobs(found, keys, folder / "networks", folder / "fitted")
+        with_jobs = held() - before
+        store = Store(folder / "out")
+        store.claim({"study": study.title}, "study")
+        with store.writing() as put:
+            for job in work[:finished]:
+                put(outcome_of(job.trial))
+        del found, work
+        started = time.perf_counter()
+        there = standing(study, folder / "out")
+        took = time.perf_counter() - started
+        if len(there.seconds) != finished or len(there.keys) != len(keys):
+            raise RuntimeError(f"status counts {len(there.seconds)} of {finished} finished runs")
+    return {
+        "runs": len(keys),
+        "planning": planning_took,
+        "bytes": by_name,
+        "bytes_with_jobs": with_jobs,
+        "finished": finished,
+        "status": took,
+    }
+
+
+@contextmanager
+def cluster() -> Iterator[Runner | None]:
+    """A Ray cluster of this machine with many small workers, which ends with the block; None without Ray."""
+    try:
+        from ray.cluster_utils import Cluster
+    except ImportError:
+        yield None
+        return
+    own = Cluster(initialize_head=True, head_node_args={"num_cpus": SMALL, "include_dashboard": False})
+    try:
+        yield Ray(own.address)
+    finally:
+        own.shutdown()
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that the page says."""
+    found: dict[str, Any] = {"versions": versions(), "processor": processor(), "jobs": options.jobs}
+    found["writer"] = stored(options.jobs)
+    found["pool"] = {str(count): rate(Local(2), count) for count in (options.jobs, 4 * options.jobs)}
+    with cluster() as ray:
+        try:
+            found["ray"] = None if ray is None else rate(ray, options.jobs)
+        except UsageError as error:
+            found["ray"] = None
+            print(error)
+    found["planning"] = [planning(runs, options.stored) for runs in options.planned]
+    return found
+
+
+def page(found: dict[str, Any]) -> str:
+    """Markdown."""
+    most = max(found["planning"], key=lambda one: one["runs"])
+    each, with_jobs = (most[name] / most["runs"] for name in ("bytes", "bytes_with_jobs"))
+    rates = [("one writer, nothing run", found["jobs"], found["writer"])]
+    rates += [("2 processes", int(count), value) for count, value in found["pool"].items()]
+    if found["ray"] is not None:
+        rates.append((f"Ray on this machine, {SMALL} workers", found["jobs"], found["ray"]))
+    plans: Callable[[dict[str, float]], list[str]] = lambda one: [  # noqa: E731
+        f"{one['runs']:,}",
+        f"{one['planning']:.1f}",
+        f"{one['bytes'] / one['runs'] * 1e5 / 2**20:.0f}",
+        f"{one['bytes_with_jobs'] / one['runs'] * 1e5 / 2**20:.0f}",
+        f"{one['finished']:,}",
+        f"{one['status']:.1f}",
+    ]
+    head = ["runs", "seconds to plan", "MiB per 100,000", "with their jobs", "finished", "seconds until counted"]
+    return "\n".join(
+        [
+            "# The driver by itself",
+            "",
+            *(__doc__ or "").split("\n\n", 1)[1].strip().split("\n"),
+            "",
+            "    python -m benchmarks.driver",
+            "",
+            f"{found['processor']}. {found['versions']}.",
+            "",
+            "## Outcomes a second",
+            "",
+            *table(["where", "trials", "outcomes a second"], [(w, f"{n:,}", f"{v:.0f}") for w, n, v in rates]),
+            f"Every outcome is a file, of which at most {WAITS} wait for the disk at a time.",
+            "",
+            "## Planning and counting",
+            "",
+            *table(head, map(plans, found["planning"])),
+            f"At {each:.0f} bytes for each planned run, and {with_jobs:.0f} with its job, a million planned runs take "
+            f"{each * MILLION / GIB:.2f} GiB by name and {with_jobs * MILLION / GIB:.2f} GiB when all are to be "
+            "run. *Seconds until counted* is what `leakmap study status` takes to name all runs again and to read "
+            "those that are finished, before it estimates what the rest takes.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--planned", type=int, nargs="+", default=[10_000, 30_000])
+    parser.add_argument("--stored", type=int, default=1000)
+    parser.add_argument("--page", action="store_true", help="Write the page from the kept figures, measure nothing.")
+    options = parser.parse_args()
+    if not options.page:
+        write_json(KEPT, measured(options))
+    publish(page(json.loads(KEPT.read_text(encoding="utf-8"))), PAGE)
+
+
+if __name__ == "__main__":
+    main()
