@@ -6,6 +6,9 @@ besides attacking: naming runs, sending them to processes, storing what comes ba
 
 import argparse
 import json
+import os
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +22,6 @@ import torch
 from benchmarks.machine import held, processor
 from benchmarks.markdown import publish, table, versions
 from leakmap import Spec, read_study
-from leakmap.errors import UsageError
 from leakmap.files import write_json
 from leakmap.local_rule import LocalRule
 from leakmap.runs.jobs import Tick
@@ -158,16 +160,13 @@ def planning(runs: int, finished: int) -> dict[str, float]:
 
 
 @contextmanager
-def cluster() -> Iterator[Runner | None]:
-    """A Ray cluster of this machine with many small workers, which ends with the block; None without Ray."""
-    try:
-        from ray.cluster_utils import Cluster
-    except ImportError:
-        yield None
-        return
+def cluster() -> Iterator[Runner]:
+    """A Ray cluster of this machine with many small workers, which ends with the block."""
+    from ray.cluster_utils import Cluster
+
     own = Cluster(initialize_head=True, head_node_args={"num_cpus": SMALL, "include_dashboard": False})
     try:
-        yield Ray(own.address)
+        yield Ray(str(own.address))
     finally:
         own.shutdown()
 
@@ -175,14 +174,13 @@ def cluster() -> Iterator[Runner | None]:
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that the page says."""
     found: dict[str, Any] = {"versions": versions(), "processor": processor(), "jobs": options.jobs}
+    found |= {"command": shlex.join(sys.argv[1:]), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     found["writer"] = stored(options.jobs)
     found["pool"] = {str(count): rate(Local(2), count) for count in (options.jobs, 4 * options.jobs)}
-    with cluster() as ray:
-        try:
-            found["ray"] = None if ray is None else rate(ray, options.jobs)
-        except UsageError as error:
-            found["ray"] = None
-            print(error)
+    found["ray"] = None
+    if options.ray:
+        with cluster() as ray:
+            found["ray"] = rate(ray, options.jobs)
     found["planning"] = [planning(runs, options.stored) for runs in options.planned]
     return found
 
@@ -210,9 +208,10 @@ def page(found: dict[str, Any]) -> str:
             "",
             *(__doc__ or "").split("\n\n", 1)[1].strip().split("\n"),
             "",
-            "    python -m benchmarks.driver",
+            f"    python -m benchmarks.driver {found['command']}".rstrip(),
             "",
-            f"{found['processor']}. {found['versions']}.",
+            f"{found['processor']}, {found['cores']} cores. {found['versions']}. When it began, {found['load']:.0f} "
+            "processes wanted the cores: on a quiet machine the figures are better.",
             "",
             "## Outcomes a second",
             "",
@@ -237,6 +236,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--planned", type=int, nargs="+", default=[10_000, 30_000])
     parser.add_argument("--stored", type=int, default=1000)
+    parser.add_argument("--ray", action="store_true", help="Also on a Ray cluster of this machine, many small workers.")
     parser.add_argument("--page", action="store_true", help="Write the page from the kept figures, measure nothing.")
     options = parser.parse_args()
     if not options.page:
