@@ -211,7 +211,7 @@ def page(found: dict[str, Any]) -> str:
             f"    python -m benchmarks.driver {found['command']}".rstrip(),
             "",
             f"{found['processor']}, {found['cores']} cores. {found['versions']}. When it began, {found['load']:.0f} "
-            "processes wanted the cores: on a quiet machine the figures are better.",
+            "processes wanted the cores.",
             "",
             "## Outcomes a second",
             "",
