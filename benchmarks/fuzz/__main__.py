@@ -1,14 +1,14 @@
 """Does everything that reads files or options end in a result or in a sentence, within limits, and run nothing of them?
 
-    python -m benchmarks.fuzz [--count 10000] [--only KIND] [--seed 0] [--out runs/fuzz]
+    python -m benchmarks.fuzz [--count 20000] [--only KIND] [--seed 0] [--out runs/fuzz]
 
 Each case of a file takes the valid files of one reader, makes one of them hostile and reads them in a child process:
 2 GiB of address space more than an idle one, 5 seconds of processor time, no sockets, no processes, no unpickled class,
 no file opened for writing. A pickle in many of them would leave a marker if it ran. Each case of a command runs it in a
 child process, with 2 GiB more than an idle one and 30 seconds of processor time: odd options, model files, watched
-folders, folders of pictures and stored results; and several processes write one file. A traceback, an escape sequence
-on the terminal, and an exit code of 0, 1 or 2 without a result are violations, as are scores that a changed file
-changed. Ends with exit code 1 if there is any violation.
+folders, folders of pictures and stored results; commands that need much have 64 MiB to 1 GiB more. And several
+processes write one file. A traceback, an escape sequence on the terminal, and an exit code of 0, 1 or 2 without a
+result are violations, as are scores that a changed file changed. Ends with exit code 1 if there is any violation.
 
 The same command continues where it was stopped; `--case N --only KIND` replays one case. Writes docs/results/fuzz.md
 for the full count. Linux only.
@@ -33,7 +33,7 @@ from benchmarks.machine import processor
 from benchmarks.markdown import publish, table, versions
 
 PAGE = Path("docs/results/fuzz.md")
-FULL = 10_000
+FULL = 20_000
 FILES = "files"
 
 

@@ -46,7 +46,16 @@ def _options(r: random.Random, folder: Path) -> Words:
 
 SHAPE = "nn.Sequential(nn.Flatten(), nn.Linear(768, 8))"
 MODELS = (
-    *("sys.exit(0)", "raise SystemExit('no')", "raise KeyboardInterrupt", "raise MemoryError", "1 / 0", "build()"),
+    *(
+        "sys.exit(0)",
+        "os._exit(0)",
+        "os.abort()",
+        "raise SystemExit('no')",
+        "raise KeyboardInterrupt",
+        "raise MemoryError",
+        "1 / 0",
+        "build()",
+    ),
     *("return nn.Flatten()", "return nn.Sequential(nn.Flatten(), nn.LazyLinear(8))", "return None", "return build"),
     *("return nn.Sequential(nn.Flatten(), nn.Linear(768, 8, device='meta'))", f"return {SHAPE}.half()", "print('x')"),
     f"return {SHAPE}.to(torch.complex64)",
@@ -143,7 +152,7 @@ def _folders(r: random.Random, folder: Path) -> Words:
 def _stored_once() -> Path:
     """A folder of results, made by the first process that asks; :func:`everything` does."""
     folder = Path(tempfile.mkdtemp()) / "stored"
-    ended = _run([*AUDIT, "--out", str(folder)], folder)
+    ended = _run([*AUDIT, "--out", str(folder)])
     if ended[0] != 0:
         raise RuntimeError(f"the audit that is damaged ended with {ended[0]}: {ended[2]}")
     return folder
@@ -158,10 +167,25 @@ def _stored(r: random.Random, folder: Path) -> Words:
     return [*AUDIT, "--out", str(folder)]
 
 
+def _large(r: random.Random, folder: Path) -> Words:
+    """A command that may need more memory than there is."""
+    size, hidden = r.choice((32, 64, 224)), r.choice((4, 500, 3000, 20_000))
+    model = r.choice((f"mlp,hidden={hidden}", "torchvision/resnet18", "resnet", "vit", f"convnet,width={hidden // 10}"))
+    if r.random() < 0.2:
+        return ["inspect", model, "--classes", "1000", "--image-size", str(size), "--json"]
+    attack = r.choice(("inverting_gradients,steps=1", "linear", "prior_only,steps=1", "learned_inverse,clients=64"))
+    words = ["audit", *QUICK, "--image-size", str(size), "--model", model, "--batch-size", r.choice(("1", "4", "30"))]
+    return [*words, "--attack", attack, "--out", str(folder)]
+
+
 KINDS: dict[str, Callable[[random.Random, Path], Words]] = {
     "options": _options, "model files": _models, "watched folders": _watch, "data folders": _folders,
-    "stored folders": _stored,
+    "stored folders": _stored, "little memory": _large,
 }  # fmt: skip
+LITTLE = (64, 128, 256, 512, 1024)
+"""MiB of address space more than an idle process, of a command that has little memory."""
+NATIVE = "ended the process before there was a result, most likely"
+"""Of the sentence about native code that aborted: right where memory is little or a model calls ``os.abort`` alone."""
 WRITERS = "concurrent writers"
 ALL = (*KINDS, WRITERS)
 
@@ -180,11 +204,21 @@ def run_command(seed: int, number: int, kind: str, folder: Path) -> Ended:
     if kind == WRITERS:
         return Ended(kind, number, "several writers of one file", *_written(r, folder))
     words = KINDS[kind](r, folder)
-    code, out, err, seconds, mib = _run(words, folder)
+    growth = r.choice(LITTLE) * 2**20 if kind == "little memory" else GROWTH
+    code, out, err, seconds, mib = _run(words, growth)
     outcome, why = _judged(code, out, err)
+    if seconds > SECONDS:
+        outcome, why = "violation", f"took {seconds:.1f} s; {why}"
+    if NATIVE in why and kind != "little memory" and "os.abort()" not in _model_file(folder):
+        outcome, why = "violation", why
     if kind == "stored folders" and outcome == "result" and _scores(out) != _scores(_stored_result()):
         outcome, why = "violation", "a changed file changed the scores"
     return Ended(kind, number, " ".join(words)[:500], outcome, why, seconds, mib)
+
+
+def _model_file(folder: Path) -> str:
+    file = folder / "net.py"
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def _judged(code: int, out: str, err: str) -> tuple[str, str]:
@@ -192,7 +226,7 @@ def _judged(code: int, out: str, err: str) -> tuple[str, str]:
     if "\x1b" in out + err:
         return "violation", f"an escape sequence reaches the terminal: {told!r}"
     if "Traceback" in err or "Internal error" in err:
-        return "violation", told
+        return "violation", err[-1500:]
     if code in REFUSED:
         return ("refusal", told) if err.strip() else ("violation", f"exit code {code} without a word")
     if code not in RESULTS:
@@ -214,13 +248,16 @@ def _stored_result() -> str:
     return (_stored_once() / "result.json").read_text()
 
 
-def _run(words: Words, folder: Path) -> tuple[int, str, str, float, float]:
-    """Exit code, what was said, seconds of the processor and MiB of a command in a child process with limits."""
-    before = held()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+def _run(words: Words, growth: int = GROWTH) -> tuple[int, str, str, float, float]:
+    """Exit code, what was said, seconds of the processor and MiB of a command in a child process with limits.
+
+    The memory is that of the child beyond what it held when it began; the libraries that it uses are in it.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as begun:
         child = os.fork()
         if not child:
-            _become(words, out.fileno(), err.fileno())
+            os.write(begun.fileno(), str(held()).encode())
+            _become(words, out.fileno(), err.fileno(), growth)
         ends = time.monotonic() + HANG
         while not (ended := os.wait4(child, os.WNOHANG))[0]:
             if time.monotonic() > ends:
@@ -230,14 +267,14 @@ def _run(words: Words, folder: Path) -> tuple[int, str, str, float, float]:
             time.sleep(0.01)
         usage = ended[2]
         said = []
-        for stream in (out, err):
+        for stream in (out, err, begun):
             stream.seek(0)
             said.append(stream.read().decode(errors="replace"))
-    mib = max(0.0, usage.ru_maxrss / 1024 - before / 2**20)
+    mib = max(0.0, usage.ru_maxrss / 1024 - int(said[2]) / 2**20)
     return os.waitstatus_to_exitcode(ended[1]), said[0], said[1], usage.ru_utime + usage.ru_stime, mib
 
 
-def _become(words: Words, out: int, err: int) -> None:
+def _become(words: Words, out: int, err: int, growth: int) -> None:
     """The child: becomes the command; never returns."""
     code = 70
     try:
@@ -248,7 +285,7 @@ def _become(words: Words, out: int, err: int) -> None:
         sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
-        limit = address_space() + GROWTH
+        limit = address_space() + growth
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         sys.argv = ["leakmap", *words]
         main()

@@ -20,7 +20,7 @@ from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.auditing.recipe import trials
 from leakmap.auditing.search import search
-from leakmap.cli.main import main
+from leakmap.cli.main import command
 from leakmap.client.data import Pictures
 from leakmap.client.groups import MEMBERS, divide
 from leakmap.errors import BadSetting, DataError, StoreError, UsageError
@@ -186,7 +186,7 @@ def test_after_sigkill_the_same_command_repeats_no_finished_rehearsal_and_ends_t
 
     monkeypatch.setattr(sys, "argv", ["leakmap", *words])
     with pytest.raises(SystemExit, match="^0$"):
-        main()
+        sys.exit(command())
     assert kept.items() <= stamps().items()
     assert len(stamps()) > len(kept) >= 3
     assert read_tuned(out / "tuned.json") == search(plan, prepared(), budget=3)
@@ -295,7 +295,7 @@ def test_a_hostile_file_gives_one_sentence(text, expected, tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["leakmap", "audit", *WORDS, "--tuned", str(tmp_path / "tuned.json")])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        main()
+        sys.exit(command())
     said = capsys.readouterr().err
     assert stop.value.code == 3
     assert expected in said

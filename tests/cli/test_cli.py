@@ -14,7 +14,7 @@ import torch
 
 import leakmap
 from leakmap.capturing.facts import as_toml
-from leakmap.cli.main import main
+from leakmap.cli.main import command
 from leakmap.inspection.text import as_dict
 from leakmap.plan.tuned import read_tuned
 from leakmap.result.result import Result
@@ -30,7 +30,7 @@ def call(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", ["leakmap", *words])
         monkeypatch.chdir(tmp_path)
         with pytest.raises(SystemExit) as stop:
-            main()
+            sys.exit(command())
         shown = capsys.readouterr()
         return int(stop.value.code or 0), shown.out, shown.err
 

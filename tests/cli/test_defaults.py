@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from leakmap.cli.main import app, main
+from leakmap.cli.main import app, command
 from leakmap.errors import BadSetting
 
 AUDIT = typer.main.get_command(app).commands["audit"]
@@ -93,7 +93,7 @@ def test_defaults_reach_an_audit(monkeypatch, capsys):
     def ended(*words):
         monkeypatch.setattr(sys, "argv", ["leakmap", "audit", *words])
         with pytest.raises(SystemExit) as stop:
-            main()
+            sys.exit(command())
         return stop.value.code, capsys.readouterr().err
 
     code, err = ended()

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 
 from leakmap import memory
 from leakmap.cli import main as entry
-from leakmap.cli.main import main
+from leakmap.cli.main import command
 from leakmap.cli.terminal import Terminal
 from leakmap.errors import StoreError, WorkerDied
 from leakmap.files import write_text, written
@@ -31,7 +32,7 @@ def ended(monkeypatch, capsys):
 
         monkeypatch.setattr(entry, "app", app)
         with pytest.raises(SystemExit) as stop:
-            main()
+            sys.exit(command())
         return stop.value.code, capsys.readouterr().err
 
     return ended
@@ -48,6 +49,7 @@ def ended(monkeypatch, capsys):
         (OSError(errno.EIO, "Input/output error", "file"), 4, ("Internal error", "Please report")),
         (MemoryError(), 4, ("Memory ran out", "--batch-size")),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 4, ("Memory ran out",)),
+        (RuntimeError("could not create a primitive"), 4, ("Memory ran out",)),
         (WorkerDied(), 4, ("fewer --workers",)),
         (StoreError("Told."), 3, ("Error: Told.",)),
         (SystemExit(0), 3, ("sys.exit(0)", "Take that out")),
@@ -96,9 +98,75 @@ def test_a_model_that_exits_passes_no_gate(where, monkeypatch, capsys, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["leakmap", *AUDIT, "--model", "quits.py:build"])
     with pytest.raises(SystemExit) as stop:
-        main()
+        sys.exit(command())
     assert stop.value.code == 3
     assert "sys.exit(0)" in capsys.readouterr().err
+
+
+GUARDED = "import os, signal, sys, time; from leakmap.cli.guard import guarded; sys.exit(guarded(lambda: {}))"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the guard is a process that Linux forks")
+@pytest.mark.parametrize(
+    ("does", "code", "words"),
+    [
+        ("os._exit(0)", 3, "os._exit(0)"),
+        ("os._exit(9)", 3, "os._exit(9)"),
+        ("os.abort()", 4, "SIGABRT"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 4, "SIGKILL"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, ""),
+        ("os.kill(os.getppid(), signal.SIGTERM) or time.sleep(60)", -signal.SIGTERM, ""),
+        ("2", 2, ""),
+    ],
+)
+def test_only_a_command_that_got_to_its_end_gives_the_code_of_a_result(does, code, words):
+    ran = subprocess.run([sys.executable, "-c", GUARDED.format(does)], capture_output=True, text=True, timeout=30)
+    assert ran.returncode == code
+    assert ran.stderr.count("\n") == bool(words)
+    assert words in ran.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the guard is a process that Linux forks")
+def test_a_killed_guard_takes_the_command_with_it_and_an_interruption_comes_once(tmp_path):
+    """Once though it is sent to both processes, and passed on."""
+    does = "print(flush=True) or time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", GUARDED.format(does)], stdout=subprocess.PIPE, text=True) as running:
+        running.stdout.readline()
+        running.kill()
+        running.communicate(timeout=30)  # comes back when nobody holds the output open
+    (tmp_path / "held.py").write_text(
+        "import sys, time\nfrom leakmap.cli.guard import guarded\n"
+        "def wait():\n"
+        "    try: print(flush=True); time.sleep(60)\n"
+        "    except KeyboardInterrupt: time.sleep(0.3)\n"
+        "    return 7\n"
+        "sys.exit(guarded(wait))\n"
+    )
+    words = [sys.executable, str(tmp_path / "held.py")]
+    for group in (True, False):
+        with subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True) as running:
+            running.stdout.readline()
+            (os.killpg if group else os.kill)(running.pid, signal.SIGINT)
+            assert running.wait(30) == 7
+
+
+def test_what_a_model_file_warns_of_and_leaves_behind_is_a_plain_line_each(tmp_path):
+    (tmp_path / "warns.py").write_text(
+        "import threading, warnings\n"
+        "class Gone:\n    def __del__(self): raise ValueError('\x1b[31m')\n"
+        "def build():\n"
+        "    warnings.warn('\x1b[31m')\n    Gone()\n"
+        "    thread = threading.Thread(target=lambda: 1 / 0)\n    thread.start()\n    thread.join()\n"
+        "    raise ValueError('no')\n"
+    )
+    words = ["inspect", f"{tmp_path / 'warns.py'}:build", "--classes", "8", "--image-size", "16"]
+    ran = subprocess.run([sys.executable, "-m", "leakmap", *words], capture_output=True, text=True, timeout=120)
+    warned, gone, thread, ended = ran.stderr.splitlines()
+    assert ran.returncode == 3
+    assert warned == r"UserWarning: \x1b[31m"
+    assert gone == r"Aside: ValueError: \x1b[31m (warns.py, line 3)."
+    assert thread == "Aside: ZeroDivisionError: division by zero (warns.py, line 7)."
+    assert "ValueError: no" in ended
 
 
 def test_a_model_that_exits_in_a_run_is_a_failure_on_record(monkeypatch, capsys, tmp_path):
@@ -115,7 +183,7 @@ def test_a_model_that_exits_in_a_run_is_a_failure_on_record(monkeypatch, capsys,
     words = [*AUDIT, "--model", "late.py:build", "--json"]
     monkeypatch.setattr(sys, "argv", ["leakmap", *words])
     with pytest.raises(SystemExit) as stop:
-        main()
+        sys.exit(command())
     assert stop.value.code == 2
     assert "sys.exit(0)" in capsys.readouterr().out
 
@@ -153,11 +221,11 @@ def test_what_a_model_file_prints_is_no_result_and_nothing_acts_on_the_terminal(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["leakmap", *AUDIT, "--model", "prints.py:build", "--json"])
     with pytest.raises(SystemExit):
-        main()
+        sys.exit(command())
     assert json.loads(capfd.readouterr().out)["verdict"]
     monkeypatch.setattr(sys, "argv", ["leakmap", *AUDIT, "--model", "prints.py:fails"])
     with pytest.raises(SystemExit) as stop:
-        main()
+        sys.exit(command())
     said = capfd.readouterr().err
     assert stop.value.code == 3
     assert "\x1b" not in said
@@ -185,6 +253,6 @@ def test_a_bound_is_said_before_anything_is_computed(option, words, monkeypatch,
     monkeypatch.setattr(memory, "free_memory", lambda: 2**34)
     monkeypatch.setattr(sys, "argv", ["leakmap", *AUDIT, "--model", "mlp", *option])
     with pytest.raises(SystemExit) as stop:
-        main()
+        sys.exit(command())
     assert stop.value.code == 3
     assert words in capsys.readouterr().err

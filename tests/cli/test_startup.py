@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from leakmap.cli.main import JOURNEY, main
+from leakmap.cli.main import JOURNEY, command
 
 PROGRAM = """
 import contextlib, io, sys
@@ -40,7 +40,7 @@ def test_version_and_help_of_every_command_import_nothing_that_computes():
 def test_the_help_lists_the_commands_in_the_order_of_a_journey(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["leakmap", "--help"])
     with pytest.raises(SystemExit):
-        main()
+        sys.exit(command())
     shown = capsys.readouterr().out
     headings = [name for panel, commands in JOURNEY for name in (f"─ {panel} ─", *(f"│ {one} " for one in commands))]
     places = [shown.find(name) for name in headings]
@@ -61,7 +61,7 @@ def test_the_help_lists_the_commands_in_the_order_of_a_journey(monkeypatch, caps
 def test_a_mistake_names_the_command_it_was_made_in_and_one_suggestion(words, expected, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["leakmap", *words])
     with pytest.raises(SystemExit) as stop:
-        main()
+        sys.exit(command())
     assert (stop.value.code, capsys.readouterr().err) == (3, f"Error: {expected}\n")
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from leakmap import Plan, Spec, run_plan
 from leakmap.auditing.prepare import prepare
-from leakmap.cli.main import main
+from leakmap.cli.main import command
 from leakmap.errors import BadSetting, LeakmapError, StoreError
 from leakmap.evidence import bundle as making
 from leakmap.evidence import page
@@ -453,7 +453,7 @@ def test_the_command_plans_makes_and_checks(run, tmp_path, monkeypatch, capsys):
     def call(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["leakmap", "bundle", *words])
         with pytest.raises(SystemExit) as stop:
-            main()
+            sys.exit(command())
         shown = capsys.readouterr()
         return int(stop.value.code or 0), shown.out, shown.err
 

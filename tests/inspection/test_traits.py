@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from leakmap import Task, build_network
 from leakmap.auditing.update_check import degenerate
-from leakmap.cli.main import main
+from leakmap.cli.main import command
 from leakmap.inspection import Traits, advise, probe_update, read_traits
 from leakmap.inspection.probe import task_of
 from leakmap.models import models
@@ -219,7 +219,7 @@ def call(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", ["leakmap", "inspect", *words])
         monkeypatch.chdir(tmp_path)
         with pytest.raises(SystemExit) as stop:
-            main()
+            sys.exit(command())
         shown = capsys.readouterr()
         return int(stop.value.code or 0), shown.out, shown.err
 

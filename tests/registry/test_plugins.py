@@ -15,11 +15,11 @@ KINDS = ("model", "data", "defence", "attack", "label_rule", "metric")
 CALL = """
 import sys
 import pytest
-from leakmap.cli.main import main
+from leakmap.cli.main import command
 
 pytest.main(sys.argv[1:])
 sys.argv = ["leakmap", "list"]
-main()
+sys.exit(command())
 """
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from leakmap import LocalRule, Plan, compare
-from leakmap.cli.main import main
+from leakmap.cli.main import command
 from leakmap.errors import BadSetting
 from leakmap.result.compare import cells
 from tests.result.made_up import finished, gain, made_up
@@ -80,7 +80,7 @@ def test_the_command_prints_the_same_as_a_table_as_markdown_and_as_json(monkeypa
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["leakmap", "compare", *words])
         with pytest.raises(SystemExit) as stop:
-            main()
+            sys.exit(command())
         return stop.value.code, *capsys.readouterr()
 
     found = compare(one, other)

@@ -8,19 +8,23 @@ import os
 import platform
 import re
 import sys
+import threading
 import traceback
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import click
 
-from leakmap.errors import LeakmapError, WorkerDied, plain
+from leakmap.errors import LeakmapError, WorkerDied, in_words, plain
 from leakmap.version import __version__
 
 BAD_INPUT, INTERNAL, INTERRUPTED, CLOSED = 3, 4, 130, 141
 DEBUG = "LEAKMAP_DEBUG"
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _ABOUT_A_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+_OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive", "PyObject pointer is null")
+"""What torch, oneDNN and safetensors say where there is none left."""
 _OWN = re.compile(rf'File "{re.escape(str(Path(__file__).parents[1]))}/([^"]+)", line (\d+), in (\S+)')
 
 
@@ -44,7 +48,7 @@ def ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno is not None:
         return _of_the_system(error, error.errno)
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's own
-    if out_of_memory or "can't allocate memory" in str(error):
+    if out_of_memory or any(words in str(error) for words in _OUT_OF_MEMORY):
         return INTERNAL, (
             "Error: Memory ran out in this process. Lower --image-size, --batch-size or --workers, or take a smaller "
             "--model; what is finished is kept."
@@ -108,6 +112,17 @@ def end(error: BaseException) -> int:
     if code == CLOSED:
         _hush()
     return code
+
+
+def one_line_each() -> None:
+    """From now on, what is said aside from a command's own words, which may repeat what a file says, is a plain line.
+
+    That is warnings, and errors in threads and in the cleaning up of objects, which nobody catches.
+    """
+    warnings.showwarning = lambda message, category, *_, **__: say(f"{category.__name__}: {message}")
+    if os.environ.get(DEBUG) != "1":
+        sys.unraisablehook = lambda told: say(f"Aside: {in_words(told.exc_value or told.exc_type())}.")
+        threading.excepthook = lambda told: say(f"Aside: {in_words(told.exc_value or told.exc_type())}.")
 
 
 def say(text: str) -> None:

@@ -16,7 +16,8 @@ from leakmap.cli.ceiling import ceiling_
 from leakmap.cli.compare import compare
 from leakmap.cli.data import app as data
 from leakmap.cli.entry import app as entry
-from leakmap.cli.exits import INTERRUPTED, end
+from leakmap.cli.exits import INTERRUPTED, end, one_line_each
+from leakmap.cli.guard import guarded
 from leakmap.cli.inspect import inspect_
 from leakmap.cli.listing import list_, schema
 from leakmap.cli.parsing import Command
@@ -89,14 +90,22 @@ def root(
 
 
 def main() -> NoReturn:
-    """The entry point: turns every error into one sentence and an exit code that no result has."""
+    """The entry point: :func:`command` in a process that another one waits for."""
     if COMPLETION in os.environ:
         app(prog_name="leakmap")  # typer answers the shell and ends Python
+    one_line_each()
+    sys.exit(guarded(command))
+
+
+def command() -> int:
+    """What was typed; every error becomes one sentence and an exit code that no result has.
+
+    Returns:
+        The exit code.
+    """
     try:
         code = app(prog_name="leakmap", standalone_mode=False) or 0
         sys.stdout.flush()
     except BaseException as error:
-        code = end(error)
-    else:
-        code = end(KeyboardInterrupt()) if code == INTERRUPTED else code
-    sys.exit(code)
+        return end(error)
+    return end(KeyboardInterrupt()) if code == INTERRUPTED else code

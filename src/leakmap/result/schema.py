@@ -41,7 +41,7 @@ It holds the audited pictures: treat it as you treat them.
 | 0 | done; with `--gate LEVEL` the level is not reached, with `--baseline` nothing is worse |
 | 1 | `--gate` is reached, or `defence_broken`; worse than `--baseline`; of `doctor`, `bundle --verify`: a wrong file |
 | 2 | with `--gate`: the audit is inconclusive |
-| 3 | wrong usage or input; code of your own that called `sys.exit`; a folder that cannot be written |
+| 3 | wrong usage or input; code of your own that ended Python; a folder that cannot be written |
 | 4 | no result for another reason: no room on the disk, no memory, or a mistake of leakmap |
 | 130 | interrupted with Ctrl-C; the same command continues |
 | 141 | nobody reads the output any more, as in `leakmap list \\| head` |
