@@ -114,6 +114,14 @@ def test_rules_for_local_steps_beat_counts(rule, momentum, task):
     assert statistics.mean(better) > 0.85
 
 
+def test_rlu_simulates_the_steps_that_a_client_takes_that_drops_its_last_batch(task):
+    """Of ten examples the last two are in no step."""
+    y = torch.tensor([0] * 4 + [1] * 4 + [2] * 2)
+    local = LocalRule(share="delta", epochs=2, batch_size=4, lr=0.05, drop_last=True)
+    found = label_rules.build("rlu")(seen("mlp,hidden=16", task, y, local, 0, public=32), 0)
+    assert found.y.bincount(minlength=3)[:2].min() >= 4
+
+
 def test_weight_decay_is_taken_off(task):
     y = skewed(16, task, 0)
     local = LocalRule(share="delta", lr=0.01, weight_decay=0.5)

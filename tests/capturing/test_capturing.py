@@ -33,6 +33,7 @@ from leakmap import (
 from leakmap.capturing.capture import tensors_of
 from leakmap.capturing.facts import as_toml, facts_of, parse_toml
 from leakmap.capturing.files import RATIO, ROOM, capture_files, from_nvflare, read_npz, read_order, read_state
+from leakmap.doctor.checks import check
 from leakmap.doctor.replay import replay
 from leakmap.errors import BadSetting, LeakmapError, ModelError, ObservationError
 from leakmap.models.naming import matched, names_of
@@ -233,6 +234,23 @@ def test_no_picture_is_inside(facts, client, tmp_path):
         assert picture.numpy().tobytes()[:64] not in data
 
 
+@pytest.mark.parametrize("listed", [False, True], ids=["names", "a list"])
+def test_a_client_that_keeps_its_normalization_layers_sends_the_others(listed, facts, client):
+    """FedBN: replayed in its first round, attacked as it is, and told from one that lost a tensor."""
+    modules = build_network(facts.task, facts.model).module().named_modules()
+    norms = tuple(f"{name}." for name, module in modules if isinstance(module, nn.BatchNorm2d))
+    sent: Any = {name: tensor for name, tensor in client.after.items() if not name.startswith(norms)}
+    found = capture(client.before, list(sent.values()) if listed else sent, facts)
+    assert list(found.update.tensors) == [name for name in client.round.update.tensors if not name.startswith(norms)]
+    assert found.buffers is None
+    told = next(finding for finding in check(found) if finding.name == "architecture")
+    assert (told.level, "FedBN" in told.sentence) == ("notice", True)
+    assert replay(found, client.round.batch).exact
+    assert attack(found, "inverting_gradients,steps=3").pictures.shape == (3, 3, 16, 16)
+    with pytest.raises(ObservationError, match="lacks"):
+        capture(client.before, {name: tensor for name, tensor in sent.items() if name != "head.bias"}, facts)
+
+
 def _without(name):
     return lambda state: {key: tensor for key, tensor in state.items() if key != name}
 
@@ -279,6 +297,14 @@ class Small(nn.Module):
 
     def forward(self, x):
         return self.head(torch.sigmoid(self.body(x.flatten(1))))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_module_in_memory_that_cannot_be_copied_is_refused_where_it_is_the_code(facts):
+    module = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3, 4)), nn.Flatten(), nn.Linear(64, 4))
+    with pytest.raises(ModelError, match="weight_norm") as error:
+        capture(module, module.state_dict(), facts)
+    one_sentence(error)
 
 
 def test_a_module_of_ones_own_in_memory_and_from_a_file(facts, tmp_path):

@@ -41,7 +41,8 @@ def capture(
 
     Nothing of the client's pictures is taken or needed. Take ``before`` as a copy, as training changes a module:
     ``before = copy.deepcopy(model)``. Names, lists and flat vectors are brought to the names of the architecture, see
-    :func:`leakmap.models.naming.matched`.
+    :func:`leakmap.models.naming.matched`. Clients that keep their normalization layers to themselves (FedBN) send the
+    others alone.
 
     Args:
         before: The module or its state dict, as the server sent it.
@@ -71,7 +72,11 @@ def capture(
     network = replace(blank, weights=own.whole(sent)).fitted()
     _check(found, network, own, kind)
     cast = {name: found[name].to(tensor.dtype) for name, tensor in network.weights.items() if name in found}
-    tensors = {name: cast[name] - network.weights[name] if kind == "weights" else cast[name] for name in own.trained}
+    tensors = {
+        name: cast[name] - network.weights[name] if kind == "weights" else cast[name]
+        for name in own.trained
+        if name in cast
+    }
     returned = {
         name: _moved(network.weights[name], found[name]) if kind == "delta" else tensor
         for name, tensor in cast.items()
@@ -98,7 +103,8 @@ def _check(found: Mapping[str, Tensor], network: Network, own: Names, kind: Kind
             f"architecture ({shown(own.shapes)}), all with one prefix at most. Give the names that its tensors have "
             "there, in the order in which they came: --order FILE."
         )
-    if missing := [name for name in own.trained if name not in found]:
+    missing = [name for name in own.trained if name not in found]
+    if missing and not own.kept(found):
         raise ObservationError(
             f"What came back lacks {len(missing)} of {len(own.trained)} trained parameters ({shown(missing)}); "
             f"{len(found)} tensors came ({shown(found)}). Freeze those that the client does not train: "

@@ -3,7 +3,7 @@
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ SHOWN = 3
 """Names or shapes that a message shows of each side."""
 _WRAPPERS = {"module", "_module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "default"}
 """What DataParallel, Opacus, torch.compile, FSDP and peft put in between the parts of a name."""
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 _NUMBER = re.compile(r"(?:arr_)?(\d{1,9})", re.ASCII)
 _COUNTER = "num_batches_tracked"
 
@@ -27,12 +28,19 @@ class Names:
         parameters: In the order of the architecture; a tied one under its first name alone.
         trained: Those of them that a client trains.
         twins: Further name of a tied parameter -> its first name.
+        norms: Trained parameters of normalization layers, which clients of FedBN keep to themselves.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     parameters: tuple[str, ...]
     trained: tuple[str, ...]
     twins: Mapping[str, str]
+    norms: tuple[str, ...]
+
+    def kept(self, sent: Collection[str]) -> list[str]:
+        """The trained parameters that a client keeps, as in FedBN: what is missing, if normalization layers are all."""
+        missing = [name for name in self.trained if name not in sent]
+        return missing if len(missing) < len(self.trained) and set(missing) <= set(self.norms) else []
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same with tied parameters under all their names, as a state dict has them."""
@@ -41,6 +49,7 @@ class Names:
     def orders(self) -> list[list[str]]:
         """Orders in which clients list their tensors, the usual one first."""
         state, tied = list(self.shapes), [name for name in self.shapes if name not in self.twins]
+        kept = {name.rpartition(".")[0] for name in self.norms}
         return [
             state,
             [name for name in state if not name.endswith(_COUNTER)],
@@ -48,18 +57,21 @@ class Names:
             list(self.trained),
             tied,
             [name for name in tied if not name.endswith(_COUNTER)],
+            [name for name in tied if name.rpartition(".")[0] not in kept],
         ]
 
 
 def names_of(module: nn.Module) -> Names:
     """The names of an architecture, which may be on the meta device."""
     named = dict(module.named_parameters())
+    norms = {id(p) for layer in module.modules() if isinstance(layer, _NORMS) for p in layer.parameters(recurse=False)}
     first = {id(parameter): name for name, parameter in named.items()}
     return Names(
         {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()},
         tuple(named),
         tuple(name for name, parameter in named.items() if parameter.requires_grad),
         {n: first[id(p)] for n, p in module.named_parameters(remove_duplicate=False) if first[id(p)] != n},
+        tuple(name for name, parameter in named.items() if parameter.requires_grad and id(parameter) in norms),
     )
 
 

@@ -91,7 +91,7 @@ class Network:
     def _outline(self) -> nn.Module:
         """The architecture, built and initialised once; its parameters take no memory, unless some are tied."""
         if self.code.model is not None:
-            module = _emptied(copy.deepcopy(self.code.model), self.task)
+            module = _emptied(accepted(self.code.model, self.model), self.task)
         else:
             outline = self._without_memory()
             if outline is not None:

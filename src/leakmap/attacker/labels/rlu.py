@@ -16,7 +16,6 @@ from leakmap.attacker.labels.head import (
     probabilities,
 )
 from leakmap.client_step import arrange, local_signal
-from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
 from leakmap.seeds import generator
 
@@ -82,17 +81,13 @@ def erroneous_confidence(observation: Observation, y: Tensor, source: torch.Gene
 
     module = arrange(network.module(), rule, dropout=False)
     local_signal(module, network.weights, _stand_ins(observation, y, source), y, rule, recorded)
-    weights = _weights(rule, len(y)).to(y.device)
-    members = weights * (y.repeat(rule.epochs) == torch.arange(classes, device=y.device)[:, None])
+    steps = [rule.held_by(step, len(y)).to(y.device) for step in range(rule.steps(len(y)))]
+    weights = [
+        torch.full((len(held),), weight / len(held), dtype=torch.float64, device=y.device)
+        for held, weight in zip(steps, step_weights(rule, len(y)), strict=True)
+    ]
+    members = torch.cat(weights) * (y[torch.cat(steps)] == torch.arange(classes, device=y.device)[:, None])
     return members @ torch.cat(seen) / members.sum(1, keepdim=True)
-
-
-def _weights(rule: LocalRule, count: int) -> Tensor:
-    """``(epochs * count,)`` weight of each example of each epoch in the mean gradient, up to a scale."""
-    size = rule.batch_size or count
-    parts = [min(size, count - first) for first in range(0, count, size)] * rule.epochs
-    steps = zip(parts, step_weights(rule, count), strict=True)
-    return torch.cat([torch.full((part,), weight / part, dtype=torch.float64) for part, weight in steps])
 
 
 def _stand_ins(observation: Observation, y: Tensor, source: torch.Generator) -> Tensor:

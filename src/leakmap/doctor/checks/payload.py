@@ -7,6 +7,7 @@ from leakmap.auditing.case import norm
 from leakmap.defences import NONE, defence_of
 from leakmap.doctor.finding import Finding
 from leakmap.doctor.values import EVEN, form_name, is_even, likely_defence, rounding, whole_numbers
+from leakmap.models.naming import names_of
 from leakmap.observation.observation import Observation
 
 SAME_DIRECTION = 0.95
@@ -29,7 +30,15 @@ def architecture(o: Observation) -> Iterator[Finding]:
             f"The update has {len(odd)} tensors that {o.network.model} does not train (first {odd[0]!r}); an attack "
             "cannot simulate them. Leave buffers and frozen parameters out of the update.",
         )
-    if missing:
+    if kept := names_of(o.network.module()).kept(o.update.tensors):
+        yield Finding(
+            "architecture",
+            "notice",
+            f"The update lacks {len(kept)} tensors, all of normalization layers (first {kept[0]!r}): the client keeps "
+            "them, as in FedBN. Attacks and replays start them at the values in the file; those of a client that has "
+            "trained before are others, which the server does not know, and then no replay is exact.",
+        )
+    elif missing:
         yield Finding(
             "architecture",
             "wrong",
