@@ -1,6 +1,7 @@
 """Audits of clients whose pictures are labelled with something else than one class."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from leakmap.cli.main import app
 from leakmap.client.data import load_pictures
 from leakmap.doctor.replay import replay
 from leakmap.errors import BadSetting, DataError, ModelError
+from leakmap.registry.spec import Spec
 
 EVAL = LocalRule(mode="eval")
 KNOWN = ThreatModel(labels="known")
@@ -93,6 +95,29 @@ def test_pixels_and_searched_labels_and_refusals_before_any_run(images, tmp_path
         with pytest.raises(BadSetting, match=words):
             audit(model, images, labels, out=tmp_path / "runs", **common | more)
         assert not (tmp_path / "runs" / "plan.json").exists()
+
+
+def test_what_a_suite_lacks_is_said_before_any_run(tmp_path, monkeypatch):
+    """A loss whose derivative no label rule reads: what needs no labels may still answer."""
+    (tmp_path / "lacking.py").write_text(
+        "from torch import nn\n"
+        "def build(): return nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.Sigmoid(), nn.Flatten(), nn.Linear(64, 8))\n"
+        "def loss(outputs, y): return nn.functional.multi_margin_loss(outputs, y)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    attack = Spec.parse("strongest_v1,steps=1")
+    plan = Plan("lacking.py:build", loss="lacking.py:loss", image_size=16, victims=1, attack=attack, rule=EVAL)
+    told: list[str] = []
+
+    def foretold(expected):
+        told.append(expected.without)
+        raise KeyboardInterrupt
+
+    for threat in (ThreatModel(), KNOWN):
+        with pytest.raises(KeyboardInterrupt):
+            leakmap.run_plan(replace(plan, threat=threat), foretold=foretold)
+    assert "--labels known" in told[0]
+    assert told[1] == ""
 
 
 @pytest.mark.parametrize(

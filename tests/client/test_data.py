@@ -249,3 +249,20 @@ def test_pictures_that_memory_cannot_hold_are_refused_after_the_first(tmp_path, 
     with pytest.raises(UsageError, match=r"6 pictures of 4000x4000 take 1\.2 GB of memory, and 0\.5 GB are free"):
         load_pictures(f"folder:{class_folders(tmp_path)}")
     assert len(read) == 1
+
+
+def test_arrays_in_files_of_their_own_are_the_same_pictures_and_pickles_are_refused(tmp_path):
+    pictures, labels = np.random.default_rng(0).random((6, 16, 16, 3)), np.arange(6) % 3
+    np.savez(tmp_path / "a.npz", images=pictures, labels=labels)
+    np.save(tmp_path / "x.npy", pictures)
+    np.save(tmp_path / "y.npy", labels)
+    whole, found = (
+        load_pictures(s) for s in (f"npz:{tmp_path}/a.npz", f"npy:{tmp_path}/x.npy,labels={tmp_path}/y.npy")
+    )
+    assert torch.equal(found.exact, whole.exact)
+    assert torch.equal(found.labels, whole.labels)
+    np.save(tmp_path / "y.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="Python objects, which are never read"):
+        load_pictures(f"npy:{tmp_path}/x.npy,labels={tmp_path}/y.npy")
+    with pytest.raises(DataError, match="x.npy comes without labels"):
+        load_pictures(f"npy:{tmp_path}/x.npy")

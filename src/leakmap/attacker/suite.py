@@ -38,25 +38,26 @@ PORTFOLIO = ("low_variation", "even_steps", "whitened", "learned_start")
 """Searches among which the term alone must not choose: they run where they could rehearse."""
 
 
-def unlabelled(attack: Attack, observation: Observation) -> str:
-    """Why an attack cannot run for lack of labels, which it neither is granted nor can read; empty if it can run.
+def unlabelled(attack: Attack, observation: Observation) -> tuple[str, bool]:
+    """Why searches cannot run for lack of labels, which are neither granted nor can be read; empty if they can.
 
-    A search needs labels, or searches them too; a closed form reads pictures without. Of a suite one member is enough.
+    A search needs labels, or searches them too; a closed form or a fitted member reads pictures without.
+
+    Returns:
+        The sentence, and whether it is true of the whole attack: of a suite a member that needs none may answer.
     """
     members = [attack]
     if isinstance(attack, Strongest):
         members = [member for _, member in attack.members if not member.why_not(observation)]
-    why = ""
-    for one in members:
-        if not isinstance(one, GradientMatching):
-            return ""
+    searches, why = [one for one in members if isinstance(one, GradientMatching)], ""
+    for one in searches:
         try:
             one.labels_of(observation, 0)
         except (NotApplicable, NotGranted) as error:
             why = why or str(error)
         else:
-            return ""
-    return why
+            return "", False
+    return why, len(searches) == len(members)
 
 
 @dataclass(frozen=True)

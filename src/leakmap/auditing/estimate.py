@@ -55,6 +55,7 @@ class Expected:
         processes: That share them; 0 is this one, None is a cluster's.
         fitting: What is fitted first, which the seconds leave out; None where nothing is.
         at_most: Whether runs may be left out on the way, as in a tuning.
+        without: Why the searches of a suite will not run; empty where they will.
     """
 
     clients: int
@@ -63,6 +64,7 @@ class Expected:
     processes: int | None
     fitting: "Fitting | None" = None
     at_most: bool = False
+    without: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """An audit: several clients, each beside its floors and controls, and the verdict over all of them."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.suite import unlabelled
@@ -51,8 +51,8 @@ def perform(
     plan = granting(plan, prepared.main.groups)
     progress("probing the update", 0.0)
     check = probe(plan, prepared, runner.here.device)
-    if not degenerate(check):  # an update that shows nothing is a result, with a flag that says why
-        refuse_unlabelled(plan, prepared)
+    # An update that shows nothing is a result, with a flag that says why.
+    without = "" if degenerate(check) else refuse_unlabelled(plan, prepared)
     if store is not None:
         store.claim({**asdict(plan), "contents": prepared.main.digest}, "audit")
     planned = trials(plan, *prepared.digests)
@@ -83,7 +83,8 @@ def perform(
         chosen, jobs = jobs_of(missing, {"victims": prepared.main, "control": prepared.control}, store, runner)
         if missing and foretold is not None:
             setups = {one.digest: one for one in (prepared.main, prepared.control)}
-            foretold(expected(missing, setups, chosen, None if store is None else store.folder / FOLDER))
+            coming = expected(missing, setups, chosen, None if store is None else store.folder / FOLDER)
+            foretold(replace(coming, without=without))
         run_trials(chosen, jobs, done, told, lambda fraction: progress(FITTING, fraction))
     except KeyboardInterrupt:
         if store is not None:
@@ -96,8 +97,11 @@ def perform(
     return found
 
 
-def refuse_unlabelled(plan: Plan, prepared: Prepared) -> None:
+def refuse_unlabelled(plan: Plan, prepared: Prepared) -> str:
     """Refuses, before any run, an attack that would fail on every client for lack of labels.
+
+    Returns:
+        Why the searches of a suite will fail where its other members may answer; empty where nothing lacks.
 
     Raises:
         BadSetting: no rule reads the labels of such clients, they are not granted, and the attack needs them.
@@ -107,9 +111,11 @@ def refuse_unlabelled(plan: Plan, prepared: Prepared) -> None:
     try:
         observation = seen_by_server(first, setup)
     except ModelError:
-        return  # a client that cannot take its step is a failure on record, which its runs leave
-    if why := unlabelled(attacks.build(plan.attack), observation):
+        return ""  # a client that cannot take its step is a failure on record, which its runs leave
+    why, all_of_it = unlabelled(attacks.build(plan.attack), observation)
+    if why and all_of_it:
         raise BadSetting(f"{plan.attack} cannot attack such clients: {why}")
+    return why
 
 
 PROBED = 3

@@ -194,6 +194,26 @@ def read_npz(path: Path, limit: int = WEIGHTS_LIMIT) -> dict[str, np.ndarray]:
     return arrays
 
 
+def read_npy(path: Path, limit: int = WEIGHTS_LIMIT) -> np.ndarray:
+    """Reads one array as ``np.save`` writes it, never a pickle.
+
+    Args:
+        path: The file.
+        limit: Most bytes that it may have.
+
+    Raises:
+        ValueError: it is larger, ends early, has something behind the array, or holds Python objects.
+    """
+    size = path.stat().st_size
+    if size > limit:
+        raise ValueError(f"it has {size} bytes, more than {limit}")
+    with path.open("rb") as file:
+        array = _array(file, size)
+        if file.tell() < size:
+            raise ValueError("something follows its array; expected one array, as np.save writes it")
+    return array
+
+
 def _arrays(path: Path) -> dict[str, np.ndarray] | None:
     """The arrays of a file of NumPy's, a list as ``arr_0``, ``arr_1``, …; None if it is not one."""
     if not path.is_file() or (size := path.stat().st_size) > WEIGHTS_LIMIT:

@@ -119,6 +119,8 @@ def foretell(expected: "Expected") -> None:
             about += " of computing on the cluster"
         elif expected.processes:
             about += f" with {_many(expected.processes, 'process', 'processes')}"
+    if expected.without:
+        sys.stderr.write(f"No search of the suite will run, only what needs no labels: {plain(expected.without)}\n")
     if expected.fitting:
         foretell_fit(expected.fitting)
     sys.stderr.write(f"{clients}, {runs}{about}; Ctrl-C keeps what is finished.\n")

@@ -81,7 +81,8 @@ def attack_file(
     built = checked(attacks.build(how))
     observation.need(*sorted(built.needs))
     check_room(observation.network, observation.count)
-    if why := unlabelled(built, observation):
+    why, all_of_it = unlabelled(built, observation)
+    if why and all_of_it:
         raise BadSetting(f"{how} cannot attack this client: {why}")
     setting = setting_of(observation)
     if (fitting := fitting_to(built, setting)) is not None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -25,6 +25,7 @@ from leakmap.doctor.values import halves, rounding
 from leakmap.errors import DataError
 from leakmap.local_rule import LocalRule
 from leakmap.observation.observation import Observation
+from leakmap.problem import Target
 
 HOPELESS = 0.7
 """Spread of a random client beyond which a replay tells right facts from wrong ones no more."""
@@ -169,7 +170,10 @@ def _start(observation: Observation, batch: Batch) -> Case:
             f"{tuple(batch.pictures.shape)} with {len(batch.y)} labels."
         )
     if wrong := task.wrong(batch.y, len(batch.y)):
-        raise DataError(f"What the client's pictures are labelled with {wrong}.")
+        raise DataError(
+            f"What the client's pictures are labelled with {wrong}, as the facts have the target {task.target!r}; "
+            f"others are {', '.join(one for one in get_args(Target) if one != task.target)}."
+        )
     own = Batch(batch.pictures.to(network.device, network.dtype), batch.y.to(network.device), batch.areas)
     if observation.rule is None:
         observation = replace(observation, rule=LocalRule(share=observation.update.kind))

@@ -1,6 +1,7 @@
 """Arrays in a NumPy archive."""
 
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,31 @@ def npz(
     main = "test_" if "test_images" in arrays else ""
     if f"{main}images" not in arrays or f"{main}labels" not in arrays:
         raise DataError(f"{file} holds {reprlib.repr(sorted(arrays))}; {_LAYOUT}.")
+    return arranged(file, arrays, size, channels, low, high)
+
+
+def arranged(
+    file: Path,
+    arrays: Mapping[str, np.ndarray],
+    size: int | None,
+    channels: Literal[1, 3] | None,
+    low: float,
+    high: float | None,
+) -> Pictures:
+    """The pictures of arrays that are called as :func:`npz` takes them.
+
+    Args:
+        file: Where they come from, for messages.
+        arrays: ``images`` and ``labels``, or the same of ``test_`` and, if there are spare ones, ``train_``.
+        size: Image size, None as stored.
+        channels: 1 or 3 to convert.
+        low: Value that stands for 0.
+        high: Value that stands for 1; None as of the type.
+
+    Raises:
+        DataError: they are no pictures with labels.
+    """
+    main = "test_" if "test_images" in arrays else ""
     spare = "train_" if main and {"train_images", "train_labels"} <= set(arrays) else None
     prefixes = [main] if spare is None else [main, spare]
     for prefix in prefixes:
@@ -113,7 +139,7 @@ def _scaled(file: Path, images: np.ndarray, low: float, high: float | None) -> t
     return torch.from_numpy(((images.astype(np.float64) - low) / (top - low)).astype(np.float32))
 
 
-def _check(file: Path, prefix: str, arrays: dict[str, Any]) -> None:
+def _check(file: Path, prefix: str, arrays: Mapping[str, Any]) -> None:
     images, labels = np.asarray(arrays[f"{prefix}images"]), np.asarray(arrays[f"{prefix}labels"])
     pictures = (
         (images.dtype in (np.uint8, np.uint16) or images.dtype.kind == "f")
