@@ -46,6 +46,7 @@ from .study.file import Study, read_study
 from .study.paper import reproduce
 from .study.reporting import export_study, report_study
 from .study.running import merge_study, run_study
+from .study.shipped import studies
 from .threat import ThreatModel, observe
 from .version import __version__
 
@@ -125,6 +126,7 @@ __all__ = [
     "run_study",
     "score",
     "simulate",
+    "studies",
     "study_status",
     "tap",
     "tapped",

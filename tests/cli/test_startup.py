@@ -55,7 +55,7 @@ def test_the_help_lists_the_commands_in_the_order_of_a_journey(monkeypatch, caps
         (["adit"], "No such command 'adit'. Did you mean audit? Try 'leakmap --help'."),
         (["study", "run", "--out"], "Option '--out' requires an argument. Try 'leakmap study run --help'."),
         (["study", "rum"], "No such command 'rum'. Did you mean run? Try 'leakmap study --help'."),
-        (["study", "run"], "Missing argument 'FILE'. Try 'leakmap study run --help'."),
+        (["study", "run"], "Missing argument 'STUDY'. Try 'leakmap study run --help'."),
     ],
 )
 def test_a_mistake_names_the_command_it_was_made_in_and_one_suggestion(words, expected, monkeypatch, capsys):

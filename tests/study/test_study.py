@@ -1,5 +1,6 @@
 import csv
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from leakmap.study.file import parse_study, read_study
 from leakmap.study.planning import of_shard, only, planned
 from leakmap.study.results import cell_rows, conclusions, score_rows, write_table
 from leakmap.study.running import merge_study, run_study, standing
+from leakmap.study.shipped import studies
 from leakmap.units import duration
 from tests.conftest import Deadly
 
@@ -125,6 +127,14 @@ def test_what_is_wrong_in_a_file_is_said_in_a_sentence(content, expected):
 def test_a_study_needs_a_model():
     with pytest.raises(BadSetting, match="needs a model"):
         parse_study({})
+
+
+def test_studies_that_come_with_leakmap_have_names():
+    asked = studies()
+    assert asked["first-look"] == "Does the mode matter more than the width?"
+    assert all(read_study(name).title == title for name, title in asked.items() if "/" not in name)
+    with pytest.raises(BadSetting, match=r"neither a file nor a study 'frist-look'; did you mean first-look\?"):
+        read_study("frist-look")
 
 
 def test_a_file_that_is_no_toml_is_named(tmp_path):
@@ -375,11 +385,16 @@ def test_the_commands_say_where_a_study_stands(tiny, tmp_path, monkeypatch):
     def call(*words):
         found = CliRunner().invoke(app, ["study", *words])
         assert found.exit_code == 0, found.output
+        said.append(found.stderr)
         return found.stdout
 
+    said: list[str] = []
     assert "2 cells, 12 runs, 0 finished, 0 failed, 12 missing" in call("run", str(tiny), "--dry-run")
     assert "computing left" in call("status", str(tiny))
     assert "study report" in call("run", str(tiny), "--workers", "0")
+    assert re.search(r"^2 cells, 12 runs: about \d+ s with 1 process; Ctrl-C keeps what is finished\.$", said[-1], re.M)
+    call("run", str(tiny), "--workers", "0")
+    assert "Ctrl-C" not in said[-1]
     call("report", str(tiny), "--workers", "0")
     assert "Tiny" in Path("runs/tiny/report.html").read_text()
     call("export", str(tiny), "--to", "tables", "--workers", "0")
@@ -389,6 +404,7 @@ def test_the_commands_say_where_a_study_stands(tiny, tmp_path, monkeypatch):
 
 def test_the_study_of_the_documentation_is_the_one_that_can_be_run():
     root = Path(__file__).parents[2]
+    assert read_study("first-look") == read_study(root / "studies" / "first-look.toml")
     shown = (root / "docs" / "study.md").read_text().split("```toml\n# studies/first-look.toml\n")[1].split("```")[0]
     assert shown == (root / "studies" / "first-look.toml").read_text()
     assert len(read_study(root / "studies" / "first-look.toml").cells) == 8

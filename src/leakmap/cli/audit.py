@@ -11,8 +11,8 @@ import leakmap
 from leakmap.cli.defaults import Config
 from leakmap.cli.gate import Baseline, Gate, Junit, Markdown, Sarif
 from leakmap.cli.options import ATTACK, REAL, TUNING, Out, default_folder, with_plan
-from leakmap.cli.runners import RUN, Address, Device, Gpus, Workers, runner_of
-from leakmap.cli.terminal import Terminal, foretell, progress_bar
+from leakmap.cli.runners import RUN, Address, Device, Gpus, Workers, runner_of, workers_of
+from leakmap.cli.terminal import Terminal, foretell, foretell_time, progress_bar
 from leakmap.client import REHEARSED
 from leakmap.plan.plan import BUDGET, Captured, Plan
 
@@ -154,8 +154,11 @@ def demo(
     workers: Workers = None,
 ) -> None:
     """Four clients on built-in photographs, from an exact picture to noise, in a few minutes."""
+    from leakmap.auditing.demo import AUDITS
     from leakmap.cli.verdicts import describe
 
+    processes, seconds = workers_of(workers), sum(one.seconds for one in AUDITS)
+    foretell_time(f"{len(AUDITS)} audits", seconds / processes, processes, at_most=True)
     with progress_bar() as progress:
         found, report = leakmap.demonstrate(out, runner=runner_of(workers), progress=progress)
     console = Terminal()

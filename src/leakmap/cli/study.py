@@ -14,12 +14,12 @@ import leakmap
 from leakmap.cli.options import AsJson
 from leakmap.cli.parsing import Command
 from leakmap.cli.runners import Address, Device, Gpus, Workers, runner_of, workers_of
-from leakmap.cli.terminal import Terminal, progress_bar
+from leakmap.cli.terminal import Terminal, foretell_time, many, progress_bar
 from leakmap.plan.plan import Progress
 from leakmap.units import duration
 
 if TYPE_CHECKING:
-    from leakmap.study.running import Standing
+    from leakmap.study.running import Foretold, Standing
 
 app = typer.Typer(
     help="Run many audits, the product of the axes of a study file; resume them, share them out, report on them.",
@@ -27,7 +27,9 @@ app = typer.Typer(
     suggest_commands=False,
     rich_markup_mode="rich",
 )
-File = Annotated[Path, typer.Argument(help="A study file (TOML).")]
+File = Annotated[
+    Path, typer.Argument(metavar="STUDY", help="A study file (TOML), or the name of one that comes with leakmap.")
+]
 Scale = Annotated[str | None, typer.Option(help="Which scale of the file to use: NAME of its table scale.NAME.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the study; by default runs/NAME-OF-THE-FILE.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many runs.")]
@@ -35,6 +37,14 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Count the runs and esti
 Filters = Annotated[
     list[str] | None, typer.Option("--only", metavar="AXIS=VALUE", help="Only the cells with this value; repeatable.")
 ]
+
+
+@app.command("list", cls=Command)
+def list_() -> None:
+    """Name the studies that come with leakmap, and what each asks."""
+    found = leakmap.studies()
+    for name, title in found.items():
+        typer.echo(f"{name:{max(map(len, found))}}  {title}")
 
 
 @app.command(cls=Command)
@@ -57,9 +67,9 @@ def run(
 
     [bold]Examples[/bold]
 
-      leakmap study run studies/first-look.toml --dry-run
+      leakmap study run first-look --dry-run
 
-      leakmap study run studies/first-look.toml --only client.mode=eval --limit 40
+      leakmap study run first-look --only client.mode=eval --limit 40
 
       leakmap study run map.toml --shard 3/16 --out shard-3     (then: leakmap study merge all shard-*)
 
@@ -81,6 +91,7 @@ def run(
                 limit=limit,
                 retry_failed=retry_failed,
                 progress=progress,
+                foretold=_foretold(folder, progress, None if ray else workers_of(workers, device)),
             )
     _tell(study, found, folder, as_json, left, workers_of(workers, device))
     if not (dry_run or as_json or found.missing):
@@ -199,6 +210,7 @@ def reproduce(
             runner=runner,
             here=runner_of(workers, device if ray is None else "cpu"),
             progress=progress,
+            foretold=_foretold(folder, progress, None if ray else workers_of(workers, device)),
         )
     if as_json:
         typer.echo((folder / "claims.json").read_text(encoding="utf-8"))
@@ -218,6 +230,18 @@ COLOURS = {"holds": "green", "does not hold": "red", "not informative": "yellow"
 def _read(file: Path, scale: str | None, progress: Progress) -> "leakmap.Study":
     progress("reading the study", 0.0)
     return leakmap.read_study(file, scale)
+
+
+def _foretold(folder: Path, progress: Progress, processes: int | None) -> "Foretold":
+    """Says how long the runs of a study may take, those of a cluster in all."""
+
+    def told(standing: "Standing", runs: int) -> None:
+        from leakmap.study.estimate import seconds_left
+
+        left = seconds_left(standing, folder, progress) * runs / max(runs, len(standing.missing))
+        foretell_time(f"{many(len(standing.planned), 'cell')}, {many(runs, 'run')}", left / (processes or 1), processes)
+
+    return told
 
 
 def _folder(file: Path, out: Path | None) -> Path:

@@ -109,21 +109,33 @@ def _bar(console: Console) -> Iterator[Any]:
 
 def foretell(expected: "Expected") -> None:
     """Says on stderr what is about to be run and how long that may take; above the bar, if one is shown."""
-    if quiet():
-        return
-    clients, runs = _many(expected.clients, "client"), _many(expected.runs, "run")
-    about = ""
-    if expected.seconds is not None:
-        about = f": {'at most ' if expected.at_most else ''}about {duration(expected.seconds)}"
-        if expected.processes is None:
-            about += " of computing on the cluster"
-        elif expected.processes:
-            about += f" with {_many(expected.processes, 'process', 'processes')}"
-    if expected.without:
+    if expected.without and not quiet():
         sys.stderr.write(f"No search of the suite will run, only what needs no labels: {plain(expected.without)}\n")
     if expected.fitting:
         foretell_fit(expected.fitting)
-    sys.stderr.write(f"{clients}, {runs}{about}; Ctrl-C keeps what is finished.\n")
+    what = f"{many(expected.clients, 'client')}, {many(expected.runs, 'run')}"
+    foretell_time(what, expected.seconds, expected.processes, at_most=expected.at_most)
+
+
+def foretell_time(what: str, seconds: float | None, processes: int | None, *, at_most: bool = False) -> None:
+    """Says on stderr how long something may take.
+
+    Args:
+        what: Is about to be run.
+        seconds: Until all is finished; None where that cannot be told. Of a cluster, the computing in all.
+        processes: That share it; 0 is this one, None is a cluster's.
+        at_most: Whether less may do.
+    """
+    if quiet():
+        return
+    about = ""
+    if seconds is not None:
+        about = f": {'at most ' if at_most else ''}about {duration(seconds)}"
+        if processes is None:
+            about += " of computing on the cluster"
+        elif processes:
+            about += f" with {many(processes, 'process', 'processes')}"
+    sys.stderr.write(f"{what}{about}; Ctrl-C keeps what is finished.\n")
 
 
 def foretell_fit(fitting: "Fitting") -> None:
@@ -136,5 +148,6 @@ def foretell_fit(fitting: "Fitting") -> None:
     sys.stderr.write(f"Fitted first to {fitting.clients:,} simulated clients{several}: {takes}, {held}.\n")
 
 
-def _many(count: int, one: str, more: str = "") -> str:
+def many(count: int, one: str, more: str = "") -> str:
+    """A number of things in words, such as ``1 run`` and ``2 runs``."""
     return f"{count} {one if count == 1 else more or f'{one}s'}"

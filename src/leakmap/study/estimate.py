@@ -1,7 +1,7 @@
 """How long a study will take, before it runs."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,15 +55,21 @@ def study_status(
     """
     whole = standing(study, folder, progress)
     found = replace(whole, planned=tuple(only(whole.planned, filters)))
-    return Status(found, _seconds_left(found, folder / FOLDER, progress))
+    return Status(found, seconds_left(found, folder, progress))
 
 
-def _seconds_left(standing: Standing, fitted: Path, progress: Callable[[str, float], None]) -> float:
+def seconds_left(standing: Standing, folder: Path, progress: Progress = lambda what, fraction: None) -> float:
     """Seconds that the missing runs, and what attacks are fitted to before, will take one after the other.
 
     By the runs of the same cell that are finished; for cells without, by timing one client step of the network and
     counting the evaluations of the attack. What an attack stops early is not foreseen.
+
+    Args:
+        standing: What is finished and missing.
+        folder: Where the results of the study lie.
+        progress: Called with what is being done and the finished fraction.
     """
+    fitted = folder / FOLDER
     missing = set(standing.missing)
     open_cells = [one for one in standing.planned if any(trial.key in missing for trial in one.all())]
     timed: dict[tuple[object, ...], tuple[float, float] | None] = {}

@@ -27,6 +27,7 @@ from leakmap.plan.plan import Plan
 from leakmap.plan.written import plan_of, settings
 from leakmap.registry.declared import Entry
 from leakmap.registry.spec import Spec, near_misses
+from leakmap.study.shipped import paths
 
 FILE_LIMIT, CELL_LIMIT = 2**20, 100_000
 Value = str | int | float | bool | None
@@ -92,13 +93,13 @@ def read_study(path: Path | str, scale: str | None = None) -> Study:
     """Reads a study file.
 
     Args:
-        path: The file.
+        path: The file, or the name of a study that comes with leakmap (:func:`leakmap.studies`).
         scale: One of its ``[scale.NAME]`` tables, which replace settings of the others.
 
     Raises:
         BadSetting: the file cannot be read, or something in it is unknown, missing or of the wrong type.
     """
-    path = Path(path)
+    path = _file_of(path)
     try:
         if path.stat().st_size > FILE_LIMIT:
             raise BadSetting(f"{path} is larger than {FILE_LIMIT} bytes; a study file is a page of TOML.")
@@ -112,6 +113,16 @@ def read_study(path: Path | str, scale: str | None = None) -> Study:
         return parse_study(_scaled(content, scale), data.decode("utf-8"))
     except LeakmapError as error:
         raise BadSetting(f"{path}: {error}") from None
+
+
+def _file_of(path: Path | str) -> Path:
+    """The file of that path, else that of the study by that name which comes with leakmap."""
+    file, known = Path(path), paths()
+    if file.is_file() or file.suffix:
+        return file
+    if (name := file.as_posix()) not in known:
+        raise BadSetting(f"There is neither a file nor a study {name!r}; {near_misses(name, known)}")
+    return known[name]
 
 
 def parse_study(content: Mapping[str, Any], text: str = "") -> Study:

@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from leakmap.study.claims import UNITS, Claim, Judged, Shown, judge_claim, read_
 from leakmap.study.file import Study, read_study
 from leakmap.study.planning import planned
 from leakmap.study.results import conclusions
-from leakmap.study.running import run_study
+from leakmap.study.running import Foretold, run_study
+from leakmap.study.shipped import folder as folder_of_studies
 
 PAPERS = ("paper",)
 SCALES = ("cpu", "gpu")
@@ -59,7 +59,7 @@ def parts_of(paper: str, scale: str, data: Sequence[str] = (), wanted: Sequence[
     if scale not in SCALES:
         raise BadSetting(f"A scale is one of {', '.join(SCALES)}; got {scale!r}.")
     found = []
-    for path in sorted(_folder(paper).glob("*.toml")):
+    for path in sorted((folder_of_studies() / paper).glob("*.toml")):
         study = read_study(path, scale if scale == "cpu" else None)
         cells = tuple(
             replace(cell, plan=replace(cell.plan, data=_in_place(cell.plan.data, data))) for cell in study.cells
@@ -75,11 +75,6 @@ def parts_of(paper: str, scale: str, data: Sequence[str] = (), wanted: Sequence[
 def _in_place(own: str, data: Sequence[str]) -> str:
     """The given source of the same kind of pictures, else the own one."""
     return next((source for source in data if holds_objects(source) == holds_objects(own)), own)
-
-
-def _folder(paper: str) -> Path:
-    packaged = Path(str(files("leakmap.study"))) / paper
-    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "studies" / paper
 
 
 def together(parts: Sequence[Part]) -> Study:
@@ -98,6 +93,7 @@ def reproduce(
     runner: Runner = HERE,
     here: Runner = HERE,
     progress: Progress = lambda what, fraction: None,
+    foretold: Foretold | None = None,
 ) -> list[Judged]:
     """Runs what is missing for the claims of a paper, and judges and reports them.
 
@@ -111,6 +107,7 @@ def reproduce(
         runner: Where to run.
         here: Where to conclude: on this machine, which holds the folder.
         progress: Called with what is being done and the finished fraction.
+        foretold: Called with where the claims' cells stand and how many runs are about to start, where any are.
 
     Returns:
         What became of each claim, in order.
@@ -121,7 +118,7 @@ def reproduce(
         KeyboardInterrupt: after storing what is finished.
     """
     parts, command = parts_of(paper, scale, data, claims), command_of(paper, scale, data)
-    run_study(together(parts), folder, runner, limit=limit, progress=progress)
+    run_study(together(parts), folder, runner, limit=limit, progress=progress, foretold=foretold)
     judged = [_judged(part, folder, command, here, progress) for part in parts]
     write_judged(folder / "claims.json", judged)
     write_text(folder / "page.md", page(judged, command=command, ran_on=ran_on(folder)))

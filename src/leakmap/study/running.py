@@ -6,8 +6,8 @@ running the keys that are missing.
 """
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +45,10 @@ class Standing:
     def missing(self) -> list[str]:
         """Runs that are neither finished nor failed, in order."""
         return [key for key in self.keys if key not in self.seconds and key not in self.failed]
+
+
+Foretold = Callable[[Standing, int], None]
+"""Called with where the cells that were chosen stand, and how many runs are about to start."""
 
 
 def standing(study: Study, folder: Path, progress: Progress = lambda what, fraction: None) -> Standing:
@@ -89,6 +93,7 @@ def run_study(
     limit: int | None = None,
     retry_failed: bool = False,
     progress: Progress = lambda what, fraction: None,
+    foretold: Foretold | None = None,
 ) -> Standing:
     """Runs what is missing of a study and returns where it then stands.
 
@@ -101,6 +106,7 @@ def run_study(
         limit: At most so many runs.
         retry_failed: Whether runs that failed before are run again.
         progress: Called with what is being done and the finished fraction.
+        foretold: Called with where the chosen cells stand and how many runs are about to start, where any are.
 
     Raises:
         UsageError: a cell cannot be run as it is written, or the folder cannot be used.
@@ -112,11 +118,14 @@ def run_study(
         write_text(folder / "study.toml", study.text)
     cells = planned(study, progress)
     before = _standing(cells, store)
-    chosen = {trial.key for one in only(cells, filters) for trial in one.all()}
+    among = tuple(only(cells, filters))
+    chosen = {trial.key for one in among for trial in one.all()}
     again = before.failed if retry_failed else {}
     open_ = {*before.missing, *again}
     todo = [key for key in before.keys if key in chosen and key in open_]
     todo = list(of_shard(todo, shard))[:limit]
+    if todo and foretold is not None:
+        foretold(replace(before, planned=among), len(todo))
     work = jobs(cells, set(todo), trained, folder.resolve() / FOLDER)
     _train(runner, trainings(cells, set(todo), trained), progress)
     finished: set[str] = set()
