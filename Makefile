@@ -1,10 +1,11 @@
 # `make demo` and `make test` set up everything they need in .venv; nothing else has to be installed first.
+export NO_MKDOCS_2_WARNING := 1
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test check format docs slow bench clean
+.PHONY: demo test check format docs docs-serve slow bench dist sbom clean
 
 demo: $(READY)
 	$(BIN)/leakmap demo --out runs/demo
@@ -17,14 +18,19 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
+# Writes the pages that are made of types, then the site into site/; docs/hooks.py adds the catalogue of the registries.
 docs: $(READY)
-	$(BIN)/leakmap list --markdown > docs/catalogue.md
 	$(BIN)/leakmap schema --markdown > docs/result.md
 	$(BIN)/leakmap schema > docs/result.schema.json
 	$(BIN)/leakmap schema --evidence > docs/evidence.schema.json
 	$(BIN)/leakmap schema --entry > docs/entry.schema.json
 	$(BIN)/leakmap entry board entries > docs/board.md
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(READY)
+	$(BIN)/mkdocs serve
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=1800
@@ -32,6 +38,18 @@ slow: $(READY)
 # Hours on a quiet machine; make bench LEAKPRO=DIR also measures a checkout of LeakPro.
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed $(if $(LEAKPRO),--leakpro $(LEAKPRO))
+
+# What is uploaded, checked; and the list of everything that the lock installs (CycloneDX).
+dist: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[release]'
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
+sbom: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[release]'
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json $(BIN)/python
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -45,4 +63,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "CONTRIBUTING.md", ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 GOING_ON = ("attacks.md", "doctor.md", "observation.md")
 """Pages that go on from a network, a batch or an Observation that their reader has."""
+AFTER_COMMANDS = ("review.md",)
+"""Pages whose programs read what their commands wrote: they run together."""
 FACTS = ROOT / "examples" / "flower" / "facts.toml"
 
 
@@ -58,7 +62,9 @@ def registries():
         registry._entries = entries
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if programs(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if programs(page) and page.name not in AFTER_COMMANDS], ids=lambda page: page.name
+)
 def test_the_programs_of_a_page_run_one_after_the_other_as_written(page, task, tmp_path, monkeypatch, registries):
     client, observation = observed("mlp,hidden=32", task, rule=LocalRule(mode="eval"), count=1)
     going_on = {"network": client.network, "batch": client.batch, "observation": observation}
@@ -75,13 +81,23 @@ def test_the_programs_of_a_page_run_one_after_the_other_as_written(page, task, t
     assert page.name not in PROMISED or PROMISED[page.name](given)
 
 
+def lines(page: Path) -> list[str]:
+    """The commands of a page, each with its comment in one line."""
+    return re.findall(r"^    ((?:leakmap|make|python|\.venv|pip) ?.*)$", page.read_text().replace("\\\n", " "), re.M)
+
+
+def typed(line: str) -> list[str]:
+    """The words after ``leakmap``, without what the shell takes; empty for another program."""
+    words = shlex.split(line, comments=True)
+    program, *rest = words[: words.index(">")] if ">" in words else words
+    return rest if program.removeprefix(".venv/bin/") == "leakmap" else []
+
+
 def commands():
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        text = page.read_text().replace("\\\n", " ")
-        for line in re.findall(r"^    (?:\.venv/bin/)?leakmap (.*)$", text, re.M):
-            words = shlex.split(line, comments=True)
-            typed = words[: words.index(">")] if ">" in words else words
-            yield pytest.param(typed, id=f"{page.name}: {line}")
+        for line in lines(page):
+            if words := typed(line):
+                yield pytest.param(words, id=f"{page.name}: {line}")
 
 
 @pytest.mark.parametrize("words", [*commands()])
@@ -96,6 +112,48 @@ def test_every_command_line_is_one_that_leakmap_takes(words):
     spec = read.params.get("attack")
     if spec and not is_user_code(Spec.parse(spec).name):
         attacks.build(spec)
+
+
+TOUR = [
+    page
+    for page in PAGES
+    if page.parent.name == "howto" or page.name in ("index.md", "quickstart.md", "concepts.md", "coming-from.md")
+]
+"""Pages for who is new, with commands to type as they stand."""
+YOURS = re.compile(r"\b[A-Z]{3,}\b|my_project/|client-0|leakmap audit$|baseline\.json|^pip|^make")
+"""Of commands that need what only the reader has, or set something up."""
+TIME = re.compile(r"#.*?\b(\d+|an) (s|min|h|hour)\b")
+SECONDS = {"s": 1, "min": 60, "h": 3600, "hour": 3600}
+
+
+def seconds(line: str) -> float:
+    found = TIME.search(line)
+    return (int(found[1]) if found[1].isdigit() else 1) * SECONDS[found[2]] if found else 0
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *TOUR], ids=lambda page: page.name)
+def test_a_new_reader_is_told_how_long_each_command_takes(page):
+    untold = [line for line in lines(page) if not seconds(line) and not YOURS.search(line.split("#")[0].strip())]
+    assert not untold
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TOUR, ids=lambda page: page.name)
+def test_a_page_for_new_readers_does_what_it_says(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for file, program, command in re.findall(
+        r"^```python\n(?:# (\S+)\n)?(.*?)^```|^    (leakmap [^\n]*)$", text, re.S | re.M
+    ):
+        if file:
+            Path(file).write_text(program)
+        elif program:
+            exec(compile(program, page.name, "exec"), {})
+        elif 0 < seconds(command) <= 600 and not YOURS.search(command.split("#")[0]):
+            told = command.partition("#")[0]
+            run = f"{shlex.quote(sys.executable)} -m {told}"
+            ended = subprocess.run(run, shell=True, capture_output=True, text=True, timeout=1500)
+            assert ended.returncode == ("--gate" in told), ended.stderr[-2000:]
 
 
 @pytest.mark.parametrize("kind", tables())
@@ -125,7 +183,7 @@ OLD_WORDS = {
     r"likeness|yardstick|\bemphasis\b|normalis|\bhint(s|ed)?\b": (),
     r"theat(re|er)|\b(cast|scene|scenery|play(s|ed)?)\b": (),
     r"\bkinks?\b": ("engine.md", "glossary.md"),
-    r"(?<!--)\bgate\b": ("glossary.md", "ci.md", "CHANGELOG.md", "CONTRIBUTING.md"),
+    r"(?<!--)\bgate\b": ("glossary.md", "ci.md", "pipeline.md", "CHANGELOG.md", "CONTRIBUTING.md"),
 }
 """Words that gave way to the field's own, and the pages that explain one of them."""
 

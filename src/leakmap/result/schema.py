@@ -15,6 +15,8 @@ from leakmap.result.result import Result
 _INTRODUCTION = """\
 # result.json
 
+    leakmap audit --model mlp,hidden=16 --image-size 16 --mode eval --attack linear --victims 4 --json     # 15 s
+
 Written by every audit beside `report.html`; `--json` prints it, `leakmap.read_result` reads it. This page is made by
 `make docs` from the types in `leakmap.result`, and so is the [JSON Schema](result.schema.json). Numbers that are not
 finite are `null`.
