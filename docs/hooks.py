@@ -41,6 +41,12 @@ def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) 
     return re.sub(r"\]\((?![a-z]+:)([^)#\s]+)", moved, text)
 
 
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Give the search a name for screen readers, which the theme leaves out."""
+    search = 'data-md-component="search" role="dialog"'
+    return output.replace(search, f'{search} aria-label="Search"')
+
+
 class Readable(griffe.Extension):
     """Docstrings name functions as Sphinx does, which becomes code; of ``Annotated[T, …]`` a reader needs T."""
 
