@@ -169,12 +169,12 @@ def _stored(r: random.Random, folder: Path) -> Words:
 
 def _large(r: random.Random, folder: Path) -> Words:
     """A command that may need more memory than there is."""
-    size, hidden = r.choice((32, 64, 224)), r.choice((4, 500, 3000, 20_000))
+    size, hidden = r.choice((16, 32, 224)), r.choice((4, 500, 3000, 20_000))
     model = r.choice((f"mlp,hidden={hidden}", "torchvision/resnet18", "resnet", "vit", f"convnet,width={hidden // 10}"))
     if r.random() < 0.2:
         return ["inspect", model, "--classes", "1000", "--image-size", str(size), "--json"]
-    attack = r.choice(("inverting_gradients,steps=1", "linear", "prior_only,steps=1", "learned_inverse,clients=64"))
-    words = ["audit", *QUICK, "--image-size", str(size), "--model", model, "--batch-size", r.choice(("1", "4", "30"))]
+    attack = r.choice(("inverting_gradients,steps=1", "linear", "prior_only,steps=1", "learned_inverse,clients=16"))
+    words = ["audit", *QUICK, "--image-size", str(size), "--model", model, "--batch-size", r.choice(("1", "4"))]
     return [*words, "--attack", attack, "--out", str(folder)]
 
 

@@ -67,8 +67,16 @@ def check_type(value: object, kinds: Any, what: str, expected: str) -> None:
         raise UsageError(f"{what} is of type {type(value).__name__}; expected {expected}.")
 
 
+LONGEST = 2000
+"""Characters of a message: what a file says may be quoted in it, and be of any length."""
+
+
 class LeakmapError(Exception):
     """The root: catch this to catch everything that leakmap raises on purpose."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
 class UsageError(LeakmapError):

@@ -32,6 +32,7 @@ REFUSED = {
     "frozen": (lambda: net().requires_grad_(False), "no trainable parameter"),
     "lazy": (lambda: net(nn.LazyLinear(2)), "lazy tensor '1.weight'"),
     "complex": (lambda: net(nn.Linear(768, 2, dtype=torch.complex64)), "complex tensor '1.weight'"),
+    "half": (lambda: net(nn.Linear(768, 2)).half(), "float16.*pass model.float"),
     "meta": (lambda: net(nn.Linear(768, 2, device="meta")), "on the device 'meta'"),
     "pruned": (pruned, "prune.remove"),
     "not copied": (uncopied, "cannot be copied"),

@@ -89,8 +89,12 @@ def _without_a_word(ended: int) -> int:
         signal.signal(-ended, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
         os.kill(os.getpid(), -ended)
+    name = signal.Signals(-ended).name
+    if -ended in (signal.SIGXCPU, signal.SIGXFSZ):
+        say(f"Error: {name}, a limit of this system (ulimit), ended the process; what is finished is kept.")
+        return INTERNAL
     say(
-        f"Error: {signal.Signals(-ended).name} ended the process before there was a result, most likely for lack of "
-        "memory. Lower --image-size, --batch-size or --workers, or take a smaller --model; what is finished is kept."
+        f"Error: {name} ended the process before there was a result, most likely for lack of memory. Lower "
+        "--image-size, --batch-size or --workers, or take a smaller --model; what is finished is kept."
     )
     return INTERNAL

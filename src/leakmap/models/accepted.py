@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -51,6 +52,11 @@ def _faults(module: nn.Module) -> Iterator[str]:
             yield f"has the lazy tensor {name!r}, which has no shape yet; pass a batch through the model first"
         elif tensor.is_meta:
             yield f"has {name!r} on the device 'meta', without values; build the model on the cpu"
+        elif tensor.dtype in (torch.float16, torch.bfloat16):
+            yield (
+                f"has {name!r} in {str(tensor.dtype).removeprefix('torch.')}, in which no client's step is simulated; "
+                "pass model.float(): mixed precision keeps such weights, too"
+            )
         elif tensor.is_complex():
             yield f"has the complex tensor {name!r}; attacks take real weights: hold real and imaginary part apart"
     for place, layer in module.named_modules():
