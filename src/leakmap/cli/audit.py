@@ -158,7 +158,7 @@ def demo(
     from leakmap.cli.verdicts import describe
 
     processes, seconds = workers_of(workers), sum(one.seconds for one in AUDITS)
-    foretell_time(f"{len(AUDITS)} audits", seconds / processes, processes, at_most=True)
+    foretell_time(f"{len(AUDITS)} audits", seconds / processes, processes)
     with progress_bar() as progress:
         found, report = leakmap.demonstrate(out, runner=runner_of(workers), progress=progress)
     console = Terminal()
