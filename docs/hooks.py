@@ -14,7 +14,7 @@ from leakmap.report.catalogue import markdown
 
 ROOT = Path(__file__).parents[1]
 PRESETS = "src/leakmap/study/presets.toml"
-OUTSIDE = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "examples", PRESETS)
+OUTSIDE = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "entries/", "examples/", PRESETS)
 """Taken over as they are, under the paths that they have in the repository."""
 
 
