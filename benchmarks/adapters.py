@@ -84,6 +84,7 @@ def alone() -> nn.Module:
 def embedded() -> nn.Module:
     """Adapters, the head and the positions, as ``modules_to_save`` of peft leaves them trained."""
     model = _adapted(later=True, head=True)
+    assert model.pos_embed is not None
     model.pos_embed.requires_grad_(True)
     return model
 
@@ -91,7 +92,7 @@ def embedded() -> nn.Module:
 def _adapted(*, later: bool, head: bool) -> VisionTransformer:
     model = _transformer().requires_grad_(False)
     for block in model.blocks.children():
-        attention = block.attn  # type: ignore[union-attr]
+        attention = block.attn
         attention.qkv = Adapted(attention.qkv, later)  # type: ignore[union-attr,arg-type]
     model.head.requires_grad_(head)
     return model

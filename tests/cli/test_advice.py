@@ -97,3 +97,17 @@ def test_labels_of_an_own_loss_are_asked_for_before_any_work_and_can_be_given(fo
     assert '"buffers"' not in found.output
     assert run(*made, "--no-buffers").exit_code == 0
     assert Observation.from_file(folder / "o.safetensors").buffers is None
+
+
+def test_the_output_that_a_refusal_names_can_be_said_to_every_command_that_takes_a_model(tmp_path, monkeypatch):
+    (tmp_path / "pair.py").write_text(
+        "from torch import nn\n"
+        "class Pair(nn.Sequential):\n    def forward(self, x): return super().forward(x), x\n"
+        "def build(): return Pair(nn.Flatten(), nn.Linear(768, 4))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("inspect", "audit", "tune", "facts"):
+        assert "--output" in options(typer.main.get_command(app).commands[name])
+    told = ["inspect", "pair.py:build", "--classes", "4", "--image-size", "16"]
+    assert "--output 0" in str(CliRunner().invoke(app, told).exception)
+    assert CliRunner().invoke(app, [*told, "--output", "0"]).exit_code == 0

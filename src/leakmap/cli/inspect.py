@@ -18,6 +18,7 @@ def inspect_(
     channels: Annotated[int, typer.Option(min=1, help="Channels of the pictures.")] = 3,
     classes: Annotated[int, typer.Option(help="Outputs of the model.")] = 10,
     weights: Annotated[Path | None, typer.Option(help="safetensors, or a torch checkpoint.")] = None,
+    output: Annotated[str, typer.Option(help="What of the model's outputs the loss takes: a name or a position.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Read an architecture's traits and say what each is expected to mean for leakage; attacks nothing.
@@ -31,7 +32,9 @@ def inspect_(
     from leakmap.inspection.text import as_dict, describe
 
     with results_apart():
-        found = leakmap.inspect_model(model, image_size=image_size, channels=channels, classes=classes, weights=weights)
+        found = leakmap.inspect_model(
+            model, image_size=image_size, channels=channels, classes=classes, weights=weights, output=output
+        )
     if as_json:
         typer.echo(json.dumps(as_dict(found), indent=2, ensure_ascii=False))
     else:

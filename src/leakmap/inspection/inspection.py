@@ -1,6 +1,6 @@
 """An inspection in one call: a network's traits, what they mean, and what its update depends on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leakmap.inspection.advice import Advice, advise
@@ -38,6 +38,7 @@ def inspect_model(
     channels: int = 3,
     classes: int = 10,
     weights: Path | str | None = None,
+    output: str = "",
 ) -> Inspection:
     """Reads an architecture's traits and looks at one client's update; attacks nothing.
 
@@ -47,11 +48,13 @@ def inspect_model(
         channels: Channels of the pictures.
         classes: Outputs of the model.
         weights: File with weights; None draws them.
+        output: What of several outputs the loss takes, a name or a position; empty: all of it.
 
     Raises:
         UsageError: the architecture cannot be built, does not fit the pictures, or has no client step.
     """
     size = image_size or (224 if model.startswith(("torchvision/", "timm/")) else 32)
-    network = drawn(build_network(task_of(channels, size, classes), model, weights=weights))
+    task = replace(task_of(channels, size, classes), output=output)
+    network = drawn(build_network(task, model, weights=weights))
     traits = read_traits(network)
     return Inspection(network, traits, tuple(advise(traits)), probe_update(network), tuple(notes(traits)))
