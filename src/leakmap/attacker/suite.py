@@ -107,18 +107,36 @@ class Strongest:
         return replace(self, sees=False)
 
     def fit_cost(self, setting: Setting) -> FitCost:
-        """That of its members together, and their rehearsals. What is left out on the way is not foreseen."""
+        """That of its members together, and their rehearsals. What rehearsals show to be needless is not foreseen."""
         rehearsals = rehearsals_of(setting, 0) if self.rehearses else None
+        rehearsing = {} if rehearsals is None else self._rehearsing(rehearsals, setting)
+        left = _left_out(rehearsing)
         total, counted = FitCost(), set[str]()
         for name, member in self._able(setting).items():
+            if name in left:
+                continue
             with suppress(NotApplicable):
                 if not member.fits or member.fits not in counted:
                     total += member.fit_cost(setting if rehearsals is None else rehearsals.setting)
                 counted.add(member.fits)
-            if rehearsals is not None and not member.why_not(rehearsals.observation(0, 0)):
+            if rehearsals is not None and name in rehearsing:
                 tried = 1 if name in CLOSED_FORMS else len(rehearsals.y)
                 total += FitCost(rehearsed=(self._cost(member),) * tried)
         return total
+
+    def left_out(self, setting: Setting) -> frozenset[str]:
+        """Members that take too long beside others that rehearse, told before anything is fitted."""
+        rehearsals = rehearsals_of(setting, 0) if self.rehearses else None
+        return frozenset() if rehearsals is None else _left_out(self._rehearsing(rehearsals, setting))
+
+    def _rehearsing(self, rehearsals: Rehearsals, setting: Setting) -> dict[str, str]:
+        """Why each member that can rehearse takes too long; empty for one that does not."""
+        work, tried = rehearsals.work(), rehearsals.observation(0, 0)
+        return {
+            name: _too_long(member, self._cost(member), rehearsals.setting, work)
+            for name, member in self._able(setting).items()
+            if not member.why_not(tried)
+        }
 
     def fit(self, setting: Setting, seed: int, tick: Tick, kept: Kept) -> Fitted:
         """Fits the members whose needs are granted, each as if it were alone, and has them rehearse."""
@@ -359,6 +377,11 @@ def _too_long(member: Attack, cost: Cost, setting: Setting, work: int) -> str:
     if clients * work > LONGEST_FIT:
         return f"simulating {clients:,} clients of such a network takes long; name it with --attack to fit it"
     return ""
+
+
+def _left_out(rehearsing: Mapping[str, str]) -> frozenset[str]:
+    """Of members that can rehearse, in order, those that take too long; the first one rehearses in any case."""
+    return frozenset(name for name, why in list(rehearsing.items())[1:] if why)
 
 
 def _read_all(state: Mapping[str, Tensor]) -> bool:

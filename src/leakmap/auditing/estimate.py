@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from leakmap.attacker.attacks import attacks
 from leakmap.attacker.attacks.strongest import MEMBERS, SUITE, applying
 from leakmap.attacker.protocol import Attack, Cost, FitCost
 from leakmap.attacker.setting import Setting
+from leakmap.attacker.suite import Strongest
 from leakmap.client.simulate import Batch, simulate
 from leakmap.errors import LeakmapError
 from leakmap.local_rule import LocalRule
@@ -107,10 +108,12 @@ class Pace:
     Args:
         step: Seconds of one client's local training in one thread.
         observation: What the server sees of it; None leaves open which members of a suite apply, so all are counted.
+        left: Members that the suite leaves out, as they take too long.
     """
 
     step: float
     observation: Observation | None = None
+    left: frozenset[str] = frozenset()
 
     def seconds(self, trial: Trial) -> float:
         """Of one run, whose attack is fitted. What it stops early is not foreseen."""
@@ -122,12 +125,15 @@ class Pace:
             return RUN + self._once_fitted(attacks.build(attack))
         if attack.params.get("budget") is not None:
             return RUN + float(attack.params["budget"])
-        each = [self._once_fitted(attacks.build(one)) for one in applying(attack, self.observation)]
+        members = [one for one in applying(attack, self.observation) if one.name not in self.left]
+        each = [self._once_fitted(attacks.build(one)) for one in members]
         # A suite that rehearsed runs the closed forms and one search at most, the costliest one at worst.
-        return RUN + (max(each) if attack.name == SUITE and self.observation.public is not None else sum(each))
+        return RUN + (
+            max(each, default=0.0) if attack.name == SUITE and self.observation.public is not None else sum(each)
+        )
 
     def fitting(self, cost: FitCost) -> float:
-        """Seconds of a fit. What a suite leaves out on the way is not foreseen."""
+        """Seconds of a fit. What rehearsals show to be needless is not foreseen."""
         simulated = cost.clients * (self.step + SIMULATED)
         return simulated + cost.operations / operations_a_second() + sum(map(self._attacking, cost.rehearsed))
 
@@ -223,7 +229,10 @@ class _Paces:
         """Of the run of a trial, whose attack is fitted."""
         key = trial.setup, str(trial.rule), str(trial.attack), trial.scoring == "informed"
         if key not in self._each:
-            self._each[key] = self.of(trial).seconds(trial)
+            pace, how = self.of(trial), attacks.build(trial.attack)
+            if isinstance(how, Strongest):
+                pace = replace(pace, left=how.left_out(setting_for(trial, self.setups[trial.setup])))
+            self._each[key] = pace.seconds(trial)
         return self._each[key]
 
 
