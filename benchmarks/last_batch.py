@@ -105,7 +105,18 @@ CASES = {
 
 def measured(case: Case, data: Path, told: Progress) -> dict[str, Any]:
     """Fits, attacks every client, and says what was reached."""
-    network, pool = network_of(data, case.network)
+    return {"case": asdict(case), **read(case, *network_of(data, case.network), told), "versions": versions()}
+
+
+def read(case: Case, network: Network, pool: Pool, told: Progress) -> dict[str, Any]:
+    """What is read of the last local step.
+
+    Args:
+        case: The clients.
+        network: What the server sent.
+        pool: The pictures.
+        told: Called with the title and the finished fraction.
+    """
     rule = case.assumed or case.rule
     threat = ThreatModel("known" if case.labels else "unknown", buffers=case.buffers, public=len(pool.public))
     setting = known_before(network, rule, case.count, threat, Public(pool.public, pool.public_y))
@@ -113,7 +124,7 @@ def measured(case: Case, data: Path, told: Progress) -> dict[str, Any]:
     try:
         fitted = fit(attacks.build("last_batch"), setting, 3, lambda fraction: told(case.title, 0.6 * fraction))
     except (NotGranted, NotApplicable) as error:
-        return {"case": asdict(case), "refused": str(error), "versions": versions()}
+        return {"refused": str(error)}
     fitting = time.process_time() - began
     last = len(case.rule.held_by(case.rule.steps(case.count) - 1, case.count))
     most = min(CANDIDATES, len(pool.y) * 2 // 5)
@@ -136,7 +147,6 @@ def measured(case: Case, data: Path, told: Progress) -> dict[str, Any]:
             ranks[name].append([_rank(scores, int(i), own) for i in own])
     size = most - last + 1
     return {
-        "case": asdict(case),
         "clients": clients,
         "last": last,
         "candidates": size,
@@ -149,7 +159,6 @@ def measured(case: Case, data: Path, told: Progress) -> dict[str, Any]:
         "first": {name: _share(of) for name, of in ranks.items()},
         "relative": bounds([float(np.mean([(r - 1) / (size - 1) for r in of])) for of in ranks["whole"]]),
         "p": rank_sum_p(ranks["whole"], [[size] * last] * clients) if clients * last <= 1500 else None,
-        "versions": versions(),
     }
 
 

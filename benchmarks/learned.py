@@ -274,9 +274,9 @@ def measured(case: Case, data: Path, searched: int, told: Progress) -> dict[str,
     fitting = time.process_time() - began
     clients = min(VICTIMS, len(pool.y) // case.count)
     index = torch.arange(clients * case.count).view(clients, case.count)
-    found = [_attacked(case, network, pool, own, fitted, i) for i, own in enumerate(index)]
+    found = [attacked(case, network, pool, own, fitted, i) for i, own in enumerate(index)]
     attacking = (time.process_time() - began - fitting) / clients
-    answer = _figures(pool, index, found, network)
+    answer = figures(pool, index, found)
     answer |= {"fit_seconds": fitting, "attack_seconds": attacking, "public": len(public)}
     answer["held_out"] = {n: float(v) for n, v in fitted.state.items() if n.startswith("ncc/")}
     answer["simulated"] = int(fitted.state["clients"])
@@ -285,12 +285,22 @@ def measured(case: Case, data: Path, searched: int, told: Progress) -> dict[str,
         answer["accuracy"] = accuracy(network, (pool.victims * 255).to(torch.uint8), pool.y)
     if searched and case.count <= 8 and not case.network.startswith(("mobilenet", "efficientnet", "resnet18")):
         some = index[: max(2, searched // case.count)]
-        tried = [_attacked(case, network, pool, own, "inverting_gradients", i) for i, own in enumerate(some)]
-        answer["search"] = _figures(pool, some, tried, network)
+        tried = [attacked(case, network, pool, own, "inverting_gradients", i) for i, own in enumerate(some)]
+        answer["search"] = figures(pool, some, tried)
     return {"case": asdict(case), **answer, "versions": versions()}
 
 
-def _attacked(case: Case, network: Network, pool: Pool, own: Tensor, how: Fitted | str, client: int) -> Tensor:
+def attacked(case: Case, network: Network, pool: Pool, own: Tensor, how: Fitted | str, client: int) -> Tensor:
+    """The reconstructions of one client.
+
+    Args:
+        case: The client's rule, and what the server sees.
+        network: What the server sent.
+        pool: Where its pictures are from.
+        own: Their places among the victims.
+        how: A fitted attack, or one that needs no fit.
+        client: Its number; seeds derive from it.
+    """
     batch = Batch(pool.victims[own], pool.y[own])
     round = simulate(network, case.rule, batch, derive(7, "client", client))
     shown = Public(pool.public[:64], pool.public_y[:64])
@@ -298,8 +308,14 @@ def _attacked(case: Case, network: Network, pool: Pool, own: Tensor, how: Fitted
     return attack(observe(round, threat, shown), how, seed=derive(7, "attack", client)).pictures
 
 
-def _figures(pool: Pool, index: Tensor, found: Sequence[Tensor], network: Network) -> dict[str, Any]:
-    """NCC, PSNR and ranks, whole and by bands, of the pictures of all clients."""
+def figures(pool: Pool, index: Tensor, found: Sequence[Tensor]) -> dict[str, Any]:
+    """NCC, PSNR and ranks, whole and by bands, of the pictures of all clients.
+
+    Args:
+        pool: Victims and candidates.
+        index: ``(clients, N)`` places among the victims.
+        found: ``(N, C, H, W)`` reconstructions of each client.
+    """
     candidates = pool.victims
     single = len(pool.y) == len(pool.y.unique())
     if max(candidates.shape[2:]) > 64:

@@ -114,7 +114,7 @@ class Read:
     Args:
         psnr: In dB, at most 60.
         fixed: The same with each of the fixed cuts.
-        seconds: Of the attack.
+        seconds: CPU seconds of the attack.
     """
 
     psnr: float
@@ -136,9 +136,9 @@ def read(setup: Setup, condition: Condition, client: int, *, fixed: bool = False
     """
     trial = Trial(setup.digest, condition.rule, Plan("", "").threat, Spec("patch_positions"), client=client)
     truth, observation = held_by(trial, setup).pictures, condition.change(seen_by_server(trial, setup))
-    started = time.perf_counter()
+    started = time.process_time()
     found = PatchPositions()(observation, 0, lambda fraction: None).pictures
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     task = setup.network.task
     others: list[float] = []
     if fixed:
@@ -222,7 +222,7 @@ def page(networks: list[list[str]], updates: list[list[str]], options: argparse.
             "## Networks",
             "",
             "From one gradient. Heads are drawn with a deviation of 0.02; torchvision's own is zero and sends zeros. "
-            "Seconds are those of the attack on one client: on the first the positions and the head are found by "
+            "Seconds are CPU seconds of the attack on one client: on the first the positions and the head are found by "
             "running the network, and kept for the others, of whom the median is told.",
             "",
             *table(["network", *reached, "pixels", "first client, s", "next, s"], networks),
