@@ -7,11 +7,13 @@ from html import escape, unescape
 from html.parser import HTMLParser
 from importlib.resources import files
 
+import matplotlib
 import pytest
+from matplotlib.figure import Figure
 
 from leakmap import report
 from leakmap.plan.plan import Plan
-from leakmap.report import study_charts, summary
+from leakmap.report import charts, study_charts, summary
 from leakmap.report.glossary import Terms, glossary
 from leakmap.report.pooling import Axis
 from leakmap.report.study import write_study
@@ -137,6 +139,27 @@ def test_every_verdict_and_all_text_has_a_contrast_of_at_least_4_5(scheme):
     assert min(contrast(*pair) for pair in pairs) >= 4.5
     assert contrast("#ffffff", "#000000") == pytest.approx(21)
     assert study_charts.DEEP > 0.5
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [
+        ((1, 100), ["1", "2", "5", "10", "20", "50", "100"]),
+        ((1e-7, 2e6), ["10⁻⁶", "0.01", "1", "100", "10000", "10⁶"]),
+        ((0.26, 0.34), ["0.26", "0.28", "0.3", "0.32", "0.34"]),
+        ((1.4e-6, 3e-6), ["1.6·10⁻⁶", "2·10⁻⁶", "2.4·10⁻⁶", "2.8·10⁻⁶"]),
+    ],
+)
+def test_logarithmic_axes_are_labelled_with_numbers(ends, told):
+    with matplotlib.rc_context(charts.STYLE):
+        axes = (figure := Figure(layout="constrained")).subplots()
+        axes.set_xscale("log")
+        axes.set_xlim(ends)
+        charts.label_decades(axes.xaxis)
+        text = charts.inline(figure)
+    labels = re.findall(r">([^<>]+)</text>", text)
+    assert set(told) <= set(labels)
+    assert "mathdefault" not in text
 
 
 def test_the_answer_is_a_plain_sentence_with_counts_beside_chance():

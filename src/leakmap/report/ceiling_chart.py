@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from leakmap.ceiling.releases import Releases
-from leakmap.report.charts import BLUE, GREY, INK, ORANGE, STYLE, inline
+from leakmap.report.charts import BLUE, GREY, INK, ORANGE, STYLE, inline, label_decades
 from leakmap.result.evidence import LineUpResult
 from leakmap.result.part import Rate
 from leakmap.result.result import Result
@@ -91,7 +90,7 @@ def figure(galleries: Sequence[int], releases: Releases, points: Sequence[Measur
                 label=f"measured, {label}",
             )
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda noise, place: f"{noise:g}"))
+        label_decades(axes.xaxis)
         axes.set_ylim(0, 1.03)
         axes.set_xlabel("noise multiplier: standard deviation of the noise over the largest norm of what it hides")
         axes.set_ylabel("share of first ranks")

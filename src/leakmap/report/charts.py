@@ -7,9 +7,11 @@ from typing import Any
 
 import matplotlib
 from markupsafe import escape
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from leakmap.files import write_bytes
 from leakmap.result.result import Result
@@ -31,6 +33,8 @@ STYLE: Any = {
     "svg.hashsalt": "leakmap",
     "text.parse_math": False,  # labels are others' texts, and dollar signs in them are no formulas
 }
+
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def line_up(result: Result) -> str:
@@ -60,9 +64,7 @@ def line_up(result: Result) -> str:
         axes.plot(every, chance, color=GREY, linestyle="--", linewidth=1.2, label="chance")
         axes.set_xscale("log")
         axes.set_xlim(0.93, size * 1.05)
-        ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500) if t <= size]
-        axes.set_xticks(ticks, [str(t) for t in ticks])
-        axes.minorticks_off()
+        label_decades(axes.xaxis)
         axes.set_ylim(0, 1.03)
         axes.set_xlabel(f"rank of the true picture among up to {size} candidates (1 = picked out)")
         axes.set_ylabel("share of pictures")
@@ -90,12 +92,34 @@ def curves(result: Result) -> str:
                 linewidth=1,
             )
         axes.set_yscale("log")
-        # The usual labels of powers are formulas, which are not read here.
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        label_decades(axes.yaxis)
         axes.set_xlim(0, 1)
         axes.set_xlabel("share of the iterations")
         axes.set_ylabel("matching term")
         return inline(figure, "The matching term along each run of the attack")
+
+
+def label_decades(axis: Axis) -> None:
+    """Ticks of a logarithmic axis whose limits stand: numbers, of every decade one or, where decades are few, three.
+
+    The usual labels of powers are formulas, which these figures do not read (:data:`STYLE`).
+    """
+    low, high = axis.get_view_interval()
+    few = math.log10(high / low) < (3 if axis.axis_name == "x" else 1.5)
+    # Of less than a decade the locator of three falls back to even steps, as a decade then holds none or one.
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+    axis.set_major_formatter(lambda value, _: number(value))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def number(value: float) -> str:
+    """A positive number as a label: 0.05, 20000, 2·10⁻⁶."""
+    if 1e-4 <= value < 1e6:
+        return f"{value:.6g}"
+    digits, _, power = f"{value:.5e}".partition("e")
+    digits = digits.rstrip("0").rstrip(".")
+    raised = f"10{str(int(power)).translate(RAISED)}"
+    return raised if digits == "1" else f"{digits}·{raised}"
 
 
 def inline(figure: Figure, title: str = "") -> str:
