@@ -25,10 +25,13 @@ def test_a_wheel_works_from_an_empty_folder(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with ZipFile(wheel) as file:
         inside = set(file.namelist())
+        (metadata,) = (file.read(name).decode() for name in inside if name.endswith(".dist-info/METADATA"))
         file.extractall(tmp_path / "installed")
     own = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "leakmap").rglob("*.*")}
     assert {name for name in own if "__pycache__" not in name and not (ROOT / "src" / name).is_dir()} <= inside
     assert {f"leakmap/study/studies/{name}.toml" for name in paths()} <= inside
+    assert not re.findall(r"\]\((?!https://)[^)]*\)", metadata), "a package index shows README without its repository"
+    assert "platform engineers (docs/howto/platform.md)" in metadata
     (empty := tmp_path / "empty").mkdir()
     known = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     ran = subprocess.run(
