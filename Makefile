@@ -26,7 +26,7 @@ docs: $(READY)
 	$(BIN)/leakmap schema > docs/result.schema.json
 	$(BIN)/leakmap schema --evidence > docs/evidence.schema.json
 	$(BIN)/leakmap schema --entry > docs/entry.schema.json
-	$(BIN)/leakmap entry board entries > docs/board.md
+	$(BIN)/leakmap entry board entries --out docs/board.md
 	$(BIN)/mkdocs build --strict
 
 docs-serve: $(READY)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from leakmap import Plan, Spec, run_plan
 from leakmap.cli.main import command
-from leakmap.entries.board import board_page
+from leakmap.entries.board import board_page, write_board
 from leakmap.entries.check import check_entry
 from leakmap.entries.entry import Claimed, entry_schema, read_entries, read_entry
 from leakmap.entries.make import make_entry
@@ -70,7 +70,7 @@ def test_an_entry_comes_out_again_to_the_digit_and_so_does_its_attack(made, run)
     assert [record.rank for record in found.entry.records] == [c["ranks"][0] for c in result["clients"]]
     jsonschema.validate(json.loads(made.read_text()), entry_schema())
     assert json.loads((ROOT / "docs" / "entry.schema.json").read_text()) == entry_schema(), "make docs"
-    assert "| [A network](../entries/mine.json) |" in (page := board_page(read_entries(made.parent)))
+    assert "| [A network](../entries/mine.json) |" in (page := board_page(read_entries(made.parent), "../entries"))
     assert "Ada / Example" in page
     assert "20, Doe (measured: above)" in page
 
@@ -173,9 +173,15 @@ def test_the_commands_end_with_the_codes_that_they_promise(copy, monkeypatch, ca
     assert "it was changed" in capsys.readouterr().err
 
 
-def test_the_entries_that_are_shipped_stand_on_the_board_and_the_smallest_comes_out_again():
+def test_the_entries_that_are_shipped_stand_on_the_board_and_the_smallest_comes_out_again(tmp_path):
     entries = read_entries(ROOT / "entries")
     assert len(entries) >= 3
-    assert (ROOT / "docs" / "board.md").read_text() == board_page(entries), "make docs"
+    page, plot = write_board(ROOT / "entries", tmp_path / "docs" / "board.md")
+    shown = (ROOT / "docs" / "board.md").read_text()
+    assert page.read_text().replace(os.path.relpath(ROOT / "entries", page.parent), "../entries") == shown, "make docs"
+    assert all(entry.title[:40] in plot.read_text() for _, entry in entries)
+    assert all(entry.title[:40] in (ROOT / "docs" / "images" / "board.svg").read_text() for _, entry in entries), (
+        "make docs"
+    )
     smallest = min(entries, key=lambda one: one[1].reconstructions.bytes)[0]
     assert not check_entry(ROOT / "entries" / f"{smallest}.json").problems

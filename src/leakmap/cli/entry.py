@@ -88,12 +88,19 @@ def check(
 @app.command(cls=Command)
 def board(
     folder: Annotated[Path, typer.Argument(help="The folder with the entries.")] = Path("entries"),
+    out: Annotated[
+        Path | None, typer.Option(help="FILE.md to write, with images/board.svg beside it; else it is printed.")
+    ] = None,
 ) -> None:
-    """Print the board: a page with every entry in the table of its threat model."""
-    from leakmap.entries.board import board_page
+    """Print or write the board: a page with every entry in the table of its threat model, and a plot of them all."""
+    from leakmap.entries.board import board_page, write_board
     from leakmap.entries.entry import read_entries
 
-    typer.echo(board_page(read_entries(folder)), nl=False)
+    if out is None:
+        typer.echo(board_page(read_entries(folder), folder.as_posix()), nl=False)
+        return
+    for path in write_board(folder, out):
+        Terminal().print(escape(str(path)), soft_wrap=True)
 
 
 def _claim(text: str) -> tuple[str, float]:

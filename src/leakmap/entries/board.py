@@ -1,10 +1,15 @@
 """The board: every entry in a table of its threat model, as a page of the documentation."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
-from leakmap.entries.entry import Board, Claimed, Entry
+from leakmap.entries import board_chart
+from leakmap.entries.entry import Board, Claimed, Entry, read_entries
 from leakmap.evidence.evidence import Quantity
+from leakmap.files import write_text
+from leakmap.report import charts
 from leakmap.report.markdown import wrapped
 
 HEADINGS: dict[Board, str] = {
@@ -14,14 +19,14 @@ HEADINGS: dict[Board, str] = {
     "defended": "Clients with a defence",
     "detection": "Detectors",
 }
+_TITLE = "# The board"
 _HEAD = """\
-# The board
-
 Every row is an [entry](entries.md): one audited client, with the reconstructions that its figures come from. `leakmap
 entry check` scores them again. This page is made by `leakmap entry board` from the files in `entries/`; nothing in it
 is typed by hand. Shares and means have 95 % intervals over clients. *By chance* is the share of first ranks without any
 leak. A row says what this attack found on these clients, and nothing about clients that are not in it.
 """
+_SHOWN = "![Share of pictures that are first in their line-up, an entry a line, beside chance]"
 _COLUMNS = (
     *("entry", "client", "attack", "clients", "first in line-up", "by chance", "exposed clients", "PSNR, dB", "level"),
     *("stated by others", "when and by whom"),
@@ -32,14 +37,31 @@ _PLAIN = str.maketrans("[]|", "()/")
 """What would end a link or a cell of a table."""
 
 
-def board_page(entries: Sequence[tuple[str, Entry]], where: str = "../entries") -> str:
+def write_board(folder: Path, page: Path) -> list[Path]:
+    """Writes the board to a file and, beside it, ``images/board.svg``; returns the paths of both.
+
+    Args:
+        folder: The folder with the entries.
+        page: The Markdown file.
+    """
+    entries = read_entries(folder)
+    drawn = board_chart.figure([entry for _, entry in entries], HEADINGS)
+    plot = Path("images/board.svg")
+    (page.parent / plot).parent.mkdir(parents=True, exist_ok=True)
+    where = Path(os.path.relpath(folder, page.parent)).as_posix()
+    write_text(page, board_page(entries, where, plot.as_posix() if drawn else ""))
+    return [page, charts.write(drawn, page.parent / plot)] if drawn else [page]
+
+
+def board_page(entries: Sequence[tuple[str, Entry]], where: str, plot: str = "") -> str:
     """The board as a Markdown page.
 
     Args:
         entries: Each with its name.
         where: Folder of the entries, as the page links to it.
+        plot: The figure, as the page links to it.
     """
-    parts = [_HEAD]
+    parts = [_TITLE, "", *([f"{_SHOWN}({plot})", ""] if plot else []), _HEAD]
     for board in get_args(Board):
         rows = [_row(name, entry, where) for name, entry in entries if entry.board == board]
         parts.append(f"## {HEADINGS[board]}\n")
