@@ -138,7 +138,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         [
             "# False alarms of a watch over 50 rounds",
             "",
-            *(__doc__ or "").split("\n\n", 1)[1].strip().split("\n"),
+            *(__doc__ or "").split("\n\n", 1)[1].rstrip().split("\n"),
             "",
             f"The evidence may alarm in at most {ERROR:.0%} of federations that do not leak. *A picture is seen*: SSIM "
             f"above {VISIBLE_SSIM:g} in some round. That alone is no alarm: a picture of another client that comes "

@@ -6,6 +6,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from leakmap.entries.entry import Board, Entry
+from leakmap.evidence.evidence import Quantity
 from leakmap.report.charts import GREY, INK, STYLE
 from leakmap.report.watch import COLOURS
 
@@ -20,54 +21,48 @@ def figure(entries: Sequence[Entry], headings: Mapping[Board, str]) -> Figure | 
         entries: What to draw; those without a line-up are left out.
         headings: Of the threat models, in their order.
     """
-    groups = [(text, [one for one in entries if one.board == key and _shown(one)]) for key, text in headings.items()]
-    lines = [line for text, members in groups if members for line in (text, *members)]
+    found_of = [(entry, entry.figure("line_up_attack")) for entry in entries]
+    shares = [(entry, found) for entry, found in found_of if found and found.value is not None]
+    lines: list[tuple[str, Entry | None, Quantity | None]] = []
+    for board, heading in headings.items():
+        members = [(entry.title, entry, found) for entry, found in shares if entry.board == board]
+        lines += [(heading, None, None), *members] if members else []
     if not lines:
         return None
     with matplotlib.rc_context(STYLE):
         drawn = Figure(figsize=(7.2, 0.95 + 0.24 * len(lines)), layout="constrained")
         axes = drawn.subplots()
-        labelled: set[str] = set()
-        for y, line in enumerate(lines):
-            if isinstance(line, Entry):
-                found = line.figure("line_up_attack")
-                assert found is not None and found.value is not None
-                low, high = (found.value if end is None else end for end in (found.low, found.high))
-                name = line.level.replace("_", " ")
-                axes.errorbar(
-                    [found.value],
-                    [y],
-                    xerr=[[found.value - low], [high - found.value]],
-                    fmt="o",
-                    color=COLOURS[line.level],
-                    markersize=5,
-                    linewidth=1.6,
-                    capsize=2,
-                    label="" if name in labelled else name,
-                )
-                labelled.add(name)
-                if found.reference is not None:
-                    label = "" if "chance" in labelled else "chance"
-                    axes.plot([found.reference], [y], "|", color=INK, markersize=11, label=label)
-                    labelled.add("chance")
-        axes.set_yticks(range(len(lines)), [_label(line) for line in lines], fontsize=8)
-        for tick, line in zip(axes.get_yticklabels(), lines, strict=True):
-            tick.set_fontweight("normal" if isinstance(line, Entry) else "bold")
+        for y, (_, entry, found) in enumerate(lines):
+            if entry is None or found is None or found.value is None:
+                continue
+            low, high = (found.value if end is None else end for end in (found.low, found.high))
+            axes.errorbar(
+                [found.value],
+                [y],
+                xerr=[[found.value - low], [high - found.value]],
+                fmt="o",
+                color=COLOURS[entry.level],
+                markersize=5,
+                linewidth=1.6,
+                capsize=2,
+                label=entry.level.replace("_", " "),
+            )
+            if found.reference is not None:
+                axes.plot([found.reference], [y], "|", color=INK, markersize=11, label="chance")
+        axes.set_yticks(range(len(lines)), [_short(text) for text, _, _ in lines], fontsize=8)
+        for tick, (_, entry, _) in zip(axes.get_yticklabels(), lines, strict=True):
+            tick.set_fontweight("bold" if entry is None else "normal")
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(lines) - 0.4, -0.6)
         axes.set_xlim(-0.02, 1.02)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
         axes.set_xlabel("share of pictures that are first in their line-up [95 %]")
-        drawn.legend(frameon=False, loc="outside upper left", ncols=6, fontsize=8)
+        handles, labels = axes.get_legend_handles_labels()
+        once = dict(zip(labels, handles, strict=True))
+        drawn.legend(once.values(), once, frameon=False, loc="outside upper left", ncols=6, fontsize=8)
         return drawn
 
 
-def _shown(entry: Entry) -> bool:
-    found = entry.figure("line_up_attack")
-    return found is not None and found.value is not None
-
-
-def _label(line: Entry | str) -> str:
-    text = line.title if isinstance(line, Entry) else line
+def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib
 from markupsafe import escape
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -105,7 +105,7 @@ def label_decades(axis: Axis) -> None:
     The usual labels of powers are formulas, which these figures do not read (:data:`STYLE`).
     """
     low, high = axis.get_view_interval()
-    few = math.log10(high / low) < (3 if axis.axis_name == "x" else 1.5)
+    few = math.log10(high / low) < (3 if isinstance(axis, XAxis) else 1.5)
     # Of less than a decade the locator of three falls back to even steps, as a decade then holds none or one.
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
     axis.set_major_formatter(lambda value, _: number(value))
