@@ -223,7 +223,14 @@ def page(rows: Rows, of_errors: Rows, found: Found, draws: int) -> str:
     lines = [
         "# Do ceilings hold?",
         "",
-        f"Made by `python -m benchmarks.ceiling`; {versions()}. [What a ceiling is](../ceiling.md).",
+        "    python -m benchmarks.ceiling     # hours",
+        "",
+        "![Ceilings against noise, with the measured shares](../images/ceiling.svg)",
+        "",
+        "The curve is [the ceiling](../ceiling.md) of 24 candidates, the points are [clients with noise]"
+        "(#clients-with-noise); their line-ups differ in size, and the table holds their own ceilings.",
+        "",
+        f"{versions()}.",
         "",
         *_of_mechanism(rows, draws),
         *_of_errors(of_errors),
@@ -305,11 +312,6 @@ def _of_clients(found: Found) -> list[str]:
         "simulates the client on every candidate.",
         "",
         *table(head, told),
-        "![Ceilings against noise, with the measured shares](../images/ceiling.svg)",
-        "",
-        "The curve is that of 24 candidates; line-ups of `samples` differ in size, and the table holds their own "
-        "ceilings.",
-        "",
     ]
 
 

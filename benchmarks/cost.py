@@ -55,7 +55,7 @@ def main() -> None:
         "apply.\n"
     )
     print(wrapped(about))
-    print("    python -m benchmarks.cost > docs/results/cost.md\n")
+    print("    python -m benchmarks.cost > docs/results/cost.md     # minutes\n")
     print(f"| attack | {' | '.join(f'`{model}`' for model in NETWORKS)} |\n|---|{'---|' * len(NETWORKS)}")
     for name, cells in rows.items():
         print(f"| `{name}` | {' | '.join(cells)} |")

@@ -147,7 +147,7 @@ def page(draws: int) -> str:
     lines = [
         "# Do the intervals hold what they say?",
         "",
-        "    python -m benchmarks.coverage",
+        "    python -m benchmarks.coverage     # 1 min",
         "",
         "Every interval is one of 95 %. Columns are numbers of clients.",
         "",

@@ -208,7 +208,7 @@ def page(found: dict[str, Any]) -> str:
             "",
             *(__doc__ or "").split("\n\n", 1)[1].strip().split("\n"),
             "",
-            f"    python -m benchmarks.driver {found['command']}".rstrip(),
+            f"    python -m benchmarks.driver {found['command']}".rstrip() + "     # minutes",
             "",
             f"{found['processor']}, {found['cores']} cores. {found['versions']}. When it began, {found['load']:.0f} "
             "processes wanted the cores.",

@@ -83,7 +83,7 @@ def page(rules: list[str], found: dict[tuple[str, str, int, str], list[tuple[flo
         "Mean overlap of recovered and true classes (1 is all right), with the mean confidence that the rule reports "
         "behind it. A dash: the rule does not apply. `auto` is what attacks use.",
         "",
-        "    python -m benchmarks.labels --data npz:cifar10_subset.npz > docs/results/labels.md",
+        "    python -m benchmarks.labels --data npz:cifar10_subset.npz > docs/results/labels.md     # minutes",
         "",
         f"| client | network | public | {' | '.join(f'`{rule}`' for rule in rules)} |",
         "|---|---|---|" + "---|" * len(rules),

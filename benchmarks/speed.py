@@ -124,7 +124,7 @@ def written(found: dict[str, Any], bench: measures.Bench, missing: dict[str, str
     lines = [
         "# Speed beside others",
         "",
-        f"    {command(options)}",
+        f"    {command(options)}     # hours",
         "",
         "Same models with the same random weights, same pictures, labels granted, same objective; BatchNorm in "
         f"inference mode with the statistics of other pictures. Pictures: `{options.data}`, none on which a setting "

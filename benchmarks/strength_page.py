@@ -55,7 +55,7 @@ def page(how: str, found: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         "# The search beside the peers",
         "",
-        "    python -m benchmarks.strength --data DIR --leakpro DIR --page",
+        "    python -m benchmarks.strength --data DIR --leakpro DIR --page     # hours",
         "",
         *how.strip().split("\n"),
         "",

@@ -273,7 +273,7 @@ def page(found: dict[str, list[dict[str, object]]], data: str, seeds: int | None
     lines = [
         "# How often the verdict is wrong",
         "",
-        f"    python -m benchmarks.verdict{told}",
+        f"    python -m benchmarks.verdict{told}     # 30 min on two cores",
         "",
         "The verdict is a measuring instrument, so it is calibrated: on audits in which every update comes from other "
         f"pictures, and on leaks that are known to be there. Every audit has {CLIENTS} clients, pictures of {PIXELS} "
