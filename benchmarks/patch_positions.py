@@ -228,7 +228,8 @@ def page(networks: list[list[str]], updates: list[list[str]], options: argparse.
             *table(["network", *reached, "pixels", "first client, s", "next, s"], networks),
             "An audit shows the same with floors and controls; where no attack is named, the suite runs this one:",
             "",
-            f"    leakmap audit --model {LARGE[0]} --data folder:imagenet_samples/images --image-size 224     # its first line says how long",
+            f"    leakmap audit --model {LARGE[0]} --data folder:imagenet_samples/images --image-size 224     "
+            "# its first line says how long",
             "",
             "## Updates",
             "",

@@ -126,7 +126,9 @@ TIME = re.compile(r"#.*?\b(\d+|an) (s|min|h|hour)\b")
 SECONDS = {"s": 1, "min": 60, "h": 3600, "hour": 3600}
 ROUGHLY = re.compile(r"#.*(\bminutes\b|\bhours\b|first line says how long|time that remains|as long as)")
 """What else says how long a command takes: it depends on the machine, or the command itself says so."""
-IN_PROSE = re.compile(r"\b(s|minutes|hours?) (of|on) (one core|computing|two cores)|of computing each|how long it still")
+IN_PROSE = re.compile(
+    r"\b(s|minutes|hours?) (of|on) (one core|computing|two cores)|of computing each|how long it still"
+)
 """What a page of results says of the time that its numbers took."""
 EXAMPLES = sorted((ROOT / "examples").rglob("README.md"))
 

@@ -65,7 +65,8 @@ def written(pieces: list[Piece], options: argparse.Namespace) -> tuple[str, bool
         "differences of first gradients with every switch held. `auto`, the default, takes `frozen` while it agrees "
         "with `exact`.",
         "",
-        f"Each command shows how long it still takes. One thread. {', '.join(f'{name} {version}' for name, version in told)}.",
+        "Each command shows how long it still takes. "
+        f"One thread. {', '.join(f'{name} {version}' for name, version in told)}.",
         "",
     ]
     complete = all(records[piece.name] is not None or piece.optional for piece in pieces)

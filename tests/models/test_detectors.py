@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -339,6 +340,13 @@ def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch):
         monkeypatch.setitem(sys.modules, f"ultralytics{part}", None)
     with pytest.raises(ModelError, match=r"install it with: pip install 'leakmap\[yolo\]'\.$"):
         models.build("ultralytics/yolov8n", task_of(""))
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/vit_tiny_patch16_224"])
+def test_a_torchvision_of_another_torch_is_refused_with_what_to_install(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(ModelError, match=rf"does not work with torch {re.escape(torch.__version__)} .* from one index"):
+        models.build(name, task_of("", 0))
 
 
 CONTAINED = """

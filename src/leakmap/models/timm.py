@@ -8,6 +8,7 @@ from torch import nn
 from leakmap.errors import ModelError, UnknownName
 from leakmap.models import models
 from leakmap.models.initialisation import Deviation, Factor, initialise, output_layers
+from leakmap.models.torchvision_detection import library
 from leakmap.problem.task import Task
 from leakmap.registry.spec import near_misses
 
@@ -30,6 +31,7 @@ def timm_model(
         head_std: Deviation of the last layer's fresh weights, with a bias of 0; None: as timm draws them.
         layer_scale: Fresh value of every layer scale; None: timm's.
     """
+    library()  # timm imports torchvision, too
     try:
         timm: Any = importlib.import_module("timm")
     except ImportError:

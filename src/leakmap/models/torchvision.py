@@ -1,6 +1,5 @@
 """Models of torchvision: classifiers, and detectors for pictures with objects."""
 
-import importlib
 from typing import Any
 
 from torch import nn
@@ -8,7 +7,7 @@ from torch import nn
 from leakmap.errors import ModelError, UnknownName
 from leakmap.models import models
 from leakmap.models.initialisation import Deviation, Factor, initialise, output_layers
-from leakmap.models.torchvision_detection import detector, detectors
+from leakmap.models.torchvision_detection import detector, detectors, library
 from leakmap.problem.task import Task
 from leakmap.registry.spec import near_misses
 
@@ -28,8 +27,8 @@ def torchvision_model(
             for ViT is 0.
         layer_scale: Fresh value of every layer scale; None: torchvision's, 1e-6.
     """
-    library: Any = importlib.import_module("torchvision.models")
-    known = detectors() if task.objects else library.list_models(module=library)
+    offered = library()
+    known = detectors() if task.objects else offered.list_models(module=offered)
     if name not in known:
         kind = "detector (the pictures have objects)" if task.objects else "classifier (the pictures have no objects)"
         raise UnknownName(f"torchvision has no {kind} {name!r}; {near_misses(name, known)}")
@@ -45,7 +44,7 @@ def torchvision_model(
     if name in ("googlenet", "inception_v3"):
         extra |= {"aux_logits": False, "init_weights": True}
     try:
-        module = library.get_model(name, weights=None, num_classes=task.classes, **extra)
+        module = offered.get_model(name, weights=None, num_classes=task.classes, **extra)
     except (ValueError, AssertionError) as error:
         reason = str(error) or "the size does not fit"
         raise ModelError(f"torchvision/{name} cannot be built for inputs of shape {task.shape}: {reason}.") from error

@@ -3,12 +3,14 @@
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leakmap.errors import ModelError
 from leakmap.problem.objects import corners, unpack
 from leakmap.problem.task import Task
 
@@ -18,10 +20,26 @@ _FAMILIES = ("fasterrcnn", "fcos", "retinanet", "ssd")
 """What learns from boxes alone; Mask and Keypoint R-CNN need masks and points."""
 
 
+def library() -> Any:
+    """The module ``torchvision.models``.
+
+    Raises:
+        ModelError: torchvision was built for another torch, as when one of them came from an index of its own.
+    """
+    try:
+        return importlib.import_module("torchvision.models")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"torchvision {version('torchvision')} does not work with torch {torch.__version__} ({error}). Install "
+            "both anew from one index: pip install --force-reinstall torch torchvision, on a machine without a GPU "
+            "with --index-url https://download.pytorch.org/whl/cpu."
+        ) from error
+
+
 def detectors() -> list[str]:
     """The names that :func:`detector` knows."""
-    library: Any = importlib.import_module("torchvision.models")
-    return [name for name in library.list_models(module=library.detection) if name.startswith(_FAMILIES)]
+    module = library()
+    return [name for name in module.list_models(module=module.detection) if name.startswith(_FAMILIES)]
 
 
 class _AsGiven(nn.Module):
@@ -147,7 +165,6 @@ def detector(task: Task, name: str) -> TorchvisionDetector:
         task: Gives the classes.
         name: One of :func:`detectors`.
     """
-    library: Any = importlib.import_module("torchvision.models")
     return TorchvisionDetector(
-        library.get_model(name, weights=None, weights_backbone=None, num_classes=task.classes + 1)
+        library().get_model(name, weights=None, weights_backbone=None, num_classes=task.classes + 1)
     )
