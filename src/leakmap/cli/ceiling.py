@@ -27,7 +27,9 @@ def ceiling_(
         str | None, typer.Option(help="NAME[,key=value…] of a defence, in place of --noise and --clip.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Releases that hold it, each with fresh noise.")] = 1,
-    sample_rate: Annotated[float, typer.Option(help="Probability of being part of a release, unseen.")] = 1.0,
+    sample_rate: Annotated[
+        float, typer.Option(help="Probability of being part of a release, unseen; below 1 it needs leakmap[dp].")
+    ] = 1.0,
     summed: Annotated[int, typer.Option(min=1, help="Updates with such noise of which only the sum is seen.")] = 1,
     gallery: Annotated[list[int] | None, typer.Option(help="Candidates of a line-up; repeatable.")] = None,
     numbers: Annotated[int, typer.Option(min=1, help="Numbers of a picture.")] = 3 * 32 * 32,
