@@ -45,7 +45,7 @@ FACTS = Facts(
     shape=(3, SIZE, SIZE),
     classes=8,
     mean=(0.5, 0.5, 0.5),
-    std=(0.25, 0.25, 0.25),
+    std=(0.5, 0.5, 0.5),
     count=COUNT,
     rule=RuleFacts(mode="eval", lr=0.1),
 )
@@ -56,7 +56,7 @@ def send(folder, images, labels, number, name, facts=FACTS):
     model = leakmap.build_network(FACTS.task, FACTS.model, seed=number).module().eval()
     before = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    F.cross_entropy(model((images.float() / 255 - 0.5) / 0.25), labels).backward()
+    F.cross_entropy(model((images.float() / 255 - 0.5) / 0.5), labels).backward()
     optimizer.step()
     file = folder / f"round-{number:04d}" / f"{name}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -278,6 +278,11 @@ def test_a_watched_folder_is_audited_as_it_fills(federation, tmp_path, monkeypat
         os.utime(file, (0, 0))
     assert [row.level for row in look(watch)] == [row.level for row in rows]
     assert len(calls) == 4, "pictures that changed are scored again"
+
+    drawn, looks = [], []
+    monkeypatch.setattr(watching, "write_watch", lambda *a: drawn.append(a))
+    look(watch, again=0.0, seen=lambda rows: looks.append(rows) or len(looks) == 3)
+    assert (len(looks), len(drawn)) == (3, 1), "a folder in which nothing changes is drawn once"
 
 
 def test_an_interrupted_look_repeats_nothing(federation, tmp_path, monkeypatch):

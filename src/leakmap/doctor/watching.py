@@ -113,7 +113,8 @@ def look(
 ) -> list[Watched]:
     """Checks and audits what is new in the folder; writes ``watch.json``, ``leakage.png`` and ``watch.html``.
 
-    Every result is written as soon as it is there: interrupted anywhere, the next look continues.
+    Every result is written to ``watch.json`` as soon as it is there: interrupted anywhere, the next look continues.
+    Page and figure follow at the end of a look that changed something, and meanwhile every few seconds.
 
     Args:
         watch: What is watched.
@@ -131,15 +132,16 @@ def look(
     """
     if not watch.folder.is_dir():
         raise ObservationError(f"There is no folder {watch.folder} to watch.")
-    rows = _look(watch, progress)
+    rows = _look(watch, progress, None)
     while not seen(rows) and again is not None:
         progress("waiting for captures", 1.0)
         time.sleep(again)
-        rows = _look(watch, progress)
+        rows = _look(watch, progress, rows)
     return rows
 
 
-def _look(watch: Watch, progress: Progress) -> list[Watched]:
+def _look(watch: Watch, progress: Progress, drawn: list[Watched] | None) -> list[Watched]:
+    """One look; ``drawn`` are the rows that the page shows, None where nobody knows."""
     watch.out.mkdir(parents=True, exist_ok=True)
     known = read_watched(watch.out / FILE)
     there = captures(watch.folder)
@@ -150,15 +152,23 @@ def _look(watch: Watch, progress: Progress) -> list[Watched]:
         )
         own = known.get(capture.name)
         rows[capture.name] = own if own and own.digests == digests else _new(capture, digests, own)
-    for what, step in STEPS.items():
-        waiting = [one for one in there if what not in rows[one.name].done]
-        for i, capture in enumerate(waiting):
-            row = rows[capture.name]
-            changes = step(watch, capture, _part_of(progress, capture.name, i, len(waiting)))
-            rows[capture.name] = row.model_copy(update=changes | {"done": (*row.done, what)})
-            _write(watch, list(rows.values()))
-    _write(watch, list(rows.values()))
-    return list(rows.values())
+    begun = time.monotonic()
+    try:
+        for what, step in STEPS.items():
+            waiting = [one for one in there if what not in rows[one.name].done]
+            for i, capture in enumerate(waiting):
+                row = rows[capture.name]
+                changes = step(watch, capture, _part_of(progress, capture.name, i, len(waiting)))
+                rows[capture.name] = row.model_copy(update=changes | {"done": (*row.done, what)})
+                write_watched(watch.out / FILE, list(rows.values()))
+                if time.monotonic() - begun > PAUSE:  # a figure takes longer than the check of a small capture
+                    write_watch(watch.out, list(rows.values()), str(watch.plan.attack))
+                    begun = time.monotonic()
+    finally:
+        if (found := list(rows.values())) != drawn:
+            write_watched(watch.out / FILE, found)
+            write_watch(watch.out, found, str(watch.plan.attack))
+    return found
 
 
 def _part_of(progress: Progress, name: str, done: int, of: int) -> Progress:
@@ -248,8 +258,3 @@ def _sentence(error: BaseException) -> str:
 
 STEPS = {"checking": _checked, "auditing": _audited}
 """Cheapest first."""
-
-
-def _write(watch: Watch, rows: list[Watched]) -> None:
-    write_watched(watch.out / FILE, rows)
-    write_watch(watch.out, rows, str(watch.plan.attack))

@@ -39,16 +39,17 @@ def write_watch(folder: Path, rows: Sequence[Watched], attack: str) -> Path:
         attack: With which the captures are attacked.
     """
     scored = [row for row in rows if row.rank_score is not None]
+    shown = ""
     if scored:
-        save(against_round(scored), folder, "leakage")
+        figure = against_round(scored)
+        save(figure, folder, "leakage")
+        shown = inline(figure, "Line-up score and PSNR over the best floor against the round")
     return write_page(
         folder / "watch.html",
         "watch.html",
         title="leakmap watch",
         rows=rows,
-        figure=inline(against_round(scored), "Line-up score and PSNR over the best floor against the round")
-        if scored
-        else "",
+        figure=shown,
         attack=attack,
         date=today(),
         pooled=pooled_rounds(rows),
