@@ -68,10 +68,13 @@ class _Folder:
     def open(self, name: str) -> Any:
         # A link is not followed, and a pipe is not waited for.
         number = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(number, "rb") as file:
+        try:
             if not stat.S_ISREG(os.fstat(number).st_mode):
                 raise OSError("it is no regular file")
-            yield file
+            with os.fdopen(number, "rb", closefd=False) as file:
+                yield file
+        finally:
+            os.close(number)
 
 
 @dataclass(frozen=True)
