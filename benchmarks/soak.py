@@ -6,8 +6,9 @@ Six works: an audit, a tuning, a study, a watched folder, a capture, and an audi
 Each runs once without interruption, and once more while it and all of its processes are killed with SIGKILL at random
 moments. Meanwhile another process's view is taken: every file that is in the folder under its own name is read again
 and again, and has to be whole. In the end results must be the same as without a kill, no file that was complete (an
-outcome, a fit, a part of one, a captured update) may have been written again, nothing half written may be left, and no
-file may hold a pickle. Writes docs/results/soak.md for 100 kills of all works. Ends with exit code 1 if anything fails.
+outcome, a fit, a part of one) may have been written again, nothing half written may be left, and no file may hold a
+pickle. What every start writes, setups for worker processes and the capture, must have the same content each time.
+Writes docs/results/soak.md for 100 kills of all works. Ends with exit code 1 if anything fails.
 """
 
 import argparse
@@ -31,11 +32,11 @@ import torch
 
 from benchmarks.machine import processor
 from benchmarks.markdown import publish, table, versions
-from leakmap import LocalRule, Task, ThreatModel, build_network, capture, observe
+from leakmap import LocalRule, Observation, Task, ThreatModel, build_network, capture, observe
 from leakmap.capturing.facts import as_toml, facts_of
 from leakmap.client.data import load_pictures
 from leakmap.client.simulate import Batch, simulate
-from leakmap.files import read_json, read_tensors
+from leakmap.files import checksum, read_json, read_tensors
 from leakmap.runs.fitting import FOLDER, PART
 
 PAGE = Path("docs/results/soak.md")
@@ -63,6 +64,17 @@ steps = 150
 """
 
 
+def _stored(path: Path, when: int) -> int | str:
+    """What tells a file that was written again from the same one; reads it, and it has to be whole."""
+    tensors, texts = read_tensors(path, 2**32)
+    return checksum(tensors, texts) if "setup" in texts else when
+
+
+def _captured(path: Path, when: int) -> int | str:
+    """The same of a captured update."""
+    return Observation.from_file(path).digest()
+
+
 @dataclass(frozen=True)
 class Work:
     """A command that is killed.
@@ -71,11 +83,13 @@ class Work:
         words: What follows ``leakmap``, from the folder for inputs and that for results.
         result: What must be the same, from the folder for results.
         longest: Seconds until a kill, at most.
+        mark: Reads a file of tensors that was written at some time; what must stay the same of it.
     """
 
     words: Callable[[Path, Path], list[str]]
     result: Callable[[Path], object]
     longest: float = 12.0
+    mark: Callable[[Path, int], int | str] = _stored
 
 
 @dataclass
@@ -83,14 +97,16 @@ class Seen:
     """What a reader saw of a folder.
 
     Args:
-        complete: Files that were there under their own names -> when they were written.
+        mark: As of the work.
+        complete: Files that were there under their own names -> their marks.
         again: Files that were written again although they were complete.
         torn: Files that could not be read, and why.
         reads: Versions of files that were read.
         whole: Files -> the version that was read last, and was whole.
     """
 
-    complete: dict[Path, int] = field(default_factory=dict)
+    mark: Callable[[Path, int], int | str]
+    complete: dict[Path, int | str] = field(default_factory=dict)
     again: list[str] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
     reads: int = 0
@@ -101,21 +117,22 @@ class Seen:
         for path in [*folder.rglob("*.json"), *folder.rglob("*.safetensors")]:
             if path.name.startswith("."):
                 continue
+            stored = path.suffix == ".safetensors"
             try:
                 status = path.stat()
                 when = status.st_mtime_ns
                 if self.whole.get(path) == (when, status.st_ino):
                     continue
-                read_tensors(path, 2**32) if path.suffix == ".safetensors" else json.loads(path.read_bytes())
+                mark = self.mark(path, when) if stored else json.loads(path.read_bytes())
             except FileNotFoundError:  # parts go when the fit is whole
                 continue
             except Exception as error:
                 self.torn.append(f"{path.name}: {error}")
                 continue
             self.reads, self.whole[path] = self.reads + 1, (when, status.st_ino)
-            if path.suffix == ".safetensors" and self.complete.setdefault(path, when) != when:
+            if stored and self.complete.setdefault(path, mark) != mark:
                 self.again.append(path.name)
-                self.complete[path] = when
+                self.complete[path] = mark
 
 
 def main() -> None:
@@ -143,14 +160,14 @@ def main() -> None:
         "",
         f"    python -m benchmarks.soak --kills {options.kills} --seed {options.seed}",
         "",
-        " ".join((__doc__ or "").split("\n\n")[2].split(" Writes ")[0].split()),
+        " ".join((__doc__ or "").split("\n\n")[2].split()).split(" Writes ")[0],
         "",
         f"{sum(int(row[1]) for row in rows)} kills, {len(failed)} failures. {processor()}; {versions()}.",
         "",
         *table(["work", "kills", "while running", "files", "read", "torn", "written again", "same result"], rows),
         "*while running*: kills that met a running command; the others came after its end, and the next run only "
-        "looked at what was finished. *files*: complete outcomes, fits, parts and updates. *read*: versions of files "
-        "that were read while others wrote.",
+        "looked at what was finished. *files*: complete files of tensors; *written again*: those of them that may not "
+        "be. *read*: versions of files that were read while others wrote.",
         *[f"\n- {one}" for one in failed],
     ]
     publish("\n".join(text) + "\n", *([PAGE] if options.kills >= FULL and len(options.only) == len(WORKS) else []))
@@ -159,7 +176,8 @@ def main() -> None:
 
 def _killed(name: str, inputs: Path, out: Path, kills: int, r: random.Random) -> tuple[list[str], list[str]]:
     """A line of the table, and what failed."""
-    work, seen = WORKS[name], Seen()
+    work = WORKS[name]
+    seen = Seen(work.mark)
     whole, killed = out / name / "whole", out / name / "killed"
     for folder in (whole, killed):
         folder.parent.mkdir(exist_ok=True)
@@ -268,11 +286,7 @@ def _table(folder: Path) -> object:
 
 def _rows(folder: Path) -> object:
     found: Any = read_json(folder / "watch.json")
-    rows = found["captures"] if isinstance(found, dict) else found
-    return sorted(
-        json.dumps({key: value for key, value in row.items() if key not in ("seconds", "file")}, sort_keys=True)
-        for row in rows
-    )
+    return found["pooled"], {name: {**row, "file": ""} for name, row in found["captures"].items()}
 
 
 def _audit(*words: str) -> Callable[[Path, Path], list[str]]:
@@ -305,7 +319,7 @@ WORKS = {
         _table,
     ),
     "watch": Work(_watching, _rows),
-    "capture": Work(_capturing, lambda folder: (folder / "client.safetensors").read_bytes()),
+    "capture": Work(_capturing, lambda folder: _captured(folder / "client.safetensors", 0), mark=_captured),
     "fit": Work(
         _audit("--model", MODEL, "--attack", "learned_inverse,clients=400", "--victims", "24"),
         _fits,
