@@ -1,8 +1,10 @@
-"""What this machine says: the name of its processor, and how much memory this process holds."""
+"""What this machine says: its processor, how much memory this process holds, and whether another one hangs."""
 
 import ctypes
 import resource
 import sys
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 RETURN_PAGES = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0"}
@@ -42,3 +44,41 @@ def forget_peak() -> None:
 def _status(field: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+@dataclass
+class Idle:
+    """For how long a group of processes has only been waiting, on Linux.
+
+    On a machine with much other work a process is slow, but ready to compute whenever one looks. One that hangs is not.
+
+    Args:
+        group: Number of the process group.
+        looked: When :meth:`seconds` looked last.
+        since: Since when none of them has been ready.
+    """
+
+    group: int
+    looked: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.monotonic)
+
+    def seconds(self) -> float:
+        """Until now; it looks twice a second at most."""
+        now = time.monotonic()
+        if now - self.looked >= 0.5:
+            self.looked = now
+            if _ready(self.group):
+                self.since = now
+        return self.looked - self.since
+
+
+def _ready(group: int) -> bool:
+    """Whether a process of a group computes, is ready to, or waits for a disk."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, of = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:3]
+        except OSError:  # it has ended
+            continue
+        if int(of) == group and state in "RD":
+            return True
+    return False

@@ -1,5 +1,6 @@
 """Runs cases, each decided by the seed and its number, and says how they ended."""
 
+import gc
 import json
 import os
 import random
@@ -20,11 +21,12 @@ from typing import Any
 from benchmarks.fuzz.bombs import bombs, marker
 from benchmarks.fuzz.mutations import Hostile, hostile
 from benchmarks.fuzz.readers import Reader, readers
-from benchmarks.machine import forget_peak, held, peak
+from benchmarks.machine import Idle, forget_peak, held, peak
 from leakmap.errors import LeakmapError
 
-GROWTH, SECONDS, HANG = 2 * 2**30, 5.0, 60.0
-"""Bytes of address space, seconds of processor time of a case, and seconds until a case that does not end is killed."""
+GROWTH, SECONDS, HANG, ENDLESS = 2 * 2**30, 5.0, 30.0, 60
+"""Bytes of address space and seconds of processor time of a case; seconds after which a case that only waits is killed,
+and seconds of processor time after which one is that does not end."""
 LONGEST = 4000
 """Characters of a sentence."""
 
@@ -110,7 +112,7 @@ def run_case(seed: int, number: int, folder: Path, *, loud: bool = False) -> End
 
 def judged(reader: Reader, folder: Path, *, loud: bool = False) -> Ended:
     """How reading the files in a folder ends."""
-    outcome, why, before = "result", "", time.process_time()
+    outcome, why, before, files = "result", "", time.process_time(), _open_files()
     try:
         with GUARD, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -132,7 +134,13 @@ def judged(reader: Reader, folder: Path, *, loud: bool = False) -> Ended:
         marker().unlink(missing_ok=True)
     elif seconds > SECONDS:
         outcome, why = "violation", f"took {seconds:.1f} s; {why}"
+    elif _open_files() > files and gc.collect() >= 0 and (left := _open_files() - files) > 0:
+        outcome, why = "violation", f"files left open: {left}; {why}"
     return Ended(reader.name, 0, "", outcome, why, seconds)
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def prepare(folder: Path) -> None:
@@ -209,23 +217,28 @@ def everything(seed: int, count: int, done: int = 0) -> Iterator[Ended]:
 
 
 def _until_quiet(lines: Any, child: int) -> Iterator[str]:
-    while select.select([lines], [], [], HANG)[0]:
-        line = lines.readline()
-        if not line:
-            return
-        yield line
+    idle = Idle(child)
+    while idle.seconds() < HANG:
+        if select.select([lines], [], [], 0.5)[0]:
+            line = lines.readline()
+            if not line:
+                return
+            yield line
+            idle = Idle(child)
     os.kill(child, signal.SIGKILL)
 
 
 def _serve(seed: int, numbers: range, sink: int) -> None:
     """The child: runs cases, one line for each; never returns."""
     try:
+        os.setpgid(0, 0)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         limit = address_space() + GROWTH
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
         with tempfile.TemporaryDirectory() as folder:
             for number in numbers:
-                before = held()
+                before, used = held(), int(time.process_time())
+                resource.setrlimit(resource.RLIMIT_CPU, (used + ENDLESS, resource.RLIM_INFINITY))
                 forget_peak()
                 ended = asdict(run_case(seed, number, Path(folder) / "case"))
                 ended["mib"] = max(0.0, (peak() - before) / 2**20)

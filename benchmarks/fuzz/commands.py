@@ -20,12 +20,13 @@ from PIL import Image
 
 from benchmarks.fuzz.cases import GROWTH, Ended, address_space
 from benchmarks.fuzz.mutations import NUMBERS, RAW, TEXTS
-from benchmarks.machine import held
+from benchmarks.fuzz.readers import client
+from benchmarks.machine import Idle, held
 from leakmap.cli.main import main
 from leakmap.files import read_tensors, write_tensors
 
-SECONDS, HANG = 30, 120.0
-"""Of the processor, and until a command that waits for something is killed."""
+SECONDS, HANG = 30, 30.0
+"""Of the processor, and until a command that only waits for something is killed."""
 QUICK = ("--data", "samples", "--image-size", "16", "--victims", "1", "--workers", "0", "--json")
 AUDIT = ("audit", *QUICK, "--model", "mlp,hidden=4", "--attack", "inverting_gradients,steps=1")
 RESULTS, REFUSED = (0, 1, 2), (3, 4, 130)
@@ -116,9 +117,7 @@ def _odd(r: random.Random, folder: Path, ending: str, whole: bytes) -> None:
 
 def _watch(r: random.Random, folder: Path) -> Words:
     """A watched folder with a sound capture and some odd things."""
-    from benchmarks.fuzz.readers import readers
-
-    whole = next(reader for reader in readers() if reader.name == "Observation").files["client.safetensors"]
+    whole = client()[-1].to_bytes()
     places = [folder / place for place in ("in", "in/round-0001", "in/site/round-0001")]
     for place in places[1:]:
         place.mkdir(parents=True)
@@ -258,9 +257,9 @@ def _run(words: Words, growth: int = GROWTH) -> tuple[int, str, str, float, floa
         if not child:
             os.write(begun.fileno(), str(held()).encode())
             _become(words, out.fileno(), err.fileno(), growth)
-        ends = time.monotonic() + HANG
+        idle = Idle(child)
         while not (ended := os.wait4(child, os.WNOHANG))[0]:
-            if time.monotonic() > ends:
+            if idle.seconds() > HANG:
                 os.killpg(child, signal.SIGKILL)
                 ended = os.wait4(child, 0)
                 break

@@ -56,8 +56,8 @@ class Reader:
 
 
 @cache
-def readers() -> tuple[Reader, ...]:
-    """Every reader of the project, with small files."""
+def client() -> tuple[leakmap.Facts, leakmap.Network, torch.Tensor, leakmap.Round, leakmap.Observation]:
+    """A small client: its facts, its network, pictures of which it holds the first two, what it sends and a capture."""
     facts = leakmap.Facts(
         model="mlp,hidden=3", shape=(1, 16, 16), classes=2, mean=(0.5,), std=(0.25,), count=2, rule=leakmap.RuleFacts()
     )
@@ -67,6 +67,13 @@ def readers() -> tuple[Reader, ...]:
     round = leakmap.simulate(network, leakmap.LocalRule(share="delta"), batch)
     public = leakmap.Public(pictures[2:], torch.tensor([0, 1, 0, 1]))
     observation = leakmap.observe(round, leakmap.ThreatModel("known", public=2, known_pixels=0.2), public)
+    return facts, network, pictures, round, observation
+
+
+@cache
+def readers() -> tuple[Reader, ...]:
+    """Every reader of the project, with small files."""
+    facts, network, pictures, round, observation = client()
     before = dict(network.weights)
     after = {name: before[name] + round.update.tensors[name] for name in before}
     names, arrays = list(before), [tensor.numpy() for tensor in after.values()]

@@ -98,6 +98,7 @@ FOUND = {
     "public pictures without sides": ("Observation", _with(_public_picture_without_sides)),
     "a setup whose model is a number": ("setup", _with(lambda facts, tensors: facts | {"model": 3})),
     "a deep outcome": ("outcome", _with(lambda record, tensors: record | {"notes": "deep"})),
+    "a batch of any size": ("cifar10", lambda data: 2**40),
     "a cell whose names are numbers": ("cell", _with(lambda order, tensors: [1, 2])),
 }
 
@@ -120,11 +121,13 @@ def _reader(read) -> Reader:
     return Reader("one that is not sound", {"file": b"data"}, read)
 
 
+KEPT: list[int] = []
 WRONG = {
     "an exception": (lambda folder: 1 / 0, "ZeroDivisionError"),
     "an unpickled class": (lambda folder: torch.load(folder / "bomb", weights_only=False), "something ran: pickle"),
     "a socket": (lambda folder: socket.socket(), "something ran: socket"),
     "a process that is caught": (lambda folder: _silent(lambda: os.system("true")), "os.system"),
+    "a file that is left open": (lambda folder: KEPT.append(os.open(folder, os.O_RDONLY)), "files left open: 1"),
     "a file": (lambda folder: (folder / "new").write_text("x"), "something ran: open"),
     "two lines": (lambda folder: _raise(LeakmapError("one\ntwo")), "no sentence"),
     "a marker": (lambda folder: None, "the marker was left"),
