@@ -36,8 +36,8 @@ def cifar10(size: int | None, path: str, *, download: bool = False) -> Pictures:
     def read(train: bool, spare: Pictures | None = None) -> Pictures:
         try:
             for file in (Path(path) / FOLDER).glob("*"):
-                if file.is_file() and (size_of := file.stat().st_size) > LARGEST:
-                    raise OSError(f"{file.name} has {size_of} bytes, which no file of the authors has")
+                if file.is_file() and (length := file.stat().st_size) > LARGEST:
+                    raise OSError(f"{file.name} has {length} bytes, which no file of the authors has")
             data = importlib.import_module("torchvision.datasets").CIFAR10(path, train=train, download=download)
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
