@@ -125,7 +125,7 @@ def measured(case: str, options: argparse.Namespace, told: Progress) -> Entry:
     """One audit."""
     client, attack = CASES[case]
     plan = Plan(
-        f"{Path(__file__)}:{CLIENTS[client].build}",
+        f"benchmarks/{Path(__file__).name}:{CLIENTS[client].build}",
         attack=Spec.parse(ATTACKS[attack]),
         threat=ThreatModel(labels="known", public=4000 if attack == "learned" else 0),
         image_size=SIDE,
