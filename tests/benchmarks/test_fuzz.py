@@ -97,6 +97,7 @@ FOUND = {
     ),
     "public pictures without sides": ("Observation", _with(_public_picture_without_sides)),
     "a setup whose model is a number": ("setup", _with(lambda facts, tensors: facts | {"model": 3})),
+    "a setup without a name": ("setup", lambda data: data.replace(b'"name":"', b'"mane":"')),
     "a deep outcome": ("outcome", _with(lambda record, tensors: record | {"notes": "deep"})),
     "a batch of any size": ("cifar10", lambda data: 2**40),
     "a cell whose names are numbers": ("cell", _with(lambda order, tensors: [1, 2])),

@@ -94,12 +94,12 @@ class Setup:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata()
-                facts, order = json.loads(metadata["setup"]), json.loads(metadata["order"])
-                names = dict.fromkeys(order)
-                tensors = {name: file.get_tensor(name).clone() for name in names}  # aligned, as rounding depends on it
+                facts, order, name = json.loads(metadata["setup"]), json.loads(metadata["order"]), metadata["name"]
+                # Aligned, as rounding depends on it.
+                tensors = {key: file.get_tensor(key).clone() for key in dict.fromkeys(order)}
             t = facts["task"]
-            task = Task(**t | {name: tuple(t[name]) for name in ("shape", "mean", "std")} | {"loss": Spec(**t["loss"])})
-            groups = Groups(classes=tuple(facts["classes"]), **{name: tensors[f"groups/{name}"] for name in _GROUPS})
+            task = Task(**t | {key: tuple(t[key]) for key in ("shape", "mean", "std")} | {"loss": Spec(**t["loss"])})
+            groups = Groups(classes=tuple(facts["classes"]), **{key: tensors[f"groups/{key}"] for key in _GROUPS})
             weights = {n.removeprefix("weights/"): tensor for n, tensor in tensors.items() if n.startswith("weights/")}
             network = Network(task, Spec(**facts["model"]), weights, code or Code())
             sent = [tensor for n, tensor in tensors.items() if n.startswith("captured/")]
@@ -107,7 +107,7 @@ class Setup:
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise StoreError(f"{path} is not a setup of leakmap ({reason}); remove it and run again.") from None
-        return cls(network, groups, metadata["name"], captured)
+        return cls(network, groups, name, captured)
 
     def to(self, device: torch.device | str) -> "Setup":
         """The same setup with its weights on a device."""
