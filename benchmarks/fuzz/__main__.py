@@ -86,7 +86,7 @@ def main() -> None:
     broken = [one for one in ended if one.outcome == "violation"]
     seconds = sum(one.seconds for one in ended)
     lines = [
-        "# Hostile files",
+        "# Hostile files and odd commands",
         "",
         f"    python -m benchmarks.fuzz --count {options.count} --seed {options.seed}",
         "",

@@ -151,12 +151,14 @@ def prepare(folder: Path) -> None:
 
     Raises:
         LeakmapError: a payload is not valid; that of CIFAR-10 cannot be, as only its authors' files are read.
+        ValueError: a payload is one that its reader takes for none.
     """
     bombs()
     for reader in readers():
         write(folder, dict(reader.files))
         try:
-            reader.read(folder)
+            if reader.read(folder) is None:
+                raise ValueError(f"The payload of {reader.name!r} is not valid.")
         except LeakmapError:
             if reader.name != "cifar10":
                 raise

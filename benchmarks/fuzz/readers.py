@@ -31,7 +31,7 @@ from leakmap.plan.tuned import read_tuned
 from leakmap.result.provenance import Provenance
 from leakmap.runs.setup import Setup
 from leakmap.runs.store import Store
-from leakmap.runs.trial import Outcome, Reached, Trial
+from leakmap.runs.trial import Deranged, Outcome, Reached, Trial
 from leakmap.scoring.score import Score
 from leakmap.study import results
 from leakmap.study.claims import read_claim
@@ -136,9 +136,12 @@ def _of_runs(network: leakmap.Network, pictures: torch.Tensor) -> Iterator[Reade
         trial = Trial("a" * 64, leakmap.LocalRule(), leakmap.ThreatModel(), leakmap.Spec("linear"))
         values = {"psnr": (12.0, 13.0), "ssim": (0.1, 0.2)}
         score = Score(pictures[:2], values, (1.0, 2.0), (3, 3), 1.0)
-        store.put(
-            Outcome(trial, score, 0.1, (1.0, 0.1), {}, frozenset({"rule"}), None, (Reached("linear", 0.1, 1.0),), 1.0)
-        )
+        deranged = Deranged((2.0, 1.0), (3, 3), (2.0, 1.0), values)
+        told = Outcome(
+            trial, score, 0.1, (1.0, 0.1), used=frozenset({"rule"}), reached=(Reached("linear", 0.1, 1.0),),
+            deranged=deranged, seconds=1.0,
+        )  # fmt: skip
+        store.put(told)
         outcome = store.path(trial.key).read_bytes()
         plan = (folder / "plan.json").read_bytes()
         result = _result()
