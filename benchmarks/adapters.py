@@ -163,6 +163,7 @@ def page(found: dict[str, Entry]) -> str:
         exposed, clients = entry["exposed"]
         scores = [f"{first} of {cases}", f"{chance:.1%}", f"{entry['p']:.2g}", f"{exposed} of {clients}"]
         rows.append([*row, *scores, f"{value:.3f} ({floor:.3f}, {name})", entry["level"]])
+    missing = [case for case in CASES if case not in found]
     columns = ["trained and sent", "attack", "first in line-up", "chance", "p", "exposed", "SSIM (best floor)", "level"]
     lines = [
         "# What adapters give away",
@@ -176,6 +177,7 @@ def page(found: dict[str, Entry]) -> str:
         "the sum over tokens of the layer's output gradient times `(A x)^T`, of rank 8 at most.",
         "",
         *table(columns, rows),
+        *([f"Not measured: {', '.join(f'`{case}`' for case in missing)}.", ""] if missing else []),
         versions(),
     ]
     return "\n".join(lines) + "\n"
