@@ -174,7 +174,8 @@ def page(found: dict[str, Entry]) -> str:
         "transformer of timm (2 blocks, 64 wide, patches of 8 px, random weights), in training mode, on one picture, "
         f"and send the gradient. {VICTIMS} clients with tiles of `samples` at {SIDE} px, labels granted. `learned` "
         "gets public pictures. B is the factor of an adapter that is 0 at first: then only its own gradient is not 0, "
-        "the sum over tokens of the layer's output gradient times `(A x)^T`, of rank 8 at most.",
+        "the sum over tokens of the layer's output gradient times `(A x)^T`, of rank 8 at most. Each line took minutes "
+        "of one core.",
         "",
         *table(columns, rows),
         *([f"Not measured: {', '.join(f'`{case}`' for case in missing)}.", ""] if missing else []),

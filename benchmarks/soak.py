@@ -8,6 +8,7 @@ moments. Meanwhile another process's view is taken: every file that is in the fo
 and again, and has to be whole. In the end results must be the same as without a kill, no file that was complete (an
 outcome, a fit, a part of one) may have been written again, nothing half written may be left, and no file may hold a
 pickle. What every start writes, setups for worker processes and the capture, must have the same content each time.
+All of it takes about 40 minutes on two cores.
 Writes docs/results/soak.md for 100 kills of all works. Ends with exit code 1 if anything fails.
 """
 
