@@ -336,13 +336,16 @@ def test_rounds_are_pooled_and_alarms_survive_a_restart(federation, tmp_path, mo
     assert [alarm.kind for alarm in pooled_rounds(seen).alarms] == ["exposed"]
 
 
-def test_without_the_clients_pictures_captures_are_checked_not_scored(federation, tmp_path):
+def test_without_the_clients_pictures_captures_are_checked_not_scored(federation, tmp_path, monkeypatch):
     files = federation[1]
+    monkeypatch.chdir(tmp_path)
     arguments = ["watch", str(files[0].parents[1]), "--once", "--json", "--out", str(tmp_path)]
     run = CliRunner().invoke(app, arguments)
     rows = list(json.loads(run.stdout)["captures"].values())
     assert [row["level"] for row in rows] == [None, None]
     assert all(row["findings"] and "not scored" in row["note"] for row in rows)
+    (tmp_path / "mine").touch()  # what else the working folder holds is no source of pictures
+    assert list(json.loads(CliRunner().invoke(app, arguments).stdout)["captures"].values()) == rows
 
 
 def test_captures_are_sorted_by_round_and_client(tmp_path):

@@ -187,8 +187,14 @@ def _digest(watch: Watch, capture: Capture, auditing: bool) -> str:
 
 
 def _files(told: str | None) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of every file of a source; one still being copied is read again once whole."""
-    place = Path(Spec.parse(told or "").name.partition(":")[2])
+    """Name, size and time of change of every file of a source; one still being copied is read again once whole.
+
+    A source that names no place, as ``samples`` does not, has none: an empty path would be the whole working folder.
+    """
+    named = Spec.parse(told or "").name.partition(":")[2]
+    if not named:
+        return []
+    place = Path(named)
     files = sorted(place.rglob("*")) if place.is_dir() else [place]
     return [(str(f), (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files if f.is_file()]
 
