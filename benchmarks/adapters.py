@@ -127,7 +127,7 @@ def measured(case: str, options: argparse.Namespace, told: Progress) -> Entry:
     plan = Plan(
         f"benchmarks/{Path(__file__).name}:{CLIENTS[client].build}",
         attack=Spec.parse(ATTACKS[attack]),
-        threat=ThreatModel(labels="known", public=4000 if attack == "learned" else 0),
+        threat=ThreatModel(labels="known", public="auto" if attack == "learned" else 0),
         image_size=SIDE,
         victims=VICTIMS,
         classes=12,
