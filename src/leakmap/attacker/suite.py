@@ -12,6 +12,7 @@ from torch import Tensor
 
 from leakmap.attacker.budget import SPLITS, Pace, Paced, pace_within
 from leakmap.attacker.buffers import assumed_rule
+from leakmap.attacker.chances import Chances, chances_of
 from leakmap.attacker.learned.rehearsal import READ, Rehearsals, rehearsals_of
 from leakmap.attacker.matching.gradient_matching import GradientMatching
 from leakmap.attacker.matching.residual import residuals
@@ -27,37 +28,11 @@ PLAIN, PROXY = "inverting_gradients", "proxy_statistics"
 SOLVED = 1e-6
 """Cosine distance of the update at which nothing is left to find: the rest of the suite is not run."""
 
-LONGEST, LONGEST_FIT = 10**13, 10**14
-"""Floating-point operations of a search on one client, minutes of a core, and of simulating the clients that a member
-is fitted to, an hour or so, beyond which it is left out if another member rehearsed: of clients with many pictures that
-train for several steps, and of large networks."""
 CLOSED_FORMS = ("linear", "spear", "april", "patch_positions")
 FITTED = ("patch_subspace", "learned_inverse", "last_batch")
 """Answers from public pictures without a search."""
 PORTFOLIO = ("low_variation", "even_steps", "whitened", "learned_start")
 """Searches among which the term alone must not choose: they run where they could rehearse."""
-
-
-def unlabelled(attack: Attack, observation: Observation) -> tuple[str, bool]:
-    """Why searches cannot run for lack of labels, which are neither granted nor can be read; empty if they can.
-
-    A search needs labels, or searches them too; a closed form or a fitted member reads pictures without.
-
-    Returns:
-        The sentence, and whether it is true of the whole attack: of a suite a member that needs none may answer.
-    """
-    members = [attack]
-    if isinstance(attack, Strongest):
-        members = [member for _, member in attack.members if not member.why_not(observation)]
-    searches, why = [one for one in members if isinstance(one, GradientMatching)], ""
-    for one in searches:
-        try:
-            one.labels_of(observation, 0)
-        except (NotApplicable, NotGranted) as error:
-            why = why or str(error)
-        else:
-            return "", False
-    return why, len(searches) == len(members)
 
 
 @dataclass(frozen=True)
@@ -109,17 +84,16 @@ class Strongest:
     def fit_cost(self, setting: Setting) -> FitCost:
         """That of its members together, and their rehearsals. What rehearsals show to be needless is not foreseen."""
         rehearsals = rehearsals_of(setting, 0) if self.rehearses else None
-        rehearsing = {} if rehearsals is None else self._rehearsing(rehearsals, setting)
-        left = _left_out(rehearsing)
+        chances = None if rehearsals is None else self._chances(rehearsals, rehearsals.observation(0, 0))
         total, counted = FitCost(), set[str]()
         for name, member in self._able(setting).items():
-            if name in left:
+            if chances is not None and name in chances.left_out:
                 continue
             with suppress(NotApplicable):
                 if not member.fits or member.fits not in counted:
                     total += member.fit_cost(setting if rehearsals is None else rehearsals.setting)
                 counted.add(member.fits)
-            if rehearsals is not None and name in rehearsing:
+            if rehearsals is not None and chances is not None and name not in chances.unfit:
                 tried = 1 if name in CLOSED_FORMS else len(rehearsals.y)
                 total += FitCost(rehearsed=(self._cost(member),) * tried)
         return total
@@ -127,16 +101,13 @@ class Strongest:
     def left_out(self, setting: Setting) -> frozenset[str]:
         """Members that take too long beside others that rehearse, told before anything is fitted."""
         rehearsals = rehearsals_of(setting, 0) if self.rehearses else None
-        return frozenset() if rehearsals is None else _left_out(self._rehearsing(rehearsals, setting))
+        if rehearsals is None:
+            return frozenset()
+        return self._chances(rehearsals, rehearsals.observation(0, 0)).left_out
 
-    def _rehearsing(self, rehearsals: Rehearsals, setting: Setting) -> dict[str, str]:
-        """Why each member that can rehearse takes too long; empty for one that does not."""
-        work, tried = rehearsals.work(), rehearsals.observation(0, 0)
-        return {
-            name: _too_long(member, self._cost(member), rehearsals.setting, work)
-            for name, member in self._able(setting).items()
-            if not member.why_not(tried)
-        }
+    def _chances(self, rehearsals: Rehearsals, tried: Observation) -> Chances:
+        able = self._able(rehearsals.setting)
+        return chances_of({name: (member, self._cost(member)) for name, member in able.items()}, rehearsals, tried)
 
     def fit(self, setting: Setting, seed: int, tick: Tick, kept: Kept) -> Fitted:
         """Fits the members whose needs are granted, each as if it were alone, and has them rehearse."""
@@ -146,7 +117,7 @@ class Strongest:
         state: dict[str, Tensor] = {}
         inner = setting if rehearsals is None else rehearsals.setting
         tried = None if rehearsals is None else rehearsals.observation(0, seed)
-        work = 0 if rehearsals is None else rehearsals.work()
+        chances = None if rehearsals is None or tried is None else self._chances(rehearsals, tried)
         for place, (name, member) in enumerate(able.items()):
             told = lambda fraction, p=place: tick((p + fraction) * share)  # noqa: E731
             own = _under(name, kept)
@@ -154,12 +125,12 @@ class Strongest:
                 if member.fits:
                     state[f"refused/{name}/another member read the pictures of every rehearsal"] = torch.zeros(0)
                 continue
-            if tried is not None and (why := member.why_not(tried)):
+            if chances is not None and (why := chances.unfit.get(name)):
                 # What real clients will show may still let a search run, which has nothing to fit.
                 if member.fits:
                     state[f"refused/{name}/{why}"] = torch.zeros(0)
                 continue
-            if _own("rehearsed", state) and (why := _too_long(member, self._cost(member), inner, work)):
+            if chances is not None and _own("rehearsed", state) and (why := chances.long[name]):
                 state[f"refused/{name}/{why}"] = torch.zeros(0)
                 continue
             try:
@@ -357,31 +328,6 @@ class Strongest:
             attempts=tuple(told),
             used=assumed.used.union(*(found.used for found in results.values())) | ({"public"} if rehearsed else set()),
         )
-
-
-def _too_long(member: Attack, cost: Cost, setting: Setting, work: int) -> str:
-    """Why a member takes too long where another one rehearsed; empty if it does not.
-
-    Args:
-        member: Of the suite.
-        cost: Of it in the suite, whose seconds may bound it.
-        setting: It would be fitted to.
-        work: Floating-point operations of simulating one client.
-    """
-    if cost.seconds is None and cost.total * work > LONGEST:
-        return f"a search over {setting.count} pictures takes long; name it with --attack to run it"
-    try:
-        clients = member.fit_cost(setting).clients
-    except NotApplicable as error:
-        return str(error)
-    if clients * work > LONGEST_FIT:
-        return f"simulating {clients:,} clients of such a network takes long; name it with --attack to fit it"
-    return ""
-
-
-def _left_out(rehearsing: Mapping[str, str]) -> frozenset[str]:
-    """Of members that can rehearse, in order, those that take too long; the first one rehearses in any case."""
-    return frozenset(name for name, why in list(rehearsing.items())[1:] if why)
 
 
 def _read_all(state: Mapping[str, Tensor]) -> bool:

@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict, replace
 
 from leakmap.attacker.attacks import attacks
-from leakmap.attacker.suite import unlabelled
+from leakmap.attacker.unlabelled import unlabelled
 from leakmap.auditing.conclude import Audit, conclude
 from leakmap.auditing.estimate import Foretold, expected
 from leakmap.auditing.prepare import Prepared, granting

@@ -16,7 +16,7 @@ from leakmap.attacker.attack import attack, check_room, fit
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.protocol import checked
 from leakmap.attacker.setting import setting_of
-from leakmap.attacker.suite import unlabelled
+from leakmap.attacker.unlabelled import unlabelled
 from leakmap.auditing.estimate import Fitting, fitting_to
 from leakmap.drawing import drawn
 from leakmap.errors import BadSetting, LeakmapError, UsageError, in_words

@@ -27,6 +27,8 @@ from leakmap.result.watched import CheckedFact, Digests, Watched, read_watched, 
 from leakmap.runs.runner import HERE, Runner
 from leakmap.runs.store import Store
 
+Listed = list[tuple[str, int, int]]
+"""Name, size and time of change of files."""
 PAUSE = 5.0
 """Seconds between two looks into the folder."""
 FILE, AUDITS = "watch.json", "audits"
@@ -145,11 +147,10 @@ def _look(watch: Watch, progress: Progress, drawn: list[Watched] | None) -> list
     watch.out.mkdir(parents=True, exist_ok=True)
     known = read_watched(watch.out / FILE)
     there = captures(watch.folder)
+    listed = cache(_files)  # once a look: all captures share the auditor's pictures
     rows: dict[str, Watched] = {}
     for capture in there:
-        digests = Digests(
-            checking=_digest(watch, capture, auditing=False), auditing=_digest(watch, capture, auditing=True)
-        )
+        digests = Digests(checking=_digest(watch, capture, None), auditing=_digest(watch, capture, listed))
         own = known.get(capture.name)
         rows[capture.name] = own if own and own.digests == digests else _new(capture, digests, own)
     begun = time.monotonic()
@@ -175,18 +176,18 @@ def _part_of(progress: Progress, name: str, done: int, of: int) -> Progress:
     return lambda what, fraction: progress(f"{name}: {what}", (done + fraction) / of)
 
 
-def _digest(watch: Watch, capture: Capture, auditing: bool) -> str:
-    """SHA-256 of all that checking, or auditing, follows from: what changes is done again."""
+def _digest(watch: Watch, capture: Capture, listed: Callable[[str | None], Listed] | None) -> str:
+    """SHA-256 of all that checking, or where files are listed auditing, follows from: what changes is done again."""
     typed = [name for name in typed_in(watch.plan) if name is not None]
     own: list[Any] = [_content_of(capture.file), *typed_in(watch.plan)]
     own += [user_code_digest(Spec.parse(name)) for name in typed]
-    if auditing:
+    if listed is not None:
         own += [asdict(watch.plan), user_code_digest(watch.plan.attack)]
-        own += [[told, _files(told)] for told in (watch.truth_of(capture), watch.others)]
+        own += [[told, listed(told)] for told in (watch.truth_of(capture), watch.others)]
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
-def _files(told: str | None) -> list[tuple[str, int, int]]:
+def _files(told: str | None) -> Listed:
     """Name, size and time of change of every file of a source; one still being copied is read again once whole.
 
     A source that names no place, as ``samples`` does not, has none: an empty path would be the whole working folder.
@@ -238,7 +239,7 @@ def _audited(watch: Watch, capture: Capture, progress: Progress) -> dict[str, An
     truth = watch.truth_of(capture)
     if truth is None or watch.others is None:
         return {"note": "not scored: its pictures, or others to compare with, were not given"}
-    folder = watch.out / AUDITS / capture.name / _digest(watch, capture, auditing=True)[:8]
+    folder = watch.out / AUDITS / capture.name / _digest(watch, capture, _files)[:8]
     try:
         plan, prepared = prepare_captured(watch.plan, [capture.file], [truth], watch.others)
         found = perform(plan, prepared, Store(folder), watch.runner, progress)
