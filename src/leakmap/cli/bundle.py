@@ -10,13 +10,12 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from leakmap.cli.audit import audit
-from leakmap.cli.exits import say
+from leakmap.cli.exits import WRONG, say
 from leakmap.cli.options import typed_plan
 from leakmap.cli.parsing import Command
 from leakmap.cli.terminal import COLOURS, Terminal
 from leakmap.errors import BadSetting, plain
 
-WRONG = 1
 MAKE, BEFORE, CHECK = "Make a bundle", "Before the audit", "Check a bundle"
 
 

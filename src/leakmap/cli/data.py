@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
+from leakmap.cli.exits import WRONG
 from leakmap.cli.parsing import Command
 from leakmap.cli.terminal import Terminal
 from leakmap.errors import BadSetting
 
-WRONG = 1
 app = typer.Typer(
     help="Obtain and check the pictures that published tables were measured on.",
     no_args_is_help=True,

@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from leakmap.cli.exits import WRONG
 from leakmap.cli.parsing import Command
 from leakmap.cli.terminal import COLOURS, Terminal, progress_bar
 from leakmap.errors import BadSetting, plain
 
-WRONG = 1
 app = typer.Typer(
     help="Make an entry that others can cite and check, check one, and print the board of them.",
     no_args_is_help=True,

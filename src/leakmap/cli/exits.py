@@ -19,7 +19,7 @@ import click
 from leakmap.errors import LeakmapError, WorkerDied, in_words, plain
 from leakmap.version import __version__
 
-BAD_INPUT, INTERNAL, INTERRUPTED, CLOSED = 3, 4, 130, 141
+WRONG, BAD_INPUT, INTERNAL, INTERRUPTED, CLOSED = 1, 3, 4, 130, 141
 DEBUG = "LEAKMAP_DEBUG"
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _ABOUT_A_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
