@@ -1,6 +1,6 @@
 """What do the gradients of LoRA adapters tell about a picture?
 
-    python -m benchmarks.adapters [--only CASE …] [--out runs/adapters] [--page]
+    python -m benchmarks.adapters [--only CASE …] [--out FOLDER] [--page]
 
 Clients train adapters of rank 8 on queries, keys and values of each block of a frozen vision transformer of timm, and
 the head, and send their gradient: one picture, training mode, labels granted. A case is an audit, with floors and

@@ -1,4 +1,8 @@
-"""Benchmarks of several cases, each of which is stored when it is finished, so that the same command continues."""
+"""Benchmarks of several cases, each of which is stored when it is finished, so that the same command continues.
+
+The records under ``benchmarks/results`` are what the published pages show; hours of computing on several machines meet
+there. ``--out`` with another folder measures anew.
+"""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -12,6 +16,7 @@ from leakmap.cli.terminal import progress_bar
 from leakmap.files import read_json, write_json
 from leakmap.plan.plan import Progress
 
+RECORDS = Path(__file__).parent / "results"
 Entry = dict[str, Any]
 
 
@@ -27,12 +32,12 @@ def run_cases(
     Args:
         parser: With the options of this benchmark; ``--only``, ``--out`` and ``--page`` are added.
         cases: By name, in the order of the page.
-        published: Where ``--page`` writes it; its stem names the folder of the results.
+        published: Where ``--page`` writes it; its stem names the folder of the records.
         measured: One case, from its name, the options and a progress.
         page: Markdown, from the cases that are stored.
     """
     parser.add_argument("--only", nargs="*", choices=list(cases), default=list(cases), metavar="CASE")
-    parser.add_argument("--out", type=Path, default=Path("runs") / published.stem)
+    parser.add_argument("--out", type=Path, default=RECORDS / published.stem)
     parser.add_argument("--page", action="store_true", help=f"Write {published} too.")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -43,4 +48,6 @@ def run_cases(
                 write_json(options.out / f"{case}.json", measured(case, options, told))
     stored = {case: read_json(options.out / f"{case}.json") for case in cases}
     found = {case: entry for case, entry in stored.items() if isinstance(entry, dict)}
-    publish(page(found), options.out / published.name, *([published] if options.page else []))
+    if not found:
+        parser.error(f"No case has a record in {options.out}: there is nothing to show.")
+    publish(page(found), *([published] if options.page else []))

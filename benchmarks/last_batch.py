@@ -1,6 +1,6 @@
 """Does the last, partial batch of an ordinary client give its pictures away?
 
-    python -m benchmarks.last_batch --data DIR [--only CASE ...] [--out runs/last-batch] [--page]
+    python -m benchmarks.last_batch --data DIR [--only CASE ...] [--out FOLDER] [--page]
 
 DIR is that of ``benchmarks.learned``. A case takes minutes, the whole about an hour of one core. Each is stored when it
 is finished, and the same command continues. With ``--page`` what is measured so far is written to
@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.cases import run_cases
 from benchmarks.learned import Pool, network_of
-from benchmarks.markdown import bounds, ranged, table, versions
+from benchmarks.markdown import bounds, measured_with, ranged, table, versions
 from leakmap.attacker.attack import attack, fit
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.learned.simulation import varied
@@ -231,7 +231,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         "rank* is 0 for the true picture first and .5 by chance; *p* is that of the rank sum. Intervals are 95 %,",
         "exact for shares. Seconds are CPU seconds of one core, of the whole fit, once for all clients.",
         "",
-        f"{next(iter(found.values()))['versions']}.",
+        measured_with(found.values()),
         "",
     ]
     head = ("client", "clients", "last batch", "fit, s", "NCC", "mean", "PSNR, dB", "first", "chance", "relative rank")

@@ -1,6 +1,6 @@
 """What does an inverse that is fitted before any client answers read, where searches find nothing?
 
-    python -m benchmarks.learned --data DIR [--only CASE ...] [--out runs/learned] [--page]
+    python -m benchmarks.learned --data DIR [--only CASE ...] [--out FOLDER] [--page]
 
 DIR holds what the table names: ``cifar10/cifar10_subset.npz``, ``pneumoniamnist/pneumoniamnist_balanced.npz``, the
 folders ``imagenet_public/images`` and ``imagenet_samples/images`` with their ``labels.csv``, and ``weights``. A case
@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.cases import run_cases
-from benchmarks.markdown import bounds, ranged, table, versions
+from benchmarks.markdown import bounds, measured_with, ranged, table, versions
 from leakmap.attacker.attack import attack, fit
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.protocol import Fitted
@@ -408,7 +408,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         "sum. *Class mean* is the mean public picture of the victim's class: what can be said without any client.",
         "Intervals are 95 %, of shares exact over pictures. Seconds are CPU seconds of one core, of the whole fit.",
         "",
-        f"{next(iter(found.values()))['versions']}.",
+        measured_with(found.values()),
         "",
     ]
     head = (

@@ -1,7 +1,8 @@
 """What the pages of benchmarks have in common."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,6 +47,11 @@ def ranged(found: Sequence[float], form: str) -> str:
 def versions() -> str:
     """What results on the CPU depend on besides their settings."""
     return ", ".join(f"{name} {version}" for name, version in versions_of(torch.device("cpu")).items())
+
+
+def measured_with(records: Iterable[Mapping[str, Any]]) -> str:
+    """The versions that records name, each once: those of a page may be measured months apart."""
+    return " ".join(dict.fromkeys(f"{record['versions']}." for record in records))
 
 
 def publish(content: str, *paths: Path) -> None:

@@ -1,6 +1,6 @@
 """What does each measure that a platform can take hide, and what does it cost?
 
-    python -m benchmarks.measures --data DIR [--only MEASURE ...] [--out runs/measures] [--page]
+    python -m benchmarks.measures --data DIR [--only MEASURE ...] [--out FOLDER] [--page]
 
 DIR is that of ``benchmarks.learned``. A measure takes about eight minutes of one core, all of them some hours. Each is
 stored when it is finished, and the same command continues. With ``--page`` what is measured so far is written to
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from benchmarks import last_batch
 from benchmarks.cases import Entry, run_cases
 from benchmarks.learned import Case, Pool, attacked, figures, pool_of
-from benchmarks.markdown import ranged, table, versions
+from benchmarks.markdown import measured_with, ranged, table, versions
 from leakmap.attacker.attack import fit
 from leakmap.attacker.attacks import attacks
 from leakmap.ceiling.releases import Releases
@@ -359,7 +359,7 @@ def page(found: dict[str, Entry]) -> str:
         "",
         *(__doc__ or "").split("\n\n", 3)[3].strip().split("\n"),
         "",
-        f"{next(iter(found.values()))['versions']}.",
+        measured_with(found.values()),
         "",
     ]
     for base in (BATCH, EPOCH, PATCHES):

@@ -1,6 +1,6 @@
 """What `patch_subspace` reads of two and three pictures that a vision transformer is trained on together.
 
-    python -m benchmarks.patch_subspace --data DIR [--pairs 10] [--out runs/patch-subspace] [--page]
+    python -m benchmarks.patch_subspace --data DIR [--pairs 10] [--out FOLDER] [--page]
 
 DIR holds the folders ``imagenet_public/images`` and ``imagenet_samples/images`` with their ``labels.csv``, as for
 ``benchmarks.learned``: public pictures are of the former, clients' and candidates of the latter. A quarter of an hour
@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.cases import run_cases
 from benchmarks.learned import IMAGENET, pool_of
-from benchmarks.markdown import table, versions
+from benchmarks.markdown import measured_with, table, versions
 from leakmap.attacker.attack import attack
 from leakmap.client.simulate import Batch, simulate
 from leakmap.local_rule import LocalRule
@@ -112,7 +112,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             "line-up of all candidates, by NCC; *chance* counts each of them. Seconds are CPU seconds of one core.",
             "",
             *table(head, rows),
-            *{f"{entry['versions']}." for entry in found.values()},
+            measured_with(found.values()),
         ]
     )
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import run_cases
-from benchmarks.markdown import table, versions
+from benchmarks.markdown import measured_with, table, versions
 from leakmap import Batch, LocalRule, Task, ThreatModel, attack, build_network, observe, simulate
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.errors import NotApplicable
@@ -145,7 +145,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             "back exactly may look like this one. A watch alarms at captures that an audit calls `visual` or `exact`.",
             "",
             *table(head, rows),
-            *{f"{entry['versions']}." for entry in found.values()},
+            measured_with(found.values()),
         ]
     )
 

@@ -1,6 +1,6 @@
 """Is the search the strongest? The suite and its searches beside breaching and LeakPro on the same update.
 
-    python -m benchmarks.strength --data DIR [--leakpro DIR] [--only CASE ...] [--out runs/strength] [--page]
+    python -m benchmarks.strength --data DIR [--leakpro DIR] [--only CASE ...] [--out FOLDER] [--page]
 
 DIR holds ``cifar10/cifar10_subset.npz`` and ``weights``. Every contestant gets the same network, update, granted labels
 and local rule, and the same seconds of one core for each client; the iterations that fit are timed first, and every

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.markdown import interval, table
+from benchmarks.markdown import interval, measured_with, table
 from benchmarks.peers.contestants import BREACHING_IG, BREACHING_MODERN, LEAKPRO_IG, LEAKPRO_RUNNING
 from leakmap.scoring.statistics import mean_interval
 
@@ -64,7 +64,7 @@ def page(how: str, found: Mapping[str, Mapping[str, Any]]) -> str:
         f"Not in all three: {', '.join(name for name, good in above.items() if not all(good)) or 'no case'}.** "
         "The column of seconds says what each contestant took: iterations were timed on a machine with other work.",
         "",
-        f"{next(iter(cases.values()))['versions'] if cases else ''}.",
+        measured_with(cases.values()),
         "",
         "## The suite less the best peer",
         "",

@@ -1,6 +1,6 @@
 """Does the suite do as well as the best of its members alone?
 
-    python -m benchmarks.suite [--data DIR] [--only CELL ...] [--out runs/suite] [--page]
+    python -m benchmarks.suite [--data DIR] [--only CELL ...] [--out FOLDER] [--page]
 
 DIR holds ``cifar10/cifar10_subset.npz``, whose test pictures are the clients' and whose training pictures are public,
 and ``weights``; without it pictures are tiles of photographs, and no network is trained. Eight small networks are
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import run_cases
-from benchmarks.markdown import interval, table, versions
+from benchmarks.markdown import interval, measured_with, table, versions
 from leakmap.attacker.attacks.strongest import SUITE, applying, member_specs
 from leakmap.auditing.prepare import Prepared, granting, prepare
 from leakmap.errors import NotApplicable
@@ -158,7 +158,7 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
         "",
         f"**At or above the best member within its interval in {len(good)} of {len(found)}.**",
         "",
-        f"{first.get('versions')}.",
+        measured_with(found.values()),
         "",
     ]
     rows = [
