@@ -280,7 +280,7 @@ def measured(case: Case, data: Path, searched: int, told: Progress) -> dict[str,
     answer |= {"fit_seconds": fitting, "attack_seconds": attacking, "public": len(public)}
     answer["held_out"] = {n: float(v) for n, v in fitted.state.items() if n.startswith("ncc/")}
     answer["simulated"] = int(fitted.state["clients"])
-    answer["class_mean"] = _class_mean(pool, public, public_y, index, case)
+    answer["class_mean"] = class_mean(pool, public, public_y, index)
     if pool.training.numel():
         answer["accuracy"] = accuracy(network, (pool.victims * 255).to(torch.uint8), pool.y)
     if searched and case.count <= 8 and not case.network.startswith(("mobilenet", "efficientnet", "resnet18")):
@@ -316,12 +316,8 @@ def figures(pool: Pool, index: Tensor, found: Sequence[Tensor]) -> dict[str, Any
         index: ``(clients, N)`` places among the victims.
         found: ``(N, C, H, W)`` reconstructions of each client.
     """
-    candidates = pool.victims
+    candidates, found = compared(pool.victims), [compared(each) for each in found]
     single = len(pool.y) == len(pool.y.unique())
-    if max(candidates.shape[2:]) > 64:
-        # Predicted at 32 pixels: that is where they are compared.
-        small = lambda x: torch.nn.functional.interpolate(x, (32, 32), mode="bicubic", antialias=True)  # noqa: E731
-        candidates, found = small(candidates), [small(each) for each in found]
     matchings = [matched(each, candidates[own]) for each, own in zip(found, index, strict=True)]
     nccs = [
         cross_correlation(m, candidates[own]).diagonal().mean().item() for m, own in zip(matchings, index, strict=True)
@@ -364,18 +360,25 @@ def figures(pool: Pool, index: Tensor, found: Sequence[Tensor]) -> dict[str, Any
     return told
 
 
+def compared(pictures: Tensor) -> Tensor:
+    """Pictures at the size at which they are compared: large ones are predicted, and so compared, at 32 pixels."""
+    if max(pictures.shape[2:]) <= 64:
+        return pictures
+    return torch.nn.functional.interpolate(pictures, (32, 32), mode="bicubic", antialias=True)
+
+
 def _centred(pictures: Tensor, candidates: Tensor) -> Tensor:
     """NCC of pictures without the mean of each channel: all but their colour."""
     one, other = (x - x.mean((2, 3), keepdim=True) for x in (pictures, candidates))
     return cross_correlation(one, other)
 
 
-def _class_mean(pool: Pool, public: Tensor, public_y: Tensor, index: Tensor, case: Case) -> dict[str, Any]:
+def class_mean(pool: Pool, public: Tensor, public_y: Tensor, index: Tensor) -> dict[str, Any]:
     """What a picture is worth that needs no client: the mean public picture of the class."""
     means = {int(c): public[public_y == c].mean(0) for c in pool.y.unique() if (public_y == c).any()}
     whole = public.mean(0)
-    guesses = torch.stack([means.get(int(pool.y[i]), whole) for i in index.flatten().tolist()])
-    truth = pool.victims[index.flatten()]
+    guesses = compared(torch.stack([means.get(int(pool.y[i]), whole) for i in index.flatten().tolist()]))
+    truth = compared(pool.victims[index.flatten()])
     error = (guesses - truth).square().flatten(1).mean(1)
     return {
         "ncc": bounds(cross_correlation(guesses, truth).diagonal().tolist()),
