@@ -31,7 +31,7 @@ from leakmap.runs.store import WAITS, Store
 from leakmap.runs.trial import Outcome, Trial
 from leakmap.scoring.score import Score
 from leakmap.study.planning import jobs, planned
-from leakmap.study.running import standing
+from leakmap.study.standing import standing
 from leakmap.threat import ThreatModel
 
 PAGE, KEPT = Path("docs/results/driver.md"), Path("benchmarks/results/driver.json")
