@@ -212,7 +212,7 @@ def _status(folder: Path, head: _Head, keys: NDArray[np.uint64], groups: NDArray
     open_ = np.ones(len(keys), np.bool_)
     open_[scored[scored >= 0]] = False
     finished = len(keys) - int(open_.sum())
-    failures = [there.failed[n] for n in np.flatnonzero(failed >= 0) if open_[failed[n]]]
+    failures = [there.failed[n] for n in np.flatnonzero(failed >= 0).tolist() if open_[failed[n]]]
     open_[failed[failed >= 0]] = False
     return Status(
         head.title,
@@ -255,7 +255,7 @@ def _seconds_left(
     """By what was foreseen of every run, and by what a sample of those that are finished took."""
     foreseen = prices.seconds[groups] if len(prices.seconds) else np.zeros(0)
     there = np.flatnonzero(places >= 0)
-    sample = there[:: max(1, len(there) // SAMPLED)]
+    sample: list[int] = there[:: max(1, len(there) // SAMPLED)].tolist()
     took = np.array([_took(scored_at(folder, names[n])) for n in sample])
     told = foreseen[places[sample]]
     both = np.isfinite(took) & (told > 0)
