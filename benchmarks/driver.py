@@ -297,9 +297,9 @@ def page(found: dict[str, Any]) -> str:
             "*Seconds* are of processor time, *elapsed* those of the clock. *Planned again* is what the command does "
             "where there is no record: it names every run, reads the outcomes and times a network. *By the record* is "
             "what it does after a `leakmap study run`: it reads `planned.safetensors`, which that run wrote, and the "
-            "names of the files in `trials/`, which say what finished and what failed. It imports no torch and reads no "
-            "cells of the study; the second way does both, and that takes longer than the answer. Where all runs are "
-            "finished, the files beyond the first are empty, as only their names are read.",
+            "names of the files in `trials/`, which say what finished and what failed. It imports no torch and reads "
+            "no cells of the study; the second way does both, and that takes longer than the answer. Where all runs "
+            "are finished, the files beyond the first are empty, as only their names are read.",
             "",
         ]
     )
