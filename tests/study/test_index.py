@@ -245,6 +245,8 @@ def forged(folder, **changes):
         {"seconds": lambda old: old.astype(np.float32)},
         {"cells": lambda old: "many"},
         {"fits": lambda old: {"a": -1.0}},
+        {"fits": lambda old: {"a": 1e300}},
+        {"seconds": lambda old: np.full_like(old, 1e300)},
         {"axes": lambda old: {"a": [{}]}},
         {"files": lambda old: {"a": "b"}},
     ],
@@ -254,6 +256,13 @@ def test_a_forged_record_is_refused_and_the_study_planned_again(changes, tiny, b
     assert told(tiny, begun).runs == 12
     forged(begun, **changes)
     assert recorded_status(tiny, begun) == f"{begun / FILE} is damaged"
+
+
+def test_names_in_a_record_that_no_file_can_have_are_of_no_file(tiny, begun):
+    forged(begun, fits=lambda old: {"a\0": 1.0, "../" * 2000: 1.0})
+    assert told(tiny, begun).runs == 12
+    forged(begun, files=lambda old: {"a\0": [1, 2]})
+    assert "changed since" in recorded_status(tiny, begun)
 
 
 def test_a_damaged_record_is_refused_and_the_study_planned_again(tiny, begun):

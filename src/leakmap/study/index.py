@@ -28,6 +28,8 @@ from leakmap.version import __version__
 FILE = "planned.safetensors"
 LIMIT = 2**28
 """Bytes of an index that is read: a million runs take 12 MB."""
+LONGEST = 1e12
+"""Seconds beyond which nobody foresees anything."""
 SAMPLED = 50
 """Finished runs that say how far the estimate is off."""
 DIGITS = 16
@@ -101,7 +103,7 @@ class _Head:
     cells: int
     made: Annotated[str, Field(max_length=40)]
     files: dict[str, tuple[int, int] | None]
-    fits: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    fits: dict[str, Annotated[float, Field(ge=0, le=LONGEST, allow_inf_nan=False)]]
 
 
 def shown(value: Value) -> str:
@@ -119,7 +121,7 @@ def stamp(path: Path) -> tuple[int, int] | None:
     """Size of a file and when it was changed, in nanoseconds; None where there is none."""
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a name that none can have, too
         return None
     return found.st_size, found.st_mtime_ns
 
@@ -195,7 +197,7 @@ def recorded_status(file: Path | str, folder: Path, scale: str | None = None) ->
         keys = keys.view(np.uint64)
         right = len(keys) == len(groups) and keys.ndim == groups.ndim == seconds.ndim == 1 and groups.dtype == np.int32
         right = right and (keys[1:] > keys[:-1]).all() and (groups >= 0).all() and (groups < len(seconds)).all()
-        if not right or seconds.dtype != np.float64 or (seconds < 0).any() or np.isinf(seconds).any():
+        if not right or seconds.dtype != np.float64 or (seconds < 0).any() or (seconds > LONGEST).any():
             return f"{folder / FILE} is damaged"
     except DAMAGED:
         return f"{folder / FILE} is damaged"
@@ -258,7 +260,7 @@ def _seconds_left(
     sample: list[int] = there[:: max(1, len(there) // SAMPLED)].tolist()
     took = np.array([_took(scored_at(folder, names[n])) for n in sample])
     told = foreseen[places[sample]]
-    both = np.isfinite(took) & (told > 0)
+    both = np.isfinite(took) & (told > 1e-6)
     ratio = took[both].sum() / told[both].sum() if both.any() else 1.0
     left = foreseen[open_] * ratio
     if (unknown := np.isnan(left)).any():
@@ -282,7 +284,7 @@ def _outcome(path: Path) -> dict[str, Any]:
 
 def _took(path: Path) -> float:
     found = _outcome(path).get("seconds")
-    return float(found) if isinstance(found, (int, float)) and 0 <= found < np.inf else np.nan
+    return float(found) if isinstance(found, (int, float)) and 0 <= found <= LONGEST else np.nan
 
 
 def _failure(path: Path) -> tuple[str, str]:
