@@ -8,10 +8,12 @@ import argparse
 import json
 import os
 import shlex
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,13 +27,15 @@ from leakmap import Spec, read_study
 from leakmap.files import write_json
 from leakmap.local_rule import LocalRule
 from leakmap.runs.jobs import Tick
+from leakmap.runs.layout import scored_at
 from leakmap.runs.ray import Ray
-from leakmap.runs.runner import Local, Runner, run_jobs
+from leakmap.runs.runner import HERE, Local, Runner, run_jobs
 from leakmap.runs.store import WAITS, Store
 from leakmap.runs.trial import Outcome, Trial
 from leakmap.scoring.score import Score
+from leakmap.study.index import FILE
 from leakmap.study.planning import jobs, planned
-from leakmap.study.running import standing
+from leakmap.study.running import run_study
 from leakmap.threat import ThreatModel
 
 PAGE, KEPT = Path("docs/results/driver.md"), Path("benchmarks/results/driver.json")
@@ -120,8 +124,8 @@ def stored(count: int) -> float:
         return count / (time.perf_counter() - started)
 
 
-def planning(runs: int, finished: int) -> dict[str, float]:
-    """Seconds and bytes of a study by name, of its jobs, and of counting what is finished.
+def planning(runs: int, finished: int) -> dict[str, Any]:
+    """What planning a study costs, and how its status is answered.
 
     Args:
         runs: About so many runs.
@@ -129,34 +133,78 @@ def planning(runs: int, finished: int) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as name:
         folder, cells = Path(name), max(1, round(runs / A_CELL))
-        (folder / "study.toml").write_text(STUDY.format(steps=", ".join(map(str, range(1, cells + 1)))))
-        study = read_study(folder / "study.toml")
+        file, out = folder / "study.toml", folder / "out"
+        file.write_text(STUDY.format(steps=", ".join(map(str, range(1, cells + 1)))))
+        study = read_study(file)
         planned(replace(study, cells=study.cells[:1]))  # pictures and imports count once
-        before, started = held(), time.perf_counter()
+        before, started = held(), time.process_time()
+        study = read_study(file)
         found = planned(study)
         keys = {trial.key for one in found for trial in one.all()}
-        by_name, planning_took = held() - before, time.perf_counter() - started
+        by_name, planning_took = held() - before, time.process_time() - started
         work = jobs(found, keys, folder / "networks", folder / "fitted")
-        with_jobs = held() - before
-        store = Store(folder / "out")
-        store.claim({"study": study.title}, "study")
-        with store.writing() as put:
+        with_jobs, count = held() - before, len(keys)
+        run_study(study, out, HERE, limit=0)
+        with Store(out).writing() as put:
             for job in work[:finished]:
                 put(outcome_of(job.trial))
-        del found, work
+        rest = [job.key for job in work[finished:]]
+        del found, work, keys
+        command = ["-m", "leakmap", "study", "status", str(file), "--out", str(out), "--json"]
+        figures: dict[str, Any] = {
+            "runs": count,
+            "planning": planning_took,
+            "bytes": by_name,
+            "bytes_with_jobs": with_jobs,
+            "finished": finished,
+            "record": answered(command, count, finished),
+            "read": answered(["-c", READ, str(file), str(out)], count, finished),
+        }
+        (out / FILE).rename(folder / FILE)
+        figures["again"] = answered(command, count, finished, times=1)
+        (folder / FILE).rename(out / FILE)
+        for key in rest:
+            scored_at(out, key).touch()
+        return figures | {"all": answered(command, count, count)}
+
+
+READ = """
+import json, sys
+from pathlib import Path
+import leakmap
+file, out = map(Path, sys.argv[1:])
+leakmap.read_study(file)
+found = leakmap.recorded_status(file, out)
+print(json.dumps({"runs": found.runs, "finished": found.finished}))
+"""
+WATCHING = """
+import json, resource, subprocess, sys
+said = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, check=True).stdout
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([json.loads(said), used.ru_utime + used.ru_stime, used.ru_maxrss * 1024]))
+"""
+"""A small process that runs a command: one that is started by this large one would count its memory."""
+
+
+def answered(command: Sequence[str], runs: int, finished: int, times: int = 3) -> dict[str, float]:
+    """What Python takes for a command that says where a study stands, from the start of its process to the end.
+
+    Args:
+        command: What follows ``python``.
+        runs: What it should say.
+        finished: Likewise.
+        times: How often it is asked; of seconds comes the median, of bytes the largest.
+    """
+    found: list[tuple[float, float, int]] = []
+    for _ in range(times):
         started = time.perf_counter()
-        there = standing(study, folder / "out")
-        took = time.perf_counter() - started
-        if len(there.seconds) != finished or len(there.keys) != len(keys):
-            raise RuntimeError(f"status counts {len(there.seconds)} of {finished} finished runs")
-    return {
-        "runs": len(keys),
-        "planning": planning_took,
-        "bytes": by_name,
-        "bytes_with_jobs": with_jobs,
-        "finished": finished,
-        "status": took,
-    }
+        watched = [sys.executable, "-c", WATCHING, sys.executable, *command]
+        said, computing, most = json.loads(subprocess.run(watched, stdout=subprocess.PIPE, check=True).stdout)
+        found.append((computing, time.perf_counter() - started, most))
+        if (said["runs"], said["finished"]) != (runs, finished):
+            raise RuntimeError(f"{said['finished']} of {said['runs']} runs were counted, not {finished} of {runs}")
+    computing, wall, most = zip(*found, strict=True)
+    return {"computing": statistics.median(computing), "wall": statistics.median(wall), "peak": max(most)}
 
 
 @contextmanager
@@ -193,22 +241,13 @@ def page(found: dict[str, Any]) -> str:
     rates += [("2 processes", int(count), value) for count, value in found["pool"].items()]
     if found["ray"] is not None:
         rates.append((f"Ray on this machine, {SMALL} workers", found["jobs"], found["ray"]))
-    plans: Callable[[dict[str, float]], list[str]] = lambda one: [  # noqa: E731
-        f"{one['runs']:,}",
-        f"{one['planning']:.1f}",
-        f"{one['bytes'] / one['runs'] * 1e5 / 2**20:.0f}",
-        f"{one['bytes_with_jobs'] / one['runs'] * 1e5 / 2**20:.0f}",
-        f"{one['finished']:,}",
-        f"{one['status']:.1f}",
-    ]
-    head = ["runs", "seconds to plan", "MiB per 100,000", "with their jobs", "finished", "seconds until counted"]
     return "\n".join(
         [
             "# The driver by itself",
             "",
             *(__doc__ or "").split("\n\n", 1)[1].strip().split("\n"),
             "",
-            f"    python -m benchmarks.driver {found['command']}".rstrip() + "     # minutes",
+            f"    python -m benchmarks.driver {found['command']}".rstrip() + "     # 20 minutes of one core",
             "",
             f"{found['processor']}, {found['cores']} cores. {found['versions']}. When it began, {found['load']:.0f} "
             "processes wanted the cores.",
@@ -218,23 +257,67 @@ def page(found: dict[str, Any]) -> str:
             *table(["where", "trials", "outcomes a second"], [(w, f"{n:,}", f"{v:.0f}") for w, n, v in rates]),
             f"Every outcome is a file, of which at most {WAITS} wait for the disk at a time.",
             "",
-            "## Planning and counting",
+            "## Planning",
             "",
-            *table(head, map(plans, found["planning"])),
+            *table(
+                ["runs", "seconds to plan", "MiB per 100,000", "with their jobs"],
+                [
+                    (
+                        f"{one['runs']:,}",
+                        f"{one['planning']:.1f}",
+                        f"{one['bytes'] / one['runs'] * 1e5 / 2**20:.0f}",
+                        f"{one['bytes_with_jobs'] / one['runs'] * 1e5 / 2**20:.0f}",
+                    )
+                    for one in found["planning"]
+                ],
+            ),
+            "Seconds are of processor time. Planning reads the study file and names every run. "
             f"At {each:.0f} bytes for each planned run, and {with_jobs:.0f} with its job, a million planned runs take "
-            f"{each * MILLION / GIB:.2f} GiB by name and {with_jobs * MILLION / GIB:.2f} GiB when all are to be "
-            "run. *Seconds until counted* is what `leakmap study status` takes to name all runs again and to read "
-            "those that are finished, before it estimates what the rest takes.",
+            f"{each * MILLION / GIB:.2f} GiB by name and {with_jobs * MILLION / GIB:.2f} GiB when all are to be run.",
+            "",
+            "## Where a study stands",
+            "",
+            "Three ways to answer `leakmap study status`, each a process from its start to its end, imports included:",
+            "",
+            *table(
+                ["runs", "finished", "way", "seconds", "elapsed", "peak MiB"],
+                [
+                    (
+                        f"{one['runs']:,}",
+                        f"{one['runs' if way == 'all' else 'finished']:,}",
+                        what,
+                        f"{one[way]['computing']:.2f}",
+                        f"{one[way]['wall']:.2f}",
+                        f"{one[way]['peak'] / 2**20:.0f}",
+                    )
+                    for one in found["planning"]
+                    for way, what in WAYS.items()
+                ],
+            ),
+            "*Seconds* are of processor time, *elapsed* those of the clock. *Planned again* is what the command does "
+            "where there is no record: it names every run, reads the outcomes and times a network. *By the record* is "
+            "what it does after a `leakmap study run`: it reads `planned.safetensors`, which that run wrote, and the "
+            "names of the files in `trials/`, which say what finished and what failed. It imports no torch and reads "
+            "no cells of the study; the second way does both, and that takes longer than the answer. Where all runs "
+            "are finished, the files beyond the first are empty, as only their names are read.",
             "",
         ]
     )
+
+
+WAYS = {
+    "again": "planned again",
+    "read": "by the record, the study read",
+    "record": "by the record",
+    "all": "by the record",
+}
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--planned", type=int, nargs="+", default=[10_000, 30_000])
+    parser.add_argument("--planned", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--stored", type=int, default=1000)
     parser.add_argument("--ray", action="store_true", help="Also on a Ray cluster of this machine, many small workers.")
     parser.add_argument("--page", action="store_true", help="Write the page from the kept figures, measure nothing.")

@@ -21,8 +21,8 @@ from leakmap.report import study as study_report
 from leakmap.report.page import interval
 from leakmap.result.values import gain_over_best_floor, object_rank_score
 from leakmap.runs.run import held_by, seen_by_server
-from leakmap.runs.runner import default_workers
 from leakmap.runs.trial import Trial
+from leakmap.runs.workers import default_workers
 from leakmap.scoring.effects import contrast
 from leakmap.scoring.score import overlap
 from leakmap.study.claims import VALUES

@@ -21,7 +21,8 @@ from leakmap.inspection.reference import Entry, Reference, features, measured
 from leakmap.models.network import build_network
 from leakmap.registry.spec import Spec
 from leakmap.result.result import Result
-from leakmap.runs.runner import Local, default_workers
+from leakmap.runs.runner import Local
+from leakmap.runs.workers import default_workers
 from leakmap.study.file import read_study
 from leakmap.study.paper import versions
 from leakmap.study.planning import pictures_of, planned

@@ -29,7 +29,8 @@ from leakmap.files import read_json, write_json
 from leakmap.local_rule import LocalRule
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
-from leakmap.runs.runner import Local, default_workers, run_jobs
+from leakmap.runs.runner import Local, run_jobs
+from leakmap.runs.workers import default_workers
 from leakmap.scoring.statistics import clopper_pearson
 from leakmap.scoring.verdict import LEVELS, Level
 from leakmap.seeds import generator

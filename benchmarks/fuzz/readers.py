@@ -36,6 +36,7 @@ from leakmap.scoring.score import Score
 from leakmap.study import results
 from leakmap.study.claims import read_claim
 from leakmap.study.file import read_study
+from leakmap.study.index import FILE, Prices, digest_of, record
 
 Files = dict[str, bytes]
 
@@ -167,6 +168,14 @@ def _of_runs(network: leakmap.Network, pictures: torch.Tensor) -> Iterator[Reade
     yield Reader("result", {"r.json": result.encode()}, lambda f: leakmap.read_result(f / "r.json"))
     yield Reader("tuned settings", {"t.json": json.dumps(tuned).encode()}, lambda f: read_tuned(f / "t.json"))
     yield Reader("study", {"study.toml": STUDY.encode()}, studied)
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        study, digest = STUDY.encode(), digest_of(STUDY.encode(), None)
+        record(folder, digest, "Study", {"seed": [0, 1]}, 2, {trial.key: 0}, Prices(np.ones(1), {"f": 1.0}), [])
+        index = (folder / FILE).read_bytes()
+    yield Reader(
+        "record of a study", {"study.toml": study, FILE: index}, lambda f: leakmap.recorded_status(f / "study.toml", f)
+    )
 
 
 def _of_evidence() -> Iterator[Reader]:

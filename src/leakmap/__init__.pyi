@@ -41,8 +41,9 @@ from .result.schema import result_schema
 from .runs.runner import Local
 from .scoring.metrics import metrics
 from .scoring.score import Score, score
-from .study.estimate import Status, study_status
+from .study.estimate import study_status
 from .study.file import Study, read_study
+from .study.index import Status, recorded_status
 from .study.paper import reproduce
 from .study.reporting import export_study, report_study
 from .study.running import merge_study, run_study
@@ -119,6 +120,7 @@ __all__ = [
     "read_result",
     "read_study",
     "read_tuned",
+    "recorded_status",
     "report_study",
     "reproduce",
     "result_schema",

@@ -18,7 +18,11 @@ from safetensors import SafetensorError, safe_open
 from leakmap.errors import LeakmapError, StoreError, UsageError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
+
+
+T = TypeVar("T")
 
 
 def file_digest(path: Path) -> str:
@@ -125,10 +129,19 @@ def read_tensors(path: Path, limit: int) -> tuple[dict[str, "Tensor"], dict[str,
         ValueError: it is larger, or its checksum is another one: something in it was changed. What is no such file ends
             in any of :data:`DAMAGED`.
     """
+    return _read_whole(path, limit, _read_tensors)
+
+
+def read_arrays(path: Path, limit: int) -> tuple[dict[str, "NDArray[Any]"], dict[str, str]]:
+    """As :func:`read_tensors`, the tensors as arrays, without importing torch."""
+    return _read_whole(path, limit, _read_arrays)
+
+
+def _read_whole(path: Path, limit: int, read: Callable[[Path, int], T]) -> T:
     while True:
         with path.open("rb") as there:  # held open, so that its number is no other file's meanwhile
             try:
-                return _read_tensors(path, limit)
+                return read(path, limit)
             except Exception as error:
                 # Another process may have put a new file there after the header was read, and before the tensors.
                 if os.fstat(there.fileno()).st_ino == path.stat().st_ino:
@@ -136,25 +149,51 @@ def read_tensors(path: Path, limit: int) -> tuple[dict[str, "Tensor"], dict[str,
 
 
 def _read_tensors(path: Path, limit: int) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+    return _checked(path, limit, "pt", lambda tensor: tensor.clone(), checksum)  # aligned, as rounding depends on it
+
+
+def _read_arrays(path: Path, limit: int) -> tuple[dict[str, "NDArray[Any]"], dict[str, str]]:
+    def sum_of(arrays: Mapping[str, "NDArray[Any]"], texts: Mapping[str, str]) -> str:
+        # As torch names their types.
+        return _checksum({name: (f"torch.{one.dtype}", one.shape, one.data) for name, one in arrays.items()}, texts)
+
+    return _checked(path, limit, "np", lambda array: array, sum_of)
+
+
+def _checked(
+    path: Path,
+    limit: int,
+    kind: str,
+    own: Callable[[Any], T],
+    sum_of: Callable[[Mapping[str, T], Mapping[str, str]], str],
+) -> tuple[dict[str, T], dict[str, str]]:
     if path.stat().st_size > limit:
         raise ValueError(f"{path} has more than {limit} bytes")
-    with safe_open(path, "pt") as file:
+    with safe_open(path, kind) as file:
         metadata = dict(file.metadata())
         names = list(file.keys())
-        tensors = {name: file.get_tensor(name).clone() for name in names}  # aligned, as rounding depends on it
-    if metadata.pop(CHECKSUM) != checksum(tensors, metadata):
+        found = {name: own(file.get_tensor(name)) for name in names}
+    if metadata.pop(CHECKSUM) != sum_of(found, metadata):
         raise ValueError(f"{path} was changed after it was written")
-    return tensors, metadata
+    return found, metadata
 
 
 def checksum(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> str:
     """SHA-256 of tensors and texts by name."""
     import torch
 
+    def bytes_of(tensor: "Tensor") -> memoryview:
+        return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+    parts = {name: (str(one.dtype), tuple(one.shape), bytes_of(one)) for name, one in tensors.items()}
+    return _checksum(parts, metadata)
+
+
+def _checksum(parts: Mapping[str, tuple[str, tuple[int, ...], memoryview]], metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\x1f{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name, (kind, shape, content) in sorted(parts.items()):
+        digest.update(f"\x1f{name}\x1f{kind}\x1f{shape}".encode())
+        digest.update(content)
     return digest.hexdigest()
 
 
@@ -164,9 +203,6 @@ def read_json(path: Path) -> Any:
         return None if path.stat().st_size > JSON_LIMIT else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-
-
-T = TypeVar("T")
 
 
 def read_typed(path: Path, kind: type[T], what: str) -> T:

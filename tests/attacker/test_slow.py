@@ -6,8 +6,9 @@ from leakmap import Spec, ThreatModel
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import prepare
 from leakmap.plan.plan import Plan
-from leakmap.runs.runner import Local, default_workers
+from leakmap.runs.runner import Local
 from leakmap.runs.store import Store
+from leakmap.runs.workers import default_workers
 
 pytestmark = pytest.mark.slow
 LEAKS = "resnet,blocks=1-1-1,width=24,preact=true"

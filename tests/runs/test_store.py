@@ -22,7 +22,8 @@ from leakmap.runs.runner import HERE
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome
 from leakmap.study.file import parse_study
-from leakmap.study.running import merge_study, run_study, standing
+from leakmap.study.running import merge_study, run_study
+from leakmap.study.standing import standing
 
 QUICK = Spec("inverting_gradients", {"steps": 1})
 PLAN = Plan("mlp,hidden=4", "samples", image_size=16, victims=1, attack=QUICK)

@@ -16,8 +16,9 @@ from leakmap.runs.store import Store
 from leakmap.study.file import parse_study, read_study
 from leakmap.study.planning import of_shard, only, planned
 from leakmap.study.results import cell_rows, conclusions, score_rows, write_table
-from leakmap.study.running import merge_study, run_study, standing
+from leakmap.study.running import merge_study, run_study
 from leakmap.study.shipped import studies
+from leakmap.study.standing import standing
 from leakmap.units import duration
 from tests.conftest import Deadly
 

@@ -6,6 +6,7 @@ import typer
 
 from leakmap.errors import BadSetting
 from leakmap.plan.plan import check_device
+from leakmap.runs.workers import default_workers
 
 if TYPE_CHECKING:
     from leakmap.runs.runner import Runner
@@ -33,7 +34,7 @@ def runner_of(workers: int | None, device: str = "cpu", ray: str | None = None, 
         BadSetting: there is no such device, or GPUs are asked of no cluster.
     """
     from leakmap.runs.ray import Ray
-    from leakmap.runs.runner import Local, default_workers
+    from leakmap.runs.runner import Local
 
     if gpus and ray is None:
         raise BadSetting("--gpus is what each run asks of a Ray cluster; give --ray too, or --device cuda.")
@@ -43,6 +44,4 @@ def runner_of(workers: int | None, device: str = "cpu", ray: str | None = None, 
 
 def workers_of(workers: int | None, device: str = "cpu") -> int:
     """Processes that share the work: by how many an estimated time is divided."""
-    from leakmap.runs.runner import default_workers
-
     return default_workers(device) if workers is None else max(1, workers)

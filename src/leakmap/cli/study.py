@@ -19,7 +19,7 @@ from leakmap.plan.plan import Progress
 from leakmap.units import duration
 
 if TYPE_CHECKING:
-    from leakmap.study.running import Foretold, Standing
+    from leakmap.study.running import Foretold
 
 app = typer.Typer(
     help="Run many audits, the product of the axes of a study file; resume them, share them out, report on them.",
@@ -75,14 +75,15 @@ def run(
 
       leakmap study run map.toml --ray auto --gpus 0.25
     """
+    from leakmap.study.standing import status_of
+
     folder, runner = _folder(file, out), runner_of(workers, device, ray, gpus)
     with progress_bar() as progress:
-        study, left = _read(file, scale, progress), None
+        study = _read(file, scale, progress)
         if dry_run:
-            status = leakmap.study_status(study, folder, filters=filters or (), progress=progress)
-            found, left = status.standing, status.seconds_left
+            found = leakmap.study_status(study, folder, filters=filters or (), progress=progress)
         else:
-            found = leakmap.run_study(
+            stands = leakmap.run_study(
                 study,
                 folder,
                 runner,
@@ -91,21 +92,28 @@ def run(
                 limit=limit,
                 retry_failed=retry_failed,
                 progress=progress,
-                foretold=_foretold(folder, progress, None if ray else workers_of(workers, device)),
+                foretold=_foretold(None if ray else workers_of(workers, device)),
             )
-    _tell(study, found, folder, as_json, left, workers_of(workers, device))
+            found = status_of(study, stands)
+    _tell(found, folder, as_json, workers_of(workers, device))
     if not (dry_run or as_json or found.missing):
         Terminal().print(f"Next: {escape(_command('report', file, scale, out))}", soft_wrap=True)
 
 
 @app.command(cls=Command)
 def status(file: File, scale: Scale = None, out: Out = None, as_json: AsJson = False) -> None:
-    """Say what is finished, failed and missing, and how long the rest will take."""
+    """Say what is finished, failed and missing, and how long the rest will take.
+
+    By the record of the last run, in seconds also for a million runs. Where there is none, or where the study has
+    changed since, the study is planned again.
+    """
     folder = _folder(file, out)
-    with progress_bar() as progress:
-        study = _read(file, scale, progress)
-        found = leakmap.study_status(study, folder, progress=progress)
-    _tell(study, found.standing, folder, as_json, found.seconds_left, workers_of(None))
+    found = leakmap.recorded_status(file, folder, scale)
+    if isinstance(found, str):
+        _warn(f"The study is planned again, as {found}.")
+        with progress_bar() as progress:
+            found = leakmap.study_status(_read(file, scale, progress), folder, progress=progress)
+    _tell(found, folder, as_json, workers_of(None))
 
 
 @app.command(cls=Command)
@@ -197,7 +205,7 @@ def reproduce(
     if dry_run:
         with progress_bar() as progress:
             found = leakmap.study_status(study, folder, progress=progress)
-        _tell(study, found.standing, folder, as_json, found.seconds_left, workers_of(workers, device))
+        _tell(found, folder, as_json, workers_of(workers, device))
         return
     with progress_bar() as progress:
         judged = leakmap.reproduce(
@@ -210,7 +218,7 @@ def reproduce(
             runner=runner,
             here=runner_of(workers, device if ray is None else "cpu"),
             progress=progress,
-            foretold=_foretold(folder, progress, None if ray else workers_of(workers, device)),
+            foretold=_foretold(None if ray else workers_of(workers, device)),
         )
     if as_json:
         typer.echo((folder / "claims.json").read_text(encoding="utf-8"))
@@ -232,14 +240,11 @@ def _read(file: Path, scale: str | None, progress: Progress) -> "leakmap.Study":
     return leakmap.read_study(file, scale)
 
 
-def _foretold(folder: Path, progress: Progress, processes: int | None) -> "Foretold":
+def _foretold(processes: int | None) -> "Foretold":
     """Says how long the runs of a study may take, those of a cluster in all."""
 
-    def told(standing: "Standing", runs: int) -> None:
-        from leakmap.study.estimate import seconds_left
-
-        left = seconds_left(standing, folder, progress) * runs / max(runs, len(standing.missing))
-        foretell_time(f"{many(len(standing.planned), 'cell')}, {many(runs, 'run')}", left / (processes or 1), processes)
+    def told(cells: int, runs: int, seconds: float) -> None:
+        foretell_time(f"{many(cells, 'cell')}, {many(runs, 'run')}", seconds / (processes or 1), processes)
 
     return told
 
@@ -257,31 +262,30 @@ def _warn(text: str) -> None:
     Terminal(stderr=True, highlight=False, markup=False).print(text, soft_wrap=True)
 
 
-def _tell(
-    study: "leakmap.Study", found: "Standing", folder: Path, as_json: bool, left: float | None, workers: int
-) -> None:
-    from leakmap.study.file import shown
-
-    failures = [{"key": key, "kind": kind, "message": text} for key, (kind, text) in found.failed.items()]
+def _tell(found: "leakmap.Status", folder: Path, as_json: bool, workers: int) -> None:
+    left = found.seconds_left
     counts = {
-        "cells": len(found.planned),
-        "runs": len(found.keys),
-        "finished": len(found.seconds),
-        "failed": len(failures),
-        "missing": len(found.missing),
+        "cells": found.cells,
+        "runs": found.runs,
+        "finished": found.finished,
+        "failed": len(found.failed),
+        "missing": found.missing,
     }
     if as_json:
-        facts: dict[str, Any] = {"title": study.title, "folder": str(folder), **counts, "failures": failures}
+        failures = [{"key": key, "kind": kind, "message": text} for key, (kind, text) in found.failed.items()]
+        facts: dict[str, Any] = {"title": found.title, "folder": str(folder), **counts, "failures": failures}
         if left is not None:
             facts["seconds_left"] = left
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
+    from leakmap.study.index import shown
+
     console = Terminal(highlight=False)
-    console.print(f"[bold]{escape(study.title)}[/]")
+    console.print(f"[bold]{escape(found.title)}[/]")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(style="dim")
     table.add_column()
-    for axis, values in study.axes.items():
+    for axis, values in found.axes.items():
         table.add_row(escape(axis), escape(", ".join(map(shown, values))))
     console.print(Padding(table, (0, 0, 0, 2)))
     console.print("  " + ", ".join(f"{value} {name}" for name, value in counts.items()))

@@ -26,7 +26,8 @@ _FOLDER = """\
 
     schema.json            the version of what lies here; another one is refused
     plan.json              what the folder belongs to; another audit is refused
-    trials/KEY.safetensors one finished run: matched reconstructions and, in the header, scores or the failure
+    trials/KEY.safetensors one finished run: matched reconstructions and, in the header, scores; a run that failed lies
+                           in KEY.failed.safetensors and says why
     victims.safetensors    network and pictures for worker processes
     control.safetensors    the same for the planted control
     provenance.json        when, with what and on which machine it was measured, and SHA-256 of what was measured

@@ -15,7 +15,8 @@ from leakmap.attacker.reconstruction import Tick
 from leakmap.attacker.setting import Setting
 from leakmap.errors import StoreError
 from leakmap.files import DAMAGED, read_tensors, write_tensors
-from leakmap.runs.trial import SCHEMA, Trial
+from leakmap.runs.layout import SCHEMA
+from leakmap.runs.trial import Trial
 
 FOLDER = "fitted"
 """Where what was fitted lies in a folder of results."""

@@ -1,6 +1,5 @@
 """Where jobs are computed, and the one way to compute them: a process that dies takes one job with it, not the rest."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -98,13 +97,6 @@ def in_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def default_workers(device: str = "cpu") -> int:
-    """One process for each core that this process may use, at most 16; one where they would share an accelerator."""
-    if device != "cpu":
-        return 1
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def run_jobs(

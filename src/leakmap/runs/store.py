@@ -1,4 +1,4 @@
-"""Where outcomes lie: a folder, one file per trial key, never half-written."""
+"""Where outcomes lie: a folder, one file per trial key, never half-written; see :mod:`leakmap.runs.layout`."""
 
 import json
 import time
@@ -14,11 +14,11 @@ from leakmap.errors import StoreError
 from leakmap.files import DAMAGED, FULL, finite, read_json, read_tensors, write_json, write_tensors
 from leakmap.local_rule import LocalRule
 from leakmap.registry.spec import Spec
-from leakmap.runs.trial import SCHEMA, Deranged, Outcome, Reached, Trial
+from leakmap.runs.layout import CLAIM, MARKER, SCHEMA, check_schema, failed_at, scored_at, stored
+from leakmap.runs.trial import Deranged, Outcome, Reached, Trial
 from leakmap.scoring.score import Score
 from leakmap.threat import ThreatModel
 
-MARKER = "schema.json"
 STUDY = "study"
 """Key of what a study claims its folder by: its title."""
 OUTCOME_LIMIT = 2**32
@@ -60,17 +60,7 @@ class Store:
         Raises:
             StoreError: it holds such.
         """
-        path = self.folder / MARKER
-        if not path.exists() and not (self.folder / "plan.json").exists() and not self.keys():
-            return
-        found = read_json(path)
-        schema = found.get("schema") if isinstance(found, dict) else None
-        if schema != SCHEMA:
-            told = f"schema {schema}" if isinstance(schema, int) else "an earlier schema"
-            raise StoreError(
-                f"{self.folder} holds results of {told}, which this leakmap (schema {SCHEMA}) cannot read or continue; "
-                "give another --out, or remove that folder."
-            )
+        check_schema(self.folder)
 
     def claim(self, own: dict[str, Any], what: str) -> None:
         """Makes the folder and marks it as belonging to this work.
@@ -84,7 +74,7 @@ class Store:
         """
         self.make()
         own = finite(own)
-        path = self.folder / "plan.json"
+        path = self.folder / CLAIM
         if not path.exists():
             write_json(path, own)
             return
@@ -100,18 +90,27 @@ class Store:
             )
 
     def path(self, key: str) -> Path:
-        """Where the outcome of a trial lies."""
-        return self.folder / "trials" / f"{key}.safetensors"
+        """Where the outcome of a trial lies, or will lie if it ends with a score."""
+        scored, failed = scored_at(self.folder, key), failed_at(self.folder, key)
+        return failed if failed.is_file() and not scored.is_file() else scored
 
     def put(self, outcome: Outcome) -> None:
-        """Writes an outcome."""
+        """Writes an outcome, a failure under a name of its own, in place of what is there."""
         record = asdict(outcome)
         record["used"] = sorted(outcome.used)
         tensors = {}
         if outcome.score is not None:
             tensors["pictures"] = outcome.score.pictures
             del record["score"]["pictures"]
-        write_tensors(self.path(outcome.trial.key), tensors, {"outcome": json.dumps(record)})
+        places = [scored_at(self.folder, outcome.trial.key), failed_at(self.folder, outcome.trial.key)]
+        own = places.pop(0 if outcome.failure is None else 1)
+        write_tensors(own, tensors, {"outcome": json.dumps(record)})
+        places[0].unlink(missing_ok=True)
+
+    def set_apart(self, key: str) -> None:
+        """Gives a failure that lies where scores do, as leakmap 0.1.0 left it, the name of a failure."""
+        with suppress(FileNotFoundError):
+            scored_at(self.folder, key).replace(failed_at(self.folder, key))
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[Outcome], None]]:
@@ -142,7 +141,8 @@ class Store:
 
     def keys(self) -> set[str]:
         """Of everything that is stored, readable or not."""
-        return {path.stem for path in (self.folder / "trials").glob("*.safetensors")}
+        found = stored(self.folder)
+        return {*found.scored, *found.failed}
 
     def _sweep(self) -> None:
         """Removes what a killed process left half written; what is younger may belong to another one at work."""
@@ -153,37 +153,39 @@ class Store:
 
     def read(self, key: str) -> Outcome | None:
         """The stored outcome of this key; None where there is none that can be read."""
-        path = self.path(key)
-        if not path.is_file():
-            return None
-        try:
-            tensors, metadata = read_tensors(path, OUTCOME_LIMIT)
-            record: dict[str, Any] = json.loads(metadata["outcome"])
-            pictures: Any = None if record["score"] is None else tensors["pictures"]
-            stored = record.pop("trial")
-            stored |= {
-                "rule": LocalRule(**stored["rule"]),
-                "threat": ThreatModel(**stored["threat"]),
-                "attack": Spec(**stored["attack"]),
-                "metrics": tuple(stored["metrics"]),
-            }
-            scored = record.pop("score")
-            if scored is not None:
-                scored |= {name: _tuples(scored[name]) for name in ("values", "band_ranks")}
-                listed = ("ranks", "galleries", "pose_ranks", "object_ranks", "object_galleries", "places")
-                scored |= {name: tuple(scored[name]) for name in listed}
-                scored = Score(pictures=pictures, **scored)
-            record["reached"] = tuple(_reached(each) for each in record["reached"])
-            if (other := record["deranged"]) is not None:
-                listed = {name: tuple(other[name]) for name in ("ranks", "galleries", "pose_ranks")}
-                record["deranged"] = Deranged(**other | listed | {"values": _tuples(other["values"])})
-            record["curve"] = tuple(record["curve"])
-            record["used"] = frozenset(record["used"])
-            record["failure"] = tuple(record["failure"]) if record["failure"] else None
-            found = Outcome(Trial(**stored), score=scored, **record)
-            return found if found.trial.key == key else None
-        except DAMAGED:
-            return None
+        places = scored_at(self.folder, key), failed_at(self.folder, key)
+        return next((found for path in places if path.is_file() and (found := _read(path, key))), None)
+
+
+def _read(path: Path, key: str) -> Outcome | None:
+    try:
+        tensors, metadata = read_tensors(path, OUTCOME_LIMIT)
+        record: dict[str, Any] = json.loads(metadata["outcome"])
+        pictures: Any = None if record["score"] is None else tensors["pictures"]
+        trial = record.pop("trial")
+        trial |= {
+            "rule": LocalRule(**trial["rule"]),
+            "threat": ThreatModel(**trial["threat"]),
+            "attack": Spec(**trial["attack"]),
+            "metrics": tuple(trial["metrics"]),
+        }
+        scored = record.pop("score")
+        if scored is not None:
+            scored |= {name: _tuples(scored[name]) for name in ("values", "band_ranks")}
+            listed = ("ranks", "galleries", "pose_ranks", "object_ranks", "object_galleries", "places")
+            scored |= {name: tuple(scored[name]) for name in listed}
+            scored = Score(pictures=pictures, **scored)
+        record["reached"] = tuple(_reached(each) for each in record["reached"])
+        if (other := record["deranged"]) is not None:
+            listed = {name: tuple(other[name]) for name in ("ranks", "galleries", "pose_ranks")}
+            record["deranged"] = Deranged(**other | listed | {"values": _tuples(other["values"])})
+        record["curve"] = tuple(record["curve"])
+        record["used"] = frozenset(record["used"])
+        record["failure"] = tuple(record["failure"]) if record["failure"] else None
+        found = Outcome(Trial(**trial), score=scored, **record)
+        return found if found.trial.key == key else None
+    except DAMAGED:
+        return None
 
 
 def _held(other: Mapping[str, Any], own: Mapping[str, Any], what: str) -> str:

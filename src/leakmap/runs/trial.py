@@ -7,18 +7,17 @@ A :class:`Trial` is all names and numbers. What these point to, the network and 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
 from leakmap.local_rule import LocalRule
 from leakmap.registry.spec import Spec
+from leakmap.runs.layout import SCHEMA
 from leakmap.scoring import GALLERY
 from leakmap.scoring.metrics import ALWAYS
 from leakmap.scoring.score import Score
 from leakmap.threat import ThreatModel
-
-SCHEMA = 10
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,27 @@ class Trial:
     @cached_property
     def key(self) -> str:
         """SHA-256 of everything that decides the result, with the schema version."""
-        text = json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        parts = {"schema": str(SCHEMA)} | {one.name: _json(getattr(self, one.name)) for one in _FIELDS}
+        text = ", ".join(f'"{name}": {part}' for name, part in sorted(parts.items()))
+        return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
+
+
+_FIELDS = fields(Trial)
+_HELD = 64
+_texts: dict[int, tuple[object, str]] = {}
+"""Rule, threat model or attack, by its id -> itself, so that the id stays its own, and its JSON."""
+
+
+def _json(part: Any) -> str:
+    """JSON of a field. What the many runs of a cell share is written once: it takes most of the time."""
+    if not isinstance(part, (LocalRule, ThreatModel, Spec)):
+        return json.dumps(part)
+    held = _texts.get(id(part))
+    if held is None:
+        if len(_texts) >= _HELD:
+            _texts.clear()
+        held = _texts[id(part)] = part, json.dumps(asdict(part), sort_keys=True)
+    return held[1]
 
 
 @dataclass(frozen=True)

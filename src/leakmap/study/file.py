@@ -27,10 +27,10 @@ from leakmap.plan.plan import Plan
 from leakmap.plan.written import plan_of, settings
 from leakmap.registry.declared import Entry
 from leakmap.registry.spec import Spec, near_misses
-from leakmap.study.shipped import paths
+from leakmap.study.index import Value, digest_of, shown
+from leakmap.study.shipped import file_of
 
 FILE_LIMIT, CELL_LIMIT = 2**20, 100_000
-Value = str | int | float | bool | None
 Axes = dict[str, Value]
 Table = dict[str, Any]
 _Choice = tuple[Axes, Table]
@@ -62,12 +62,14 @@ class Study:
         cells: Every audit, in the order of the file's axes.
         text: The file as it was written.
         claim: What it should show; see :mod:`leakmap.study.claims`.
+        digest: Of the file that it was read from; empty where it was made or changed in memory.
     """
 
     title: str
     cells: tuple[Cell, ...]
     text: str = ""
     claim: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = field(default="", init=False, compare=False)  # so that dataclasses.replace forgets it
 
     @property
     def axes(self) -> dict[str, list[Value]]:
@@ -99,7 +101,7 @@ def read_study(path: Path | str, scale: str | None = None) -> Study:
     Raises:
         BadSetting: the file cannot be read, or something in it is unknown, missing or of the wrong type.
     """
-    path = _file_of(path)
+    path = file_of(path)
     try:
         if path.stat().st_size > FILE_LIMIT:
             raise BadSetting(f"{path} is larger than {FILE_LIMIT} bytes; a study file is a page of TOML.")
@@ -110,19 +112,11 @@ def read_study(path: Path | str, scale: str | None = None) -> Study:
     except ValueError as error:
         raise BadSetting(f"The study file {path} is not TOML: {error}.") from None
     try:
-        return parse_study(_scaled(content, scale), data.decode("utf-8"))
+        study = parse_study(_scaled(content, scale), data.decode("utf-8"))
     except LeakmapError as error:
         raise BadSetting(f"{path}: {error}") from None
-
-
-def _file_of(path: Path | str) -> Path:
-    """The file of that path, else that of the study by that name which comes with leakmap."""
-    file, known = Path(path), paths()
-    if file.is_file() or file.suffix:
-        return file
-    if (name := file.as_posix()) not in known:
-        raise BadSetting(f"There is neither a file nor a study {name!r}; {near_misses(name, known)}")
-    return known[name]
+    object.__setattr__(study, "digest", digest_of(data, scale))
+    return study
 
 
 def parse_study(content: Mapping[str, Any], text: str = "") -> Study:
@@ -322,11 +316,6 @@ def _product(table: Table, kind: str) -> Iterator[_Choice]:
 
 def _matches(axes: Axes, rule: Mapping[str, Any]) -> bool:
     return all(axes.get(name) in (wanted if isinstance(wanted, list) else [wanted]) for name, wanted in rule.items())
-
-
-def shown(value: Value) -> str:
-    """A value as it is written on a command line."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @cache

@@ -107,7 +107,7 @@ def reproduce(
         runner: Where to run.
         here: Where to conclude: on this machine, which holds the folder.
         progress: Called with what is being done and the finished fraction.
-        foretold: Called with where the claims' cells stand and how many runs are about to start, where any are.
+        foretold: Called with what is about to start, where anything is; None times no network.
 
     Returns:
         What became of each claim, in order.

@@ -1,6 +1,7 @@
 """From cells to runs: every run of a study by name, before any network is built."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -16,10 +17,12 @@ from leakmap.memory import check_fits
 from leakmap.plan.plan import Plan, Progress, check
 from leakmap.problem.task import Task
 from leakmap.registry.spec import near_misses
+from leakmap.registry.user_code import is_user_code, local_files
 from leakmap.runs.jobs import Tick, TrialJob
 from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Trial
-from leakmap.study.file import Cell, Study, shown
+from leakmap.study.file import Cell, Study
+from leakmap.study.index import shown
 
 _Material = tuple[Task, Groups]
 
@@ -216,6 +219,23 @@ def only(cells: Sequence[Planned], filters: Sequence[str]) -> list[Planned]:
 
 def _stands(cell: Cell, axis: str, values: set[str]) -> bool:
     return axis in cell.axes and shown(cell.axes[axis]) in values
+
+
+def files_of(cells: Iterable[Planned]) -> list[Path]:
+    """Every file and folder that the plans name, and the modules beside a user's code that it imports.
+
+    What lies in a folder of pictures is not listed.
+    """
+    plans = [one.cell.plan for one in cells]
+    named = {text for plan in plans for text in (plan.model, plan.data, plan.weights, plan.loss, plan.rule.defence)}
+    named |= {str(plan.attack) for plan in plans} | {name for plan in plans for name in plan.metrics}
+    found: set[Path] = set()
+    for part in {part for text in named if text for part in re.split("[,=]", text)}:
+        code, path = part.rpartition(":")[0], part.partition(":")[2]
+        found.update(place for name in (part, code, path) if name and (place := Path(name).expanduser()).exists())
+        if is_user_code(part):
+            found.update(local_files(Path(code).expanduser()))
+    return sorted(path.resolve() for path in found)
 
 
 def of_shard(keys: Iterable[str], shard: str | None) -> Iterator[str]:

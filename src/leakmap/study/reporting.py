@@ -11,7 +11,7 @@ from leakmap.runs.store import Store
 from leakmap.study.file import Study
 from leakmap.study.planning import only
 from leakmap.study.results import cell_rows, conclusions, score_rows, write_table
-from leakmap.study.running import standing
+from leakmap.study.standing import standing
 
 
 def report_study(

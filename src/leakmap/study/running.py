@@ -1,16 +1,19 @@
 """Running a study: what is missing is run, wherever there is room; one writer, the caller.
 
 A study folder holds ``study.toml`` (the file), ``trials/`` (one file for each run, by key), ``networks/`` (briefly
-trained weights, by name), ``fitted/`` (what attacks were fitted to) and ``cells/`` (what was concluded). Resuming is
-running the keys that are missing.
+trained weights, by name), ``fitted/`` (what attacks were fitted to), ``cells/`` (what was concluded) and
+``planned.safetensors`` (what the last run planned). Resuming is running the keys that are missing.
 """
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
+from leakmap.auditing.recipe import ROLES
 from leakmap.errors import StoreError
 from leakmap.files import write_text, written
 from leakmap.plan.plan import Progress
@@ -18,69 +21,14 @@ from leakmap.runs.fitting import FOLDER
 from leakmap.runs.runner import FITTING, HERE, Runner, run_jobs, run_trials
 from leakmap.runs.store import STUDY, Store
 from leakmap.runs.trial import Outcome
+from leakmap.study.estimate import prices, seconds_left
 from leakmap.study.file import Study
-from leakmap.study.planning import Planned, TrainJob, jobs, of_shard, only, planned, trainings
+from leakmap.study.index import FILE, Prices, record
+from leakmap.study.planning import Planned, TrainJob, files_of, jobs, of_shard, only, planned, trainings
+from leakmap.study.standing import Standing, groups_of, read_standing
 
-
-@dataclass(frozen=True)
-class Standing:
-    """Where a study stands.
-
-    Args:
-        planned: Its cells with their runs.
-        failed: Key -> ``(kind, message)`` of runs that failed.
-        seconds: Key of each run that ended with a score -> wall time.
-    """
-
-    planned: tuple[Planned, ...]
-    failed: dict[str, tuple[str, str]]
-    seconds: dict[str, float]
-
-    @property
-    def keys(self) -> list[str]:
-        """Every run of the study, each once, in order."""
-        return list(dict.fromkeys(trial.key for one in self.planned for trial in one.all()))
-
-    @property
-    def missing(self) -> list[str]:
-        """Runs that are neither finished nor failed, in order."""
-        return [key for key in self.keys if key not in self.seconds and key not in self.failed]
-
-
-Foretold = Callable[[Standing, int], None]
-"""Called with where the cells that were chosen stand, and how many runs are about to start."""
-
-
-def standing(study: Study, folder: Path, progress: Progress = lambda what, fraction: None) -> Standing:
-    """Reads where a study stands.
-
-    Args:
-        study: The study.
-        folder: Where its results lie.
-        progress: Called with what is being done and the finished fraction.
-
-    Raises:
-        UsageError: a cell cannot be run as it is written, or the folder holds results of another schema.
-    """
-    store = Store(folder)
-    store.check()
-    return _standing(planned(study, progress), store)
-
-
-def _standing(cells: Sequence[Planned], store: Store) -> Standing:
-    failures: dict[str, tuple[str, str]] = {}
-    seconds: dict[str, float] = {}
-    there = store.keys()
-    for one in cells:
-        for trial in one.all():
-            if trial.key in seconds or trial.key in failures or trial.key not in there:
-                continue
-            if (outcome := store.get(trial)) is not None:
-                if outcome.failure is not None:
-                    failures[trial.key] = outcome.failure
-                else:
-                    seconds[trial.key] = outcome.seconds
-    return Standing(tuple(cells), failures, seconds)
+Foretold = Callable[[int, int, float], None]
+"""Called with how many cells were chosen, how many runs are about to start, and the seconds that they will take."""
 
 
 def run_study(
@@ -106,7 +54,7 @@ def run_study(
         limit: At most so many runs.
         retry_failed: Whether runs that failed before are run again.
         progress: Called with what is being done and the finished fraction.
-        foretold: Called with where the chosen cells stand and how many runs are about to start, where any are.
+        foretold: Called with what is about to start, where anything is; None times no network.
 
     Raises:
         UsageError: a cell cannot be run as it is written, or the folder cannot be used.
@@ -117,15 +65,25 @@ def run_study(
     if study.text:
         write_text(folder / "study.toml", study.text)
     cells = planned(study, progress)
-    before = _standing(cells, store)
+    before = read_standing(cells, store)
+    for key in before.failed:
+        store.set_apart(key)
     among = tuple(only(cells, filters))
     chosen = {trial.key for one in among for trial in one.all()}
     again = before.failed if retry_failed else {}
     open_ = {*before.missing, *again}
     todo = [key for key in before.keys if key in chosen and key in open_]
     todo = list(of_shard(todo, shard))[:limit]
+    foreseen = Prices(np.full((len(cells), len(ROLES)), np.nan), {})
     if todo and foretold is not None:
-        foretold(replace(before, planned=among), len(todo))
+        found = replace(before, planned=among)
+        of_them = prices(found, folder, progress)
+        left = seconds_left(found, of_them) * len(todo) / max(len(todo), len(found.missing))
+        foretold(len(among), len(todo), left)
+        places = {id(one): place for place, one in enumerate(cells)}
+        foreseen.seconds[[places[id(one)] for one in among]] = of_them.seconds.reshape(-1, len(ROLES))
+        foreseen = replace(foreseen, fits=of_them.fits)
+    _record(study, folder, cells, foreseen)
     work = jobs(cells, set(todo), trained, folder.resolve() / FOLDER)
     _train(runner, trainings(cells, set(todo), trained), progress)
     finished: set[str] = set()
@@ -147,7 +105,15 @@ def run_study(
             told(outcome.trial.key, 1.0)
 
         run_trials(runner, work, done, told, lambda fraction: progress(FITTING, fraction))
-    return _standing(cells, store)
+    return read_standing(cells, store)
+
+
+def _record(study: Study, folder: Path, cells: Sequence[Planned], foreseen: Prices) -> None:
+    """Keeps what was planned, for whoever asks how the study stands; of a study that is no file there is no asking."""
+    if study.digest:
+        seconds = foreseen.seconds.reshape(-1)
+        own = (study.digest, study.title, study.axes, len(cells), groups_of(cells))
+        record(folder, *own, replace(foreseen, seconds=seconds), files_of(cells))
 
 
 def _train(runner: Runner, work: Sequence[TrainJob], progress: Progress) -> None:
@@ -190,7 +156,11 @@ def merge_study(folder: Path, sources: Sequence[Path]) -> dict[str, int]:
                 count += 1
         if (source / "study.toml").is_file() and not (folder / "study.toml").exists():
             write_text(folder / "study.toml", (source / "study.toml").read_text(encoding="utf-8"))
-        for made in (*source.glob("networks/*.safetensors"), *source.glob(f"{FOLDER}/*.safetensors")):
+        for made in (
+            *source.glob("networks/*.safetensors"),
+            *source.glob(f"{FOLDER}/*.safetensors"),
+            *source.glob(FILE),
+        ):
             own = folder / made.relative_to(source)
             if not own.exists():
                 own.parent.mkdir(exist_ok=True)
