@@ -10,13 +10,13 @@ from scipy import stats
 from leakmap.errors import BadSetting
 from leakmap.scoring.effects import (
     axis_levels,
-    equivalent,
     holm,
     interaction,
     marginal_effects,
     spearman_interval,
     two_sided_p,
 )
+from leakmap.scoring.equivalence import equivalent
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,11 @@ def standing(study: Study, folder: Path, progress: Progress = lambda what, fract
     """
     store = Store(folder)
     store.check()
-    return _standing(planned(study, progress), store)
+    return standing_of(planned(study, progress), store)
 
 
-def _standing(cells: Sequence[Planned], store: Store) -> Standing:
+def standing_of(cells: Sequence[Planned], store: Store) -> Standing:
+    """Where planned cells stand in a store."""
     failures: dict[str, tuple[str, str]] = {}
     seconds: dict[str, float] = {}
     there = store.keys()
@@ -117,7 +118,7 @@ def run_study(
     if study.text:
         write_text(folder / "study.toml", study.text)
     cells = planned(study, progress)
-    before = _standing(cells, store)
+    before = standing_of(cells, store)
     among = tuple(only(cells, filters))
     chosen = {trial.key for one in among for trial in one.all()}
     again = before.failed if retry_failed else {}
@@ -147,7 +148,7 @@ def run_study(
             told(outcome.trial.key, 1.0)
 
         run_trials(runner, work, done, told, lambda fraction: progress(FITTING, fraction))
-    return _standing(cells, store)
+    return standing_of(cells, store)
 
 
 def _train(runner: Runner, work: Sequence[TrainJob], progress: Progress) -> None:
