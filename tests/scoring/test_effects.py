@@ -10,13 +10,14 @@ from scipy import stats
 from leakmap.errors import BadSetting
 from leakmap.scoring.effects import (
     axis_levels,
-    equivalent,
     holm,
     interaction,
     marginal_effects,
     spearman_interval,
     two_sided_p,
+    unpaired,
 )
+from leakmap.scoring.equivalence import equivalent
 
 
 @dataclass(frozen=True)
@@ -225,3 +226,18 @@ def test_a_perfect_order_of_few_pairs_is_not_certain():
 def test_levels_are_ordered_by_size_and_names_as_they_come():
     cells = [Cell({"a": 2, "b": "z", "c": True}, {}), Cell({"a": 1, "b": "y", "c": False}, {})]
     assert axis_levels(cells) == {"a": [1, 2], "b": ["z", "y"], "c": [False, True]}
+
+
+def test_groups_of_different_clients_are_compared_by_welch():
+    random = np.random.default_rng(1)
+    a, b = random.normal(1.0, 1.0, 12), random.normal(0.0, 3.0, 30)
+    cells = [Cell({"size": 1}, dict(enumerate(a))), Cell({"size": 4}, dict(enumerate(b)))]
+    found = unpaired(cells, values, [(1.0, {"size": 1}), (-1.0, {"size": 4})], "one less four")
+    told = stats.ttest_ind(a, b, equal_var=False)
+    interval = told.confidence_interval(0.95)
+    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+    assert found.p == pytest.approx(told.pvalue)
+    assert found.clients == 12
+    alone = [Cell({"size": 1}, {0: 1.0}), cells[1]]
+    assert unpaired(alone, values, [(1.0, {"size": 1}), (-1.0, {"size": 4})]).difference.low == -np.inf
+    assert unpaired(cells, values, [(1.0, {"size": 1}), (-1.0, {"size": 9})]) is None

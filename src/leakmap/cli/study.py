@@ -189,7 +189,10 @@ def reproduce(
     gpus: Gpus = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Run every claim of a paper and say which hold, with intervals: page.md, claims.json, a report for each.
+    """Run every claim of a paper and say which hold, for attacks that search and for any attack tried: page.md.
+
+    Claims run one after the other. The outcome of each is a file in claims/, and a claim whose file is there, from the
+    same study and pictures, is not run again.
 
     [bold]Examples[/bold]
 
@@ -197,13 +200,13 @@ def reproduce(
 
       leakmap reproduce paper --claim C1 --claim C3 --data cifar10:DIR
     """
-    from leakmap.study.paper import parts_of, together
+    from leakmap.study.paper import parts_of, still_open, together
 
     folder = out or Path("runs") / f"{paper}-{scale}"
-    study = together(parts_of(paper, scale, data or (), claims or ()))
     runner = runner_of(workers, device, ray, gpus)
     if dry_run:
         with progress_bar() as progress:
+            study = together(still_open(parts_of(paper, scale, data or (), claims or ()), folder, progress))
             found = leakmap.study_status(study, folder, progress=progress)
         _tell(found, folder, as_json, workers_of(workers, device))
         return
@@ -225,10 +228,13 @@ def reproduce(
         return
     console = Terminal(highlight=False)
     for one in judged:
-        console.print(
-            f"[bold]{one.claim.id:4}[/] [{COLOURS[one.outcome]}]{one.outcome:16}[/] {escape(one.claim.statement)}"
-        )
-        console.print(Padding(f"[dim]{escape(one.why)}[/]", (0, 0, 0, 5)))
+        found = one.judgement
+        outcomes = [column.outcome if column else "not run" for column in (found and found.search, found and found.any)]
+        search, of_any = (f"[{COLOURS[outcome]}]{outcome:16}[/]" for outcome in outcomes)
+        console.print(f"[bold]{one.claim.id:4}[/] {search} {of_any} {escape(one.claim.statement)}")
+        if found is not None:
+            why = found.any.why if found.search.why == found.any.why else f"{found.search.why} Any: {found.any.why}"
+            console.print(Padding(f"[dim]{escape(why)}[/]", (0, 0, 0, 5)))
     console.print(f"\nPage: {escape(str(folder / 'page.md'))}", soft_wrap=True)
 
 

@@ -1,6 +1,7 @@
 """Values of clients, computed from a result: what studies compare, client by client."""
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 from leakmap.result.result import Result
@@ -22,6 +23,12 @@ def object_rank_score(result: Result) -> dict[Hashable, float]:
 def first_ranks(result: Result) -> dict[Hashable, float]:
     """Client -> share of its pictures that are ranked first."""
     return {one.client: _mean([float(rank == 1) for rank in one.ranks]) for one in result.finished}
+
+
+def exposed_share(result: Result) -> dict[Hashable, float]:
+    """Client -> share of its pictures that are exposed: first, recognisable, above its floors and other clients'."""
+    exposed = Counter(one.client for one in (result.exposure.found if result.exposure else ()))
+    return {one.client: exposed[one.client] / len(one.ranks) for one in result.finished}
 
 
 def advantage(result: Result) -> dict[Hashable, float]:

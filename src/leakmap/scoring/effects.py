@@ -49,7 +49,9 @@ class Effect:
         difference: Mean over clients with its 95 % interval (see :func:`mean_interval`).
         p: Two-sided sign-flip test over clients.
         pairs: Sets of cells that agree on everything else, each of which holds every compared level.
-        clients: Clients of different pictures; two seeds have different ones.
+        clients: Clients of different pictures; two seeds have different ones. Where groups of different clients are
+            compared, those of the smallest group.
+        error: Standard error of the difference; NaN where one client shows none.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Effect:
     p: float
     pairs: int
     clients: int
+    error: float = math.nan
 
 
 def marginal_effects(cells: Sequence[C], value: Value[C], replicates: Collection[str] = REPLICATES) -> list[Effect]:
@@ -176,8 +179,11 @@ def _contrast(
     weights: Mapping[tuple[AxisLevel, ...], float],
     replicates: Collection[str],
     matched: Collection[str] | None = None,
-) -> tuple[Interval, float, int, int] | None:
-    """Difference, p, sets of cells and clients of a weighted sum over levels; cells agree on ``matched``, or on all."""
+) -> tuple[Interval, float, int, int, float] | None:
+    """Difference, p, sets of cells, clients and standard error of a weighted sum over levels.
+
+    Cells agree on ``matched``, or on all other axes.
+    """
     sets: dict[Hashable, dict[tuple[AxisLevel, ...], dict[Hashable, list[float]]]] = {}
     for at, values in valued:
         if not all(axis in at for axis in axes):
@@ -201,7 +207,60 @@ def _contrast(
     if not differences:
         return None
     per_client = [float(np.mean(differences[client])) for client in sorted(differences, key=str)]
-    return mean_interval(per_client), two_sided_p(per_client), pairs, len(per_client)
+    return mean_interval(per_client), two_sided_p(per_client), pairs, len(per_client), standard_error(per_client)
+
+
+def unpaired(
+    cells: Sequence[C],
+    value: Value[C],
+    terms: Sequence[tuple[float, Mapping[str, AxisLevel]]],
+    name: str = "",
+) -> Effect | None:
+    """A weighted sum over cells that hold different clients: Welch's interval and test.
+
+    A client's values in all cells of a term are averaged first.
+
+    Args:
+        cells: Of a study.
+        value: Of a cell's clients.
+        terms: ``(weight, coordinates)`` each.
+        name: Of the effect.
+
+    Returns:
+        The contrast; None where a term has no client. With one client in a group its interval is infinite.
+
+    Source: Welch 1947, "The generalization of 'Student's' problem when several different population variances are
+    involved", Biometrika 34.
+    """
+    means, errors, sizes, found = [], [], [], []
+    for weight, at in terms:
+        alike = [cell for cell in cells if all(cell.axes.get(axis, math.nan) == level for axis, level in at.items())]
+        of_client: dict[Hashable, list[float]] = defaultdict(list)
+        for cell in alike:
+            for client, one in value(cell).items():
+                of_client[client].append(one)
+        if not of_client:
+            return None
+        group = [float(np.mean(values)) for values in of_client.values()]
+        means.append(weight * float(np.mean(group)))
+        errors.append(weight * standard_error(group))
+        sizes.append(len(group))
+        found.append(len(alike))
+    low, high = ([tuple(at.values()) for weight, at in terms if (weight > 0) == above] for above in (False, True))
+    mean, error = math.fsum(means), math.sqrt(math.fsum(e**2 for e in errors))
+    if not error > 0:
+        difference = Interval(mean, *((mean, mean) if error == 0 else (-math.inf, math.inf)))
+        return Effect(name, low, high, difference, float(error != 0 or mean == 0), min(found), min(sizes), error)
+    freedom = error**4 / math.fsum(e**4 / (n - 1) for e, n in zip(errors, sizes, strict=True))
+    t = stats.t(freedom)
+    half = float(t.ppf(0.975)) * error
+    p = 2 * float(t.sf(abs(mean) / error))
+    return Effect(name, low, high, Interval(mean, mean - half, mean + half), p, min(found), min(sizes), error)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of independent values; NaN of fewer than two."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def axis_levels(cells: Sequence[Placed]) -> dict[str, list[AxisLevel]]:
@@ -234,56 +293,6 @@ def holm(ps: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(ps) - place) * ps[i]))
         corrected[i] = least
     return corrected
-
-
-@dataclass(frozen=True)
-class Equivalence:
-    """Whether a mean difference is known to be small.
-
-    Args:
-        difference: Mean with the interval of confidence 1 - 2 alpha, which lies within the margin exactly where
-            ``equivalent``.
-        margin: Largest difference that counts as none.
-        p: The larger one of the two one-sided tests.
-        equivalent: Whether ``p < alpha``.
-    """
-
-    difference: Interval
-    margin: float
-    p: float
-    equivalent: bool
-
-
-def equivalent(differences: Sequence[float], margin: float, alpha: float = 0.05) -> Equivalence:
-    """Two one-sided t tests that the mean of paired differences lies between -margin and margin.
-
-    Fewer than two differences show nothing: p = 1.
-
-    Args:
-        differences: One of each client.
-        margin: Positive, in the unit of the differences, fixed before looking at them.
-        alpha: Level of each test.
-
-    Raises:
-        BadSetting: the margin is not positive.
-
-    Source: Schuirmann 1987, "A comparison of the two one-sided tests procedure and the power approach", Journal of
-    Pharmacokinetics and Biopharmaceutics 15.
-    """
-    if not margin > 0:
-        raise BadSetting(f"The margin of an equivalence must be positive; got {margin}.")
-    values = np.asarray(differences, dtype=float)
-    mean = float(values.mean()) if len(values) else math.nan
-    if len(values) < 2:
-        return Equivalence(Interval(mean, -math.inf, math.inf), margin, 1.0, False)
-    error = float(values.std(ddof=1)) / math.sqrt(len(values))
-    distribution = stats.t(len(values) - 1)
-    half = float(distribution.ppf(1 - alpha)) * error
-    if error == 0:
-        p = 0.0 if abs(mean) < margin else 1.0
-    else:
-        p = float(max(distribution.sf((mean + margin) / error), distribution.cdf((mean - margin) / error)))
-    return Equivalence(Interval(mean, mean - half, mean + half), margin, p, p < alpha)
 
 
 def spearman_interval(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Interval:
