@@ -116,7 +116,7 @@ UNMOVED: Mapping[str, Mapping[str, str]] = {
         "convnet, 6 deep": "convnet,depth=6,width=16",
         "convnet, mean pooled": "convnet,width=16,head=pool",
         "mlp": "mlp,hidden=128",
-        "vit": "vit,dim=48",
+        "vit": "vit,dim=96",
     },
 }
 """Networks that compute the same in both modes and return no statistics: measured once, in inference mode."""
@@ -248,13 +248,13 @@ def _crossed() -> Iterator[Cell]:
         yield replace(still, varied="mlp: width, depth", model=f"mlp,hidden={hidden}")
     yield replace(still, varied="family, weights", model="mlp,hidden=128", weights="brief")
     yield replace(still, varied="family, weights", model="convnet,width=16", weights="brief")
-    yield replace(still, varied="family, weights", model="vit,dim=48", weights="brief")
-    for model in ("vit,dim=96", "vit,dim=48,depth=4", "vit,dim=48,prenorm=false,skip=false"):
+    yield replace(still, varied="family, weights", model="vit,dim=96", weights="brief")
+    for model in ("vit,dim=48", "vit,dim=96,depth=4", "vit,dim=96,prenorm=false,skip=false"):
         yield replace(still, varied="vit: width, depth, norm", model=model)
     for count in (2, 4):
-        yield replace(still, varied="family, batch", model="vit,dim=48", count=count)
+        yield replace(still, varied="family, batch", model="vit,dim=96", count=count)
     local = {"share": "delta", "batch_size": 1}
-    yield replace(still, varied="family, steps", model="vit,dim=48", rule=replace(still.rule, **local), count=4)
+    yield replace(still, varied="family, steps", model="vit,dim=96", rule=replace(still.rule, **local), count=4)
 
 
 def _production() -> Iterator[Cell]:
