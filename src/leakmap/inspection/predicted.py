@@ -1,4 +1,4 @@
-"""Which predictors are worth measuring: how each did on the networks of the reference map, shipped with the package."""
+"""Predictors that are worth measuring, by how each did on the reference map, and what they tell of a network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,16 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+import torch
 from pydantic import TypeAdapter
+
+from leakmap.client.data import load_pictures, to_channels
+from leakmap.errors import DataError
+from leakmap.inspection.predictors import PREDICTORS, Known
+from leakmap.inspection.traits import Traits
+from leakmap.local_rule import LocalRule, Mode
+from leakmap.models.network import Network
+from leakmap.observation.contents import Public
 
 FILE = Path("src/leakmap/inspection/predictors.json")
 """Where a benchmark writes it, in the repository."""
@@ -65,3 +74,58 @@ def shipped() -> Predicted | None:
     """What ships with the package; None where this copy has none."""
     file = files("leakmap.inspection").joinpath(FILE.name)
     return TypeAdapter(Predicted).validate_json(file.read_bytes()) if file.is_file() else None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one predictor says of a network.
+
+    Args:
+        name: Of the predictor.
+        mode: Of the client.
+        value: Measured.
+        low: Lowest mean relative rank on the map among networks with the nearest values; 0 is first, .5 chance.
+        high: The highest.
+    """
+
+    name: str
+    mode: Mode
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.mode:5}  {PREDICTORS[self.name].words}: {self.value:.3g}; networks of the map with the nearest "
+            f"values: relative rank {self.low:.2f} to {self.high:.2f}"
+        )
+
+
+def predict(network: Network, traits: Traits, data: str) -> tuple[Prediction, ...]:
+    """Measures the accepted predictors, of a client with one picture that shares its gradient, in either mode.
+
+    Args:
+        network: Architecture and weights.
+        traits: Of the architecture.
+        data: Specification of public pictures; their classes are not looked at.
+
+    Raises:
+        DataError: the pictures cannot be read, or do not fit the network.
+    """
+    found = shipped()
+    names = [name for name, one in found.predictors.items() if one.accepted] if found else []
+    if not names or found is None:
+        return ()
+    channels, size, _ = network.task.shape
+    pictures = load_pictures(data, size).floats
+    if pictures.shape[1] != channels and channels not in (1, 3):
+        raise DataError(f"The network takes {channels} channels, the pictures of {data} have {pictures.shape[1]}.")
+    public = Public(to_channels(pictures, channels), torch.arange(len(pictures)) % network.task.classes)
+    modes: tuple[Mode, ...] = ("eval", "train") if traits.noise or any(n.running for n in traits.norms) else ("eval",)
+    told: list[Prediction] = []
+    for mode in modes:
+        known = Known(network, traits, LocalRule(mode=mode), public)
+        for name in names:
+            value = PREDICTORS[name].measure(known)
+            told.append(Prediction(name, mode, value, *found.predictors[name].meant(value)))
+    return tuple(told)
