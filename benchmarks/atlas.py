@@ -8,14 +8,15 @@ written to docs/results/atlas.md, its heat map, and src/leakmap/inspection/refer
 shows.
 
 Victims are CIFAR-10 test pictures; public pictures are training pictures, of which networks that are trained here saw
-none. An inverse is fitted to 1,000 simulated clients, fewer where a client holds 16 pictures or more, and reads 100
-clients or more. The closed forms attack the same clients where they apply. Where a client holds at most four pictures
+none. An inverse is fitted to 1,000 simulated clients, down to 300 where one takes long, as those with many pictures do, of
+which more would be read with more; it reads 100 clients or more. The closed forms attack the same clients where they apply. Where a client holds at most four pictures
 of 32 pixels, two searches of 100 iterations attack three simulated clients, and the better one four to six real ones.
 Each attack rehearses on public pictures that nothing was fitted to; the one with the highest NCC there speaks for the
 cell. The truth chooses nothing.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -58,6 +59,8 @@ SEARCHED, SEARCHABLE = 6, 4
 SEARCHES = ("inverting_gradients,steps=100", "even_steps,steps=100")
 MANY = 64
 """Pictures of a client up to which an inverse reads all of them."""
+SIMULATED = ((12.0, 1000), (24.0, 600), (36.0, 400), (math.inf, 300))
+"""Most work of a client, in passes of the base network over one picture -> clients that an inverse is fitted to."""
 PADDING = 4
 """Pixels by which an augmented picture is shifted at most, of 32."""
 
@@ -126,9 +129,11 @@ def holdings(pictures: int, count: int, clients: int) -> Tensor:
 
 def simulated(cell: Cell) -> int:
     """Clients that an inverse is fitted to: fewer where one of them takes long."""
-    if cell.count >= 16:
-        return 400 if cell.weights != "full" else 250
-    return 500 if cell.side > 32 else 1000
+    # Of returned buffers alone one forward pass is simulated; a gradient takes three times that.
+    passes = 1 if cell.buffers and cell.rule.mode == "train" and cell.steps == 1 else 3
+    size = 5.0 if cell.side > 32 else 2.5 if cell.weights == "full" else 1.0
+    work = size * passes * cell.count
+    return next(clients for most, clients in SIMULATED if work <= most)
 
 
 def measured(key: str, data: Path, told: Callable[[float], None]) -> Entry:

@@ -86,11 +86,16 @@ def effects(found: Mapping[str, Stored]) -> list[Effect]:
     return answers
 
 
+def _plainness(cell: Cell) -> tuple[bool, bool, int, int]:
+    return cell.rule.defence != "none", cell.augmented, cell.count, cell.steps
+
+
 def write_reference(found: Mapping[str, Stored], path: Path = FILE) -> Reference:
     """Writes what the package ships."""
     networks: dict[tuple[str, str, int], list[Measured]] = {}
-    for key, entry in found.items():
-        cell = CELLS[key]
+    # The plainest clients first: an inspection shows some of them.
+    for key in sorted(found, key=lambda key: _plainness(CELLS[key])):
+        cell, entry = CELLS[key], found[key]
         if (one := measured(cell, entry)) is not None:
             networks.setdefault((cell.model, cell.weights, cell.side), []).append(one)
     entries = []

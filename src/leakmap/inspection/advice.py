@@ -55,10 +55,10 @@ def advise(traits: Traits) -> list[Advice]:
     return [advice for part in parts for advice in part(traits)]
 
 
-def _shown(trait: str) -> str:
-    """What changes of a trait did on the map; that nothing did where none is measured."""
+def _shown(*names: str) -> str:
+    """What changes of these traits did on the map, or that none was measured."""
     reference = shipped()
-    effects = reference.of(trait) if reference else []
+    effects = [effect for name in names for effect in reference.of(name)] if reference else []
     if not effects:
         return "Its effect was not measured."
     return f"On the map, by relative rank (0 first, .5 chance): {words_of(effects)}."
@@ -197,7 +197,7 @@ def _normalization(traits: Traits) -> Iterator[Advice]:
                 _norm(norm),
                 "Returned running statistics give away those of the batch (new = (1 - momentum) old + momentum batch), "
                 "most of all those of the last, partial batch of an epoch. "
-                f"{_shown('buffers')} {_shown('mode')} {_shown('norm')} {quoted('C1', 'C6', 'C7')}",
+                f"{_shown('buffers', 'mode', 'norm')} {quoted('C1', 'C6', 'C7')}",
                 "Keep the buffers on the client; at least set drop_last=True in the data loader.",
                 f"docs/results/learned.md, docs/results/last-batch.md; {_MAP}; {PAPER}",
             )
