@@ -8,7 +8,7 @@ from benchmarks.predictors import area, read_out, spearman
 from leakmap.client_step import Training, arrange
 from leakmap.errors import BadSetting
 from leakmap.inspection import predictors, read_traits
-from leakmap.inspection.predicted import Judged
+from leakmap.inspection.predicted import Judged, Predicted, predict
 from leakmap.inspection.predictors import PREDICTORS, Jacobian, Known, rehearsed
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import build_network
@@ -105,3 +105,20 @@ def test_what_a_value_has_meant_is_told_by_the_nearest_configurations():
     judged = Judged(0.9, (0.9, 0.8, 1.0), (0.9, 0.8, 1.0), True, points)
     assert judged.meant(3.0) == (0.0, 0.3)
     assert judged.meant(100.0) == (13 / 20, 19 / 20)
+
+
+def test_accepted_predictors_alone_are_measured_in_the_modes_that_differ(monkeypatch):
+    bounds = (0.9, 0.8, 1.0)
+    judged = {
+        name: Judged(0.9, bounds, bounds, name == "sensitivity", ((-1.0, 0.2), (0.0, 0.4))) for name in PREDICTORS
+    }
+    found = Predicted("python -m benchmarks.predictors", "", 2, 2, judged)
+    monkeypatch.setattr("leakmap.inspection.predicted.shipped", lambda: found)
+    for model, modes in (("mlp,hidden=4", ["eval"]), ("convnet,width=4,depth=2,norm=batch", ["eval", "train"])):
+        network = build_network(Task((3, 16, 16), 3, (0.5,) * 3, (0.25,) * 3), model, seed=1)
+        told = predict(network, read_traits(network), "samples")
+        assert [(one.name, one.mode) for one in told] == [("sensitivity", mode) for mode in modes]
+        assert all((one.low, one.high) == (0.2, 0.4) for one in told)
+        assert "relative rank 0.20 to 0.40" in str(told[0])
+    monkeypatch.setattr("leakmap.inspection.predicted.shipped", lambda: None)
+    assert predict(network, read_traits(network), "samples") == ()

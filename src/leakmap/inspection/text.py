@@ -15,7 +15,9 @@ from leakmap.inspection.probe import Probe
 
 NATURE = "What is said of traits was measured on other networks. leakmap audit measures this one."
 
-UNPREDICTED = "No predictor told leakage better than the number of parameters and the traits alone: none is measured."
+UNPREDICTED = (
+    "No predictor was shown to tell leakage better than the number of parameters and the traits do: none is measured."
+)
 
 
 def conclusion(inspection: Inspection) -> str:
