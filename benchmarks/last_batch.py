@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from benchmarks.cases import run_cases
-from benchmarks.learned import Pool, network_of
+from benchmarks.clients import Pool
+from benchmarks.learned import network_of
 from benchmarks.markdown import bounds, measured_with, ranged, table, versions
 from leakmap.attacker.attack import attack, fit
 from leakmap.attacker.attacks import attacks

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from benchmarks import last_batch
 from benchmarks.cases import Entry, run_cases
-from benchmarks.learned import Case, Pool, attacked, figures, pool_of
+from benchmarks.clients import Pool, attacked, figures, pool_of
+from benchmarks.learned import Case
 from benchmarks.markdown import measured_with, ranged, table, versions
 from leakmap.attacker.attack import fit
 from leakmap.attacker.attacks import attacks

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import Entry, run_cases
-from benchmarks.learned import Case, Pool, attacked, class_mean, figures, network_of, pool_of
+from benchmarks.clients import IMAGENET, Pool, attacked, class_mean, figures, pool_of
+from benchmarks.learned import Case, network_of
 from benchmarks.markdown import measured_with, ranged, table, versions
 from leakmap.attacker.attack import fit
 from leakmap.attacker.attacks import attacks
@@ -49,7 +50,6 @@ VICTIMS, SEARCHED = 200, 4
 EPOCHS = 5
 SEARCH = "even_steps,steps=100"
 CLOSED = {1: "patch_positions", 4: "patch_subspace"}
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TRAINED = {
     "vit": ("ViT-S/32", "timm/vit_small_patch32_224"),
     "convnext": ("ConvNeXt-Atto", "timm/convnext_atto"),

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import run_cases
-from benchmarks.learned import IMAGENET, pool_of
+from benchmarks.clients import IMAGENET, pool_of
 from benchmarks.markdown import measured_with, table, versions
 from leakmap.attacker.attack import attack
 from leakmap.client.simulate import Batch, simulate

@@ -1,7 +1,6 @@
 """The paper quotes what the pages of results say today."""
 
 import pytest
-
 from benchmarks.quoted import PAPER, TEXT, cell_of, quoted
 
 

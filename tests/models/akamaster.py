@@ -33,3 +33,15 @@ class Net(nn.Module):
 
 def resnet20():
     return Net(3)
+
+
+def resnet32():
+    return Net(5)
+
+
+def resnet44():
+    return Net(7)
+
+
+def resnet56():
+    return Net(9)

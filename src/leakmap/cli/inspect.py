@@ -1,4 +1,4 @@
-"""``leakmap inspect``: what an architecture is made of, and what that means for leakage."""
+"""``leakmap inspect``: what an architecture is made of, and what is known of that."""
 
 import json
 from pathlib import Path
@@ -19,9 +19,13 @@ def inspect_(
     classes: Annotated[int, typer.Option(help="Outputs of the model.")] = 10,
     weights: Annotated[Path | None, typer.Option(help="safetensors, or a torch checkpoint.")] = None,
     output: Annotated[str, typer.Option(help="What of the model's outputs the loss takes: a name or a position.")] = "",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure predictors that proved themselves, in a minute or more.")
+    ] = False,
+    data: Annotated[str, typer.Option(help="Public pictures that predictors are measured on.")] = "samples",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Read an architecture's traits and say what each is expected to mean for leakage; attacks nothing.
+    """Read an architecture's traits and say what is known of each; attacks nothing.
 
     [bold]Examples[/bold]
 
@@ -33,7 +37,13 @@ def inspect_(
 
     with results_apart():
         found = leakmap.inspect_model(
-            model, image_size=image_size, channels=channels, classes=classes, weights=weights, output=output
+            model,
+            image_size=image_size,
+            channels=channels,
+            classes=classes,
+            weights=weights,
+            output=output,
+            measure=data if measure else None,
         )
     if as_json:
         typer.echo(json.dumps(as_dict(found), indent=2, ensure_ascii=False))

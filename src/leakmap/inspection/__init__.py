@@ -1,6 +1,6 @@
 """What an architecture is made of, read off one recorded forward pass, and what that means for leakage.
 
-:func:`read_traits` looks at a network, :func:`advise` says what each trait is expected to do, and :func:`probe_update`
+:func:`read_traits` looks at a network, :func:`advise` says what is known of each trait, and :func:`probe_update`
 what a client's update depends on. Nothing is attacked and nothing here is a verdict.
 """
 

@@ -1,16 +1,19 @@
-"""What each trait is expected to do to leakage, and what to change.
+"""What is known of each trait's effect on leakage, and what to change.
 
-Directions come from published claims and from the rules that this project audits by; they are expectations about
-architectures, not measurements of the network at hand. docs/inspect.md lists the claims by number.
+A direction is given where measurement gave it: by the reference map, on which single traits were changed with
+everything else the same, by the pages of results, or by an equation that gives the picture back. Of published claims
+the outcome is quoted.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from leakmap.inspection.claims import PAPER, quoted
+from leakmap.inspection.reference import helps, raises, shipped, words_of
 from leakmap.inspection.traits import Norm, Traits
 
-_PAPER = "arXiv 2508.19819, expected direction"
+_MAP = "docs/results/atlas.md"
 _PLACES = {
     "pre": "in front of weight layers (pre-activation, pre-norm)",
     "post": "behind weight layers or additions (post-activation, post-norm)",
@@ -34,9 +37,9 @@ class Advice:
     Args:
         trait: Its name.
         found: What the network has.
-        meaning: What that is expected to do to leakage.
-        change: What to change to lower it; empty where nothing needs to be.
-        source: Where the expectation comes from.
+        meaning: What it does to leakage, as far as that was measured or follows.
+        change: What to change to lower it; empty where no measurement supports a change.
+        source: Where that is shown.
     """
 
     trait: str
@@ -52,6 +55,27 @@ def advise(traits: Traits) -> list[Advice]:
     return [advice for part in parts for advice in part(traits)]
 
 
+def _shown(*names: str) -> str:
+    """What changes of these traits did on the map, or that none was measured."""
+    reference = shipped()
+    effects = [effect for name in names for effect in reference.of(name)] if reference else []
+    if not effects:
+        return "Its effect was not measured."
+    return f"On the map, by relative rank (0 first, .5 chance): {words_of(effects)}."
+
+
+def _lower(trait: str, changes: dict[str, str]) -> str:
+    """The changes of a trait after which less was read of some client and more of none.
+
+    Args:
+        trait: Its name on the map.
+        changes: Its value there -> what to do.
+    """
+    reference = shipped()
+    good = helps(reference.of(trait)) if reference else []
+    return " ".join(dict.fromkeys(words for value, words in changes.items() if value in good))
+
+
 def _stem(traits: Traits) -> Iterator[Advice]:
     stem, total = traits.stem, traits.total_stride
     if stem.kind == "linear":
@@ -63,16 +87,13 @@ def _stem(traits: Traits) -> Iterator[Advice]:
         found += f"; total stride {total}" if total else ""
     if stem.kind == "linear" and not stem.patch:
         meaning = "The first layer mixes all pixels; its gradient is a sum of whole pictures (see closed forms)."
-        change = "Begin with a strided convolution."
-    elif stem.stride * stem.pool_stride > 1:
-        meaning = (
-            "Early down-sampling leaves fine detail to the gradient of the stem alone; expected to leak less detail."
-        )
-        change = ""
-    else:
-        meaning = "The first features keep the full resolution; expected to leak more detail."
-        change = "Down-sample in the stem: stride 2 and a pooling, or patches."
-    yield Advice("stem", found, meaning, change, "rule 6.9, expected direction")
+        yield Advice("stem", found, meaning, "Begin with a convolution.", "Phong et al. 2018")
+        return
+    plain = stem.stride * stem.pool_stride == 1
+    down = "Down-sample in the stem."
+    yield Advice(
+        "stem", found, _shown("stem"), _lower("stem", {"imagenet": down, "patch": down}) if plain else "", _MAP
+    )
 
 
 def _closed_forms(traits: Traits) -> Iterator[Advice]:
@@ -84,7 +105,7 @@ def _closed_forms(traits: Traits) -> Iterator[Advice]:
             " ".join(
                 cure for name, cure in _CURES.items() if name in {c.partition(":")[0] for c in traits.closed_forms}
             ),
-            "rule 6.9; Phong et al. 2018, arXiv 2403.03945 (SPEAR), 2112.14087 (APRIL), 2010.07733 (R-GAP), "
+            "Phong et al. 2018, arXiv 2403.03945 (SPEAR), 2112.14087 (APRIL), 2010.07733 (R-GAP), "
             "docs/results/patch-positions.md",
         )
     else:
@@ -92,9 +113,9 @@ def _closed_forms(traits: Traits) -> Iterator[Advice]:
             "closed form",
             "no layer qualifies",
             "No linear layer with a bias sees the picture, no learned positions give its patches away and no first "
-            "attention can be solved; a search is needed.",
+            "attention can be solved; what is left are attacks that are fitted, and searches.",
             "",
-            "rule 6.9; leakmap audit names what stands in the way",
+            "leakmap audit names what stands in the way",
         )
 
 
@@ -102,17 +123,17 @@ def _size(traits: Traits) -> Iterator[Advice]:
     yield Advice(
         "depth",
         f"{traits.depth} weight layers on the longest path",
-        "Deeper networks are expected to leak less, shallower ones more.",
-        "More layers, which also cost accuracy and time; depth alone is no defence.",
-        f"C4 ({_PAPER})",
+        f"{_shown('depth')} {quoted('C4')}",
+        _lower("depth", {"2-2-2": "More layers.", "3-3-3": "More layers."}),
+        f"{_MAP}; {PAPER}",
     )
     if traits.stages:
         yield Advice(
             "width",
             ", ".join(_stage(s.positions, s.low, s.high) for s in traits.stages),
-            "Wider networks are expected to leak more: a gradient with more values says more about each pixel.",
-            "Fewer channels, in the first stages above all.",
-            f"C4 ({_PAPER})",
+            f"{_shown('width')} {quoted('C4')}",
+            _lower("width", {"8": "Fewer channels."}),
+            f"{_MAP}; {PAPER}",
         )
     shares = ", ".join(
         f"{kind} {share:.1%}" if share >= 5e-4 else f"{kind} below 0.1%" for kind, share in traits.shares.items()
@@ -124,9 +145,9 @@ def _size(traits: Traits) -> Iterator[Advice]:
         f"{traits.parameters:,}{frozen}: {shares}",
         "The update shows what the head sees of the pictures; nothing of the layers below it is sent."
         if traits.only_head
-        else "Every trained parameter is one equation about the picture; frozen ones send nothing.",
-        "" if traits.only_head else "Freeze what need not be trained.",
-        "no claim on its direction",
+        else "Frozen ones send nothing.",
+        "",
+        "the client step",
     )
 
 
@@ -142,31 +163,30 @@ def _skips(traits: Traits) -> Iterator[Advice]:
     yield Advice(
         "skip connections",
         f"{traits.skips} ({held})" if held else "none",
-        "Gradients reach the first layers undisturbed; expected to leak more."
-        if held
-        else "Gradients pass every layer; expected to leak less than with skip connections.",
-        "Networks without them are harder to train; change the placement of normalization first." if held else "",
-        f"C5 ({_PAPER})",
+        f"{_shown('skip')} {quoted('C5')}",
+        _lower("skip", {"none": "Leave them out, which makes training harder."}) if held else "",
+        f"{_MAP}; {PAPER}",
     )
 
 
 def _placement(traits: Traits) -> Iterator[Advice]:
     mixed = [f"{place} {count}" for place, count in traits.placements.items()] if len(traits.placements) > 1 else []
-    meanings = {
-        "pre": "In training mode this is expected to be what helps an attack most; shallow, wide and with skip "
-        "connections besides, a network is expected to leak visibly.",
-        "post": "In training mode expected to leak less than pre-activation; in inference mode no difference.",
-        "inside": "The branches are neither pre- nor post-activation; the claims do not cover this order.",
-        "none": "Nothing rescales the signal; the claims on placement do not apply.",
-    }
-    batch = any(norm.kind == "BatchNorm" for norm in traits.norms)
-    change = "Normalize behind each convolution instead (post-activation)." if traits.placement == "pre" else ""
-    if traits.placement == "pre" and not batch:
-        change = "The claims are about BatchNorm; with other kinds, audit both orders before you change it."
     found = _PLACES[traits.placement] + (f"; branches: {', '.join(mixed)}" if mixed else "")
     if not traits.skips and traits.norms:
         found += "; without skip connections only the ends of the network tell the two apart"
-    yield Advice("normalization at", found, meanings[traits.placement], change, f"C2, C3 ({_PAPER})")
+    if traits.placement in ("inside", "none"):
+        yield Advice("normalization at", found, "What was measured compares the other two orders.", "", _MAP)
+        return
+    batch = any(norm.kind == "BatchNorm" for norm in traits.norms)
+    reference = shipped()
+    effects = reference.of("placement") if reference else []
+    change = ""
+    if batch and traits.placement == "pre" and raises(effects):
+        change = "Normalize behind each convolution (post-activation)."
+    elif batch and traits.placement == "post":
+        change = _lower("placement", {"pre-activation": "Normalize in front of each convolution (pre-activation)."})
+    meaning = f"{_shown('placement')} {quoted('C2', 'C3')}"
+    yield Advice("normalization at", found, meaning, change, f"{_MAP}; {PAPER}")
 
 
 def _normalization(traits: Traits) -> Iterator[Advice]:
@@ -175,12 +195,11 @@ def _normalization(traits: Traits) -> Iterator[Advice]:
             yield Advice(
                 "normalization",
                 _norm(norm),
-                "A client in inference mode is expected to leak far more. In training mode the returned running "
-                "statistics give away those of the batch (new = (1 - momentum) old + momentum batch), most of all "
-                "those of the last, partial batch of an epoch.",
-                "Train in training mode and keep the buffers on the client, or use GroupNorm; at least set "
-                "drop_last=True in the data loader.",
-                f"C1, C6, C7 ({_PAPER}); docs/results/learned.md, docs/results/last-batch.md",
+                "Returned running statistics give away those of the batch (new = (1 - momentum) old + momentum batch), "
+                "most of all those of the last, partial batch of an epoch. "
+                f"{_shown('buffers', 'mode', 'norm')} {quoted('C1', 'C6', 'C7')}",
+                "Keep the buffers on the client; at least set drop_last=True in the data loader.",
+                f"docs/results/learned.md, docs/results/last-batch.md; {_MAP}; {PAPER}",
             )
         elif norm.kind == "BatchNorm":
             yield Advice(
@@ -188,16 +207,16 @@ def _normalization(traits: Traits) -> Iterator[Advice]:
                 _norm(norm),
                 "Every batch is normalized by its own statistics in either mode, and none of them leave the client.",
                 "",
-                f"C1, C6 ({_PAPER})",
+                "forward pass",
             )
         else:
             yield Advice(
                 "normalization",
                 _norm(norm),
                 "Each picture is normalized for itself: training and inference mode do not differ in it, and no "
-                "buffers carry statistics of the client.",
+                f"buffers carry statistics of the client. {_shown('norm')}",
                 "",
-                f"C1, C6 ({_PAPER})",
+                f"forward pass; {_MAP}",
             )
 
 
@@ -225,9 +244,9 @@ def _noise(traits: Traits) -> Iterator[Advice]:
         yield Advice(
             "dropout",
             "none",
-            "An attack can repeat the client's computation exactly in training mode.",
+            f"An attack can repeat the client's computation exactly in training mode. {quoted('C8')}",
             "Dropout between layers; audit it with dropout_inversion, which searches the masks.",
-            f"C8 ({_PAPER})",
+            f"docs/results/dropout.md; {PAPER}",
         )
     for noise in traits.noise:
         rate = (
@@ -239,31 +258,27 @@ def _noise(traits: Traits) -> Iterator[Advice]:
             "dropout",
             f"{noise.kind}{rate}, drawn {f'{noise.places} times' if noise.places > 1 else 'once'} a pass"
             + (", in front of the head only" if noise.before_head_only else ""),
-            "Masks that the server does not see are expected to hinder an attack in training mode"
+            quoted("C8")
             + (
-                "; in front of the head alone they leave everything below without noise."
+                " In front of the head alone masks leave everything below without noise."
                 if noise.before_head_only
-                else "; an attack that searches them recovers part."
+                else ""
             ),
             "Dropout between layers too." if noise.before_head_only else "",
-            f"C8 ({_PAPER})",
+            f"docs/results/dropout.md; {PAPER}",
         )
 
 
 def _activation(traits: Traits) -> Iterator[Advice]:
     if not traits.activations:
         return
-    relu = "ReLU" in traits.activations
     yield Advice(
         "activation",
         ", ".join(f"{count} {name}" for name, count in traits.activations.items())
         + (f"; {traits.gates} gates (squeeze and excitation)" if traits.gates else ""),
-        "A ReLU silences its negative inputs, which makes the search rougher; behind a linear layer on the picture its "
-        "zeros let a batch be taken apart."
-        if relu
-        else "Smooth activations have second derivatives everywhere, which makes the search smoother.",
+        _shown("activation"),
         "",
-        "no claim on its direction; arXiv 2403.03945" if relu else "no claim on its direction",
+        _MAP,
     )
 
 
@@ -273,11 +288,10 @@ def _attention(traits: Traits) -> Iterator[Advice]:
     yield Advice(
         "attention",
         f"{traits.attention} layers" + (f" on patches of {traits.stem.patch} pixels" if traits.stem.patch else ""),
-        "Modern architectures are expected to resist searches visually at 224 pixels, partly because of how they are "
-        "initialised; closed forms need no search, and attention that sees embedding plus positions without a shortcut "
-        "can be solved exactly.",
-        "Audit with trained weights; keep shortcuts and LayerNorm around the first attention.",
-        "C10, C14 (arXiv 2508.19819 v2, expected direction); arXiv 2112.14087",
+        "Learned positions give single pictures away without a search, and attention that sees embedding plus "
+        f"positions without a shortcut can be solved exactly. {quoted('C10')}",
+        "Keep shortcuts and LayerNorm around the first attention.",
+        f"docs/results/patch-positions.md; arXiv 2112.14087; {PAPER}",
     )
 
 
@@ -289,27 +303,26 @@ def _start(traits: Traits) -> Iterator[Advice]:
             "The gradient of everything below the head is exactly 0: the update says hardly anything about the picture "
             "until the head has moved. That is the state of these weights, not a strength of the architecture.",
             "Audit with trained weights (--weights FILE) or after a few steps of training.",
-            "C14 (leakmap, expected direction)",
+            "the chain rule",
         )
     else:
         yield Advice(
-            "zero head", "no", f"The head {traits.head} passes gradients on to the layers below.", "", "C14 (leakmap)"
+            "zero head", "no", f"The head {traits.head} passes gradients on to the layers below.", "", "the chain rule"
         )
     if traits.zero_branches:
         names = traits.zero_branches
         yield Advice(
             "zero branches",
             f"{len(names)} weights are exactly 0: {names[0]}{' and others' if len(names) > 1 else ''}",
-            "What stands in front of them in their branch gets no gradient yet; less leaks than after some training.",
+            "What stands in front of them in their branch gets no gradient yet.",
             "Audit with trained weights.",
-            "C14 (leakmap, expected direction)",
+            "the chain rule",
         )
     if traits.tiny_scales:
         yield Advice(
             "tiny scales",
             f"{traits.tiny_scales} of {traits.scales} learned scales below 1e-3, smallest {traits.smallest_scale:.1g}",
-            "The gradients of the scaled branches are as much smaller and vanish beside those of stem and head; less "
-            "leaks than after training.",
+            f"The gradients of the scaled branches are as much smaller. {quoted('C14')}",
             "Audit with trained weights.",
-            "C14 (leakmap, expected direction)",
+            f"the chain rule; {PAPER}",
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from leakmap.inspection.advice import Advice, advise
 from leakmap.inspection.flow import drawn
+from leakmap.inspection.predicted import Prediction, predict
 from leakmap.inspection.probe import Probe, probe_update, task_of
 from leakmap.inspection.reading import read_traits
 from leakmap.inspection.reference import notes
@@ -19,9 +20,10 @@ class Inspection:
     Args:
         network: The network, with its task.
         traits: What it is made of.
-        advice: What each trait is expected to mean for leakage.
+        advice: What is known of each trait's effect on leakage.
         probe: What the update of a client depends on.
         notes: The measured networks that are nearest, in words.
+        predictions: What predictors that proved themselves say; None where they were not asked.
     """
 
     network: Network
@@ -29,6 +31,7 @@ class Inspection:
     advice: tuple[Advice, ...]
     probe: Probe
     notes: tuple[str, ...]
+    predictions: tuple[Prediction, ...] | None = None
 
 
 def inspect_model(
@@ -39,6 +42,7 @@ def inspect_model(
     classes: int = 10,
     weights: Path | str | None = None,
     output: str = "",
+    measure: str | None = None,
 ) -> Inspection:
     """Reads an architecture's traits and looks at one client's update; attacks nothing.
 
@@ -49,6 +53,7 @@ def inspect_model(
         classes: Outputs of the model.
         weights: File with weights; None draws them.
         output: What of several outputs the loss takes, a name or a position; empty: all of it.
+        measure: Public pictures that predictors are measured on, as a data source; None measures none.
 
     Raises:
         UsageError: the architecture cannot be built, does not fit the pictures, or has no client step.
@@ -57,4 +62,5 @@ def inspect_model(
     task = replace(task_of(channels, size, classes), output=output)
     network = drawn(build_network(task, model, weights=weights))
     traits = read_traits(network)
-    return Inspection(network, traits, tuple(advise(traits)), probe_update(network), tuple(notes(traits)))
+    predictions = None if measure is None else predict(network, traits, measure)
+    return Inspection(network, traits, tuple(advise(traits)), probe_update(network), tuple(notes(traits)), predictions)

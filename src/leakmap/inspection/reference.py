@@ -1,55 +1,67 @@
-"""The reference map: measured cells that ship with the package, and those nearest to a network at hand."""
+"""The reference map: measured clients that ship with the package, and those nearest to a network at hand."""
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Literal
 
 from pydantic import TypeAdapter
 
-from leakmap.errors import UsageError
 from leakmap.inspection.traits import Traits
-from leakmap.result.result import Result
 
 Features = Mapping[str, float | str]
-NEAREST = 3
+Bounds = tuple[float, float, float]
+"""A value and its 95 % interval."""
+Change = Literal["less", "more", "as much"]
+NEAREST, SHOWN = 3, 4
+"""Networks that are shown, and clients of each."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """An audit of the map.
+    """One kind of client of a network, by the attack that rehearsed best on public pictures.
 
     Args:
         mode: Of the client.
-        setting: Data, image size, batch, labels, attack, weights: in words.
-        level: The verdict.
-        hits: Pictures first in their line-up.
-        n: Pictures.
-        chance: Share expected without leakage.
-        low: Lower end of the 95 % interval of the share.
-        high: Upper end.
-        gain: PSNR over the best floor, dB; None where it is not finite.
+        client: What it does and sends: in words.
+        attack: Which attack speaks.
+        clients: How many it attacked.
+        first: Share of pictures that are first among those of their class.
+        chance: That share without leakage.
+        relative: Mean relative rank: 0 for first, .5 by chance.
+        p: Of the ranks by chance.
+        ncc: Mean normalized cross-correlation with the true pictures.
+        floor: That of the mean public picture of the class.
+        bands: First shares by colour, layout or detail alone.
     """
 
     mode: str
-    setting: str
-    level: str
-    hits: int
-    n: int
+    client: str
+    attack: str
+    clients: int
+    first: Bounds
     chance: float
-    low: float
-    high: float
-    gain: float | None
+    relative: Bounds
+    p: float
+    ncc: Bounds
+    floor: float
+    bands: Mapping[str, Bounds]
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether the interval of the relative rank lies below that of chance."""
+        return self.relative[2] < 0.5
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A network of the map with its audits.
+    """A network of the map with its clients.
 
     Args:
-        model: Its specification.
+        model: Its specification, and how it was trained.
         features: What it is compared by, see :func:`features`.
         cells: What was measured.
     """
@@ -60,20 +72,52 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Effect:
+    """What one change does to what is read of a client, with everything else the same.
+
+    Args:
+        trait: What is changed.
+        value: To what.
+        client: Of whom: in words.
+        before: Relative rank of the base client.
+        after: Of the changed one.
+    """
+
+    trait: str
+    value: str
+    client: str
+    before: Bounds
+    after: Bounds
+
+    @property
+    def change(self) -> Change:
+        """By the two intervals: what overlaps shows no difference."""
+        if self.after[1] > self.before[2]:
+            return "less"
+        return "more" if self.after[2] < self.before[1] else "as much"
+
+
+@dataclass(frozen=True)
 class Reference:
     """The map.
 
     Args:
         command: What measured it.
-        versions: Of what measured it, with the device.
+        versions: Of what measured it.
         date: When.
         entries: Its networks.
+        effects: What single changes did.
     """
 
     command: str
-    versions: dict[str, str]
+    versions: str
     date: str
     entries: tuple[Entry, ...]
+    effects: tuple[Effect, ...]
+
+    def of(self, trait: str) -> list[Effect]:
+        """What changes of one trait did."""
+        return [effect for effect in self.effects if effect.trait == trait]
 
 
 def features(traits: Traits) -> dict[str, float | str]:
@@ -117,7 +161,7 @@ def shipped() -> Reference | None:
 
 
 def notes(traits: Traits) -> list[str]:
-    """The nearest measured cells of the shipped map, as lines."""
+    """The nearest measured networks of the shipped map, as lines."""
     reference = shipped()
     if reference is None:
         return []
@@ -126,49 +170,55 @@ def notes(traits: Traits) -> list[str]:
     for entry in nearest(traits, reference):
         apart = [name for name, value in own.items() if entry.features.get(name) != value]
         lines += _wrapped(f"{entry.model}  differs in {', '.join(apart) or 'nothing that is compared'}", "  ")
-        for setting in dict.fromkeys(cell.setting for cell in entry.cells):
-            lines += _wrapped(setting, "    ")
-            lines += [
-                f"    {cell.mode:5}  first in {cell.hits} of {cell.n} line-ups (chance {cell.chance:.1%}), {cell.level}"
-                for cell in entry.cells
-                if cell.setting == setting
-            ]
+        for cell in entry.cells[:SHOWN]:
+            lines += _wrapped(f"{cell.client}: {told(cell)}", "    ")
+        if len(entry.cells) > SHOWN:
+            lines += _wrapped(f"{len(entry.cells) - SHOWN} more clients: docs/results/atlas.md", "    ")
     return lines
+
+
+def told(cell: Measured) -> str:
+    """What was read of a client, in a sentence."""
+    value, low, high = cell.first
+    start = (
+        f"{cell.attack} puts {value:.0%} [{low:.0%}, {high:.0%}] of the pictures first (chance {cell.chance:.0%}), "
+        f"relative rank {cell.relative[0]:.2f} [{cell.relative[1]:.2f}, {cell.relative[2]:.2f}]"
+    )
+    bands = [name for name, (_, least, _) in cell.bands.items() if least > cell.chance]
+    if not cell.above_chance:
+        return f"{start}: nothing above chance by {cell.clients} clients"
+    return f"{start}; above chance by {', '.join(bands)}" if bands else f"{start}; above chance, no band alone"
+
+
+def words_of(effects: Sequence[Effect]) -> str:
+    """What changes of one trait did, in sentences; empty without any."""
+    found: list[str] = []
+    for value in dict.fromkeys(effect.value for effect in effects):
+        own = [effect for effect in effects if effect.value == value]
+        found.append(
+            f"{value}: "
+            + "; ".join(
+                f"{effect.change} is read in {effect.client} ({effect.before[0]:.2f} -> {effect.after[0]:.2f})"
+                for effect in own
+            )
+        )
+    return ". ".join(found)
+
+
+def helps(effects: Iterable[Effect]) -> list[str]:
+    """The changes after which less is read of some client and more of none."""
+    found: dict[str, set[Change]] = {}
+    for effect in effects:
+        found.setdefault(effect.value, set()).add(effect.change)
+    return [value for value, changes in found.items() if "less" in changes and "more" not in changes]
+
+
+def raises(effects: Iterable[Effect]) -> bool:
+    """Whether after some change more is read of some client, and after none less of any."""
+    changes = {effect.change for effect in effects}
+    return "more" in changes and "less" not in changes
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
     """Lines of at most 79 characters, those after the first indented once more."""
     return textwrap.wrap(text, 79, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False)
-
-
-def measured(result: Result) -> Measured:
-    """A cell of the map from an audit of which a client finished.
-
-    Raises:
-        UsageError: none did.
-    """
-    plan, found = result.plan, result.line_up.attack
-    if found is None:
-        raise UsageError(f"No client of this audit finished, so it shows nothing for the map; repeat: {result.command}")
-    weights = "random weights" if not (plan.weights or plan.train_epochs) else "trained weights"
-    size = plan.image_size
-    setting = ", ".join(
-        [
-            f"{plan.batch_size} picture{'s' * (plan.batch_size > 1)} of {size} px" if size else "own size",
-            f"labels {plan.threat.labels}",
-            weights,
-            ",".join([plan.attack.name, *(f"{name}={value}" for name, value in plan.attack.params.items())]),
-        ]
-    )
-    rate, metric = found.rank_one, result.metrics.get("psnr")
-    return Measured(
-        plan.rule.mode,
-        setting,
-        result.verdict.level,
-        found.hits,
-        found.n,
-        found.chance,
-        rate.low,
-        rate.high,
-        metric and metric.gain.value,
-    )

@@ -13,7 +13,11 @@ from leakmap.auditing.update_check import degenerate
 from leakmap.inspection.inspection import Inspection
 from leakmap.inspection.probe import Probe
 
-NATURE = "Directions are expected ones: claims, not measurements of this model. leakmap audit measures."
+NATURE = "What is said of traits was measured on other networks. leakmap audit measures this one."
+
+UNPREDICTED = (
+    "No predictor was shown to tell leakage better than the number of parameters and the traits do: none is measured."
+)
 
 
 def conclusion(inspection: Inspection) -> str:
@@ -26,7 +30,7 @@ def conclusion(inspection: Inspection) -> str:
     ]
     others = [advice for advice in inspection.advice if advice.trait != "closed form"]
     if cured := [advice.trait for advice in others if advice.change]:
-        told.append(f"Changing {', '.join(cured)} is expected to lower what leaks.")
+        told.append(f"Changing {', '.join(cured)} lowered what was read of other networks.")
     flags = {name: mode for mode, check in inspection.probe.checks.items() for name in degenerate(check)}
     if flags:
         told.append(f"What a client sends is degenerate ({', '.join(flags)}): an audit of these weights would mislead.")
@@ -54,6 +58,10 @@ def describe(inspection: Inspection, console: Console) -> None:
     console.print(found, highlight=False)
     for line in inspection.notes:
         console.print(escape(line), highlight=False)
+    if inspection.predictions is not None:
+        console.print("\n[bold]Predictors[/] [dim](one picture, its gradient; docs/results/predictors.md)[/]")
+        for line in map(str, inspection.predictions) if inspection.predictions else (UNPREDICTED,):
+            console.print(Padding(escape(line), (0, 0, 0, 2)), highlight=False)
     _describe_probe(inspection.probe, console)
 
 
@@ -104,6 +112,7 @@ def as_dict(inspection: Inspection) -> dict[str, Any]:
             "advice": [asdict(advice) for advice in inspection.advice],
             "update": {mode: check.model_dump() | {"flags": degenerate(check)} for mode, check in probe.checks.items()},
             "note": probe.note,
+            "predictions": None if inspection.predictions is None else [asdict(one) for one in inspection.predictions],
         }
     )
 

@@ -28,8 +28,8 @@ from leakmap.study.paper_page import page
 from leakmap.study.planning import Planned, planned
 from leakmap.study.results import conclusions
 from leakmap.study.running import Foretold, run_study
-from leakmap.study.standing import Standing, read_standing
 from leakmap.study.shipped import folder as folder_of_studies
+from leakmap.study.standing import Standing, read_standing
 
 PAPERS = ("paper",)
 SCALES = ("cpu", "gpu")

@@ -1,0 +1,231 @@
+"""The page of the map, and its heat map."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks import atlas_cells as cells
+from benchmarks.atlas_cells import BASE_WORDS, BASES, CELLS, Cell
+from benchmarks.atlas_reference import COMMAND, client_in_words, write_reference
+from benchmarks.cases import Entry
+from benchmarks.markdown import ranged, table
+from leakmap.inspection.reference import Effect, Reference
+from leakmap.report.charts import INK, STYLE, write
+from leakmap.scoring.bands import BANDS
+
+PAGE = Path("docs/results/atlas.md")
+PICTURE = Path("docs/images/atlas.svg")
+GROUPS = {
+    "inference": "Around one client in inference mode",
+    "training": "Around one client in training mode that keeps its buffers",
+    "returned": "Around one client in training mode that returns its buffers",
+    "crossed": "Several things at once",
+    "production": "Clients as they are in production",
+    "named": "Named networks",
+}
+COLOURS = "cividis"
+Grid = Sequence[tuple[str, Mapping[str, Entry]]]
+"""Rows of a heat map: label, and cells by column."""
+
+
+def speaking(entry: Entry) -> Entry | None:
+    """The figures of the attack that speaks."""
+    return entry["attacks"][entry["speaks"]] if entry["speaks"] else None
+
+
+def leaks(entry: Entry) -> bool:
+    """Whether more than chance is read."""
+    found = speaking(entry)
+    return found is not None and found["whole"]["relative"][2] < 0.5
+
+
+def page(about: str, found: Mapping[str, Entry]) -> str:
+    """The page; writes the heat map and what ``leakmap inspect`` reads.
+
+    Args:
+        about: How the cells are measured.
+        found: Cells that are.
+    """
+    write(heat_map(found), PICTURE)
+    reference = write_reference(found)
+    some = list(found.values())
+    lines = [
+        "# Which clients give their pictures away",
+        "",
+        f"    {COMMAND}     # {sum(entry['seconds'] for entry in some) / 3600:.1f} hours of one core",
+        "",
+        _answer(found, reference),
+        "",
+        "![What is read of each kind of client](../images/atlas.svg)",
+        "",
+        "*Colour: mean relative rank of the true picture, 0 where it is always first (dark) and .5 by chance; number: "
+        "share of pictures that are first, in per cent; a dash: not above chance.*",
+        "",
+        *about.strip().split("\n"),
+        "",
+        *(cells.__doc__ or "").split("\n\n", 1)[1].strip().split("\n"),
+        "",
+        "Intervals are 95 %; of shares exact over pictures. *Floor* is the mean public picture of the class, which "
+        "needs no client. A search attacks few clients: where it speaks, the fitted attack's figures over all of them "
+        "stand in the last columns.",
+        "",
+        f"{len(found)} of {len(CELLS)} cells. {some[0]['versions']}.",
+        "",
+    ]
+    lines += _effects(reference.effects)
+    for group, title in GROUPS.items():
+        rows = [(CELLS[key], entry) for key, entry in found.items() if CELLS[key].group == group]
+        if rows:
+            lines += [f"## {title}", "", *table(HEAD, [_row(cell, entry) for cell, entry in rows])]
+    return "\n".join(lines)
+
+
+HEAD = (
+    "network",
+    "client",
+    "speaks",
+    "clients",
+    "first",
+    "chance",
+    "relative rank",
+    "p",
+    "NCC",
+    "floor",
+    "PSNR, dB",
+    "floor",
+    *BANDS,
+    "fitted: relative rank",
+    "search: relative rank",
+)
+
+
+def _row(cell: Cell, entry: Entry) -> list[str]:
+    trained = {"random": "", "brief": ", 5 epochs", "full": ", trained"}[cell.weights]
+    start = [f"`{cell.network}`{trained}", client_in_words(cell)]
+    one = speaking(entry)
+    if one is None:
+        return [*start, "nothing applies", *[""] * (len(HEAD) - 3)]
+    whole, mean = one["whole"], entry["class_mean"]
+    return [
+        *start,
+        entry["speaks"].partition(",")[0],
+        str(one["clients"]),
+        ranged(whole["first"], ".0%"),
+        f"{whole['chance']:.1%}",
+        ranged(whole["relative"], ".2f"),
+        f"{whole['p']:.1g}",
+        ranged(one["ncc"], ".2f"),
+        f"{mean['ncc'][0]:.2f}",
+        f"{one['psnr'][0]:.1f}",
+        f"{mean['psnr'][0]:.1f}",
+        *(ranged(one[band]["first"], ".0%") for band in BANDS),
+        *(_relative(entry, names) for names in (("learned_inverse", "last_batch"), ("inverting", "even_steps"))),
+    ]
+
+
+def _relative(entry: Entry, names: tuple[str, ...]) -> str:
+    """The relative rank by the first attack of these names."""
+    own = [one for name, one in entry["attacks"].items() if name.startswith(names)]
+    return f"{ranged(own[0]['whole']['relative'], '.2f')}, {own[0]['clients']} clients" if own else ""
+
+
+def _answer(found: Mapping[str, Entry], reference: Reference) -> str:
+    """The answer to the title, in sentences that follow from the figures."""
+    leaking = [key for key, entry in found.items() if leaks(entry)]
+    told = [f"**More than chance is read of {len(leaking)} of {len(found)} kinds of client.**"]
+    for words, chosen in (
+        ("holding one picture", lambda cell: cell.count == 1),
+        ("holding 16 pictures or more and returning buffers", lambda cell: cell.count >= 16 and cell.buffers),
+        ("holding 16 pictures or more and keeping buffers", lambda cell: cell.count >= 16 and not cell.buffers),
+    ):
+        own = [key for key in found if chosen(CELLS[key])]
+        if own:
+            told.append(f"Of clients {words}: {sum(key in leaking for key in own)} of {len(own)}.")
+    less: dict[str, set[str]] = {}
+    for effect in reference.effects:
+        less.setdefault(f"{effect.trait} ({effect.value})", set()).add(effect.change)
+    helping = [name for name, changes in less.items() if "less" in changes and "more" not in changes]
+    told.append(f"Less is read, of some base client and more of none, with: {'; '.join(helping)}." if helping else "")
+    return " ".join(part for part in told if part)
+
+
+def _effects(effects: Sequence[Effect]) -> list[str]:
+    if not effects:
+        return []
+    rows: dict[tuple[str, str], dict[str, Effect]] = {}
+    for effect in effects:
+        rows.setdefault((effect.trait, effect.value), {})[effect.client] = effect
+    clients = list(BASE_WORDS.values())
+    shown = [
+        (trait, f"`{value}`", *(_change(own[client]) if client in own else "" for client in clients))
+        for (trait, value), own in rows.items()
+    ]
+    return [
+        "## What single changes do",
+        "",
+        "Relative rank after the change, and whether less, more or as much is read: where the intervals before and "
+        "after overlap, no difference is shown.",
+        "",
+        *table(("change", "to", *clients), shown),
+    ]
+
+
+def _change(effect: Effect) -> str:
+    return f"{ranged(effect.after, '.2f')}: {effect.change}"
+
+
+def heat_map(found: Mapping[str, Entry]) -> Figure:
+    """Changes by base client, production clients, and named networks by mode."""
+    around: dict[str, dict[str, Entry]] = {}
+    for key, cell in CELLS.items():
+        if cell.group in BASES and key in found:
+            around.setdefault(f"{cell.varied}: {cell.value}" if cell.varied else "base", {})[cell.group] = found[key]
+    crowd: dict[str, dict[str, Entry]] = {}
+    named: dict[str, dict[str, Entry]] = {}
+    for key, cell in CELLS.items():
+        if key in found and cell.group == "production":
+            crowd.setdefault(cell.varied, {})[cell.weights] = found[key]
+        if key in found and cell.group == "named":
+            named.setdefault(cell.value.partition(",")[0], {})[cell.varied] = found[key]
+    panels = [
+        (around, {"inference": "inference", "training": "training", "returned": "returned"}, "one client, one change"),
+        (crowd, {"brief": "small ResNet", "full": "ResNet-20"}, "production"),
+        (named, {"inference": "inference", "returned": "returned"}, "named networks"),
+    ]
+    tall = max(1, len(around), len(crowd) + len(named) + 4)
+    with matplotlib.rc_context(STYLE | {"font.size": 7}):
+        figure = Figure(figsize=(10, 0.19 * tall + 1), layout="constrained")
+        left, right = figure.subfigures(1, 2, width_ratios=(1.05, 1))
+        heights = (max(1, len(crowd)), max(1, len(named)))
+        upper, lower = right.subplots(2, 1, height_ratios=heights)
+        for axes, (rows, columns, title) in zip((left.subplots(), upper, lower), panels, strict=True):
+            _panel(axes, list(rows.items()), columns, title)
+    return figure
+
+
+def _panel(axes: Axes, rows: Grid, columns: Mapping[str, str], title: str) -> None:
+    """One grid of cells."""
+    axes.set_title(title, loc="left", fontsize=8)
+    values = [[_value(row.get(column)) for column in columns] for _, row in rows]
+    if values:
+        axes.imshow(values, cmap=COLOURS, vmin=0, vmax=0.5, aspect="auto")
+    axes.set_xticks(range(len(columns)), list(columns.values()))
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    for line, (_, row) in enumerate(rows):
+        for place, column in enumerate(columns):
+            if (entry := row.get(column)) and (one := speaking(entry)):
+                shown = f"{100 * one['whole']['first'][0]:.0f}" if leaks(entry) else "–"
+                ink = "white" if one["whole"]["relative"][0] < 0.25 else INK
+                axes.text(place, line, shown, ha="center", va="center", color=ink, fontsize=6.5)
+
+
+def _value(entry: Entry | None) -> float:
+    one = None if entry is None else speaking(entry)
+    return float("nan") if one is None else one["whole"]["relative"][0]
