@@ -5,6 +5,8 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from benchmarks import atlas_cells as cells
@@ -191,9 +193,13 @@ def heat_map(found: Mapping[str, Entry]) -> Figure:
         if key in found and cell.group == "named":
             named.setdefault(cell.value.partition(",")[0], {})[cell.varied] = found[key]
     panels = [
-        (around, {"inference": "inference", "training": "training", "returned": "returned"}, "one client, one change"),
+        (
+            around,
+            {"inference": "inference", "training": "training,\nbuffers kept", "returned": "training,\nreturned"},
+            "one client, one change",
+        ),
         (crowd, {"brief": "small ResNet", "full": "ResNet-20"}, "production"),
-        (named, {"inference": "inference", "returned": "returned"}, "named networks"),
+        (named, {"inference": "inference", "returned": "training, returned"}, "named networks"),
     ]
     tall = max(1, len(around), len(crowd) + len(named) + 4)
     with matplotlib.rc_context(STYLE | {"font.size": 7}):
@@ -203,6 +209,8 @@ def heat_map(found: Mapping[str, Entry]) -> Figure:
         upper, lower = right.subplots(2, 1, height_ratios=heights)
         for axes, (rows, columns, title) in zip((left.subplots(), upper, lower), panels, strict=True):
             _panel(axes, list(rows.items()), columns, title)
+        scale = ScalarMappable(Normalize(0, 0.5), COLOURS)
+        right.colorbar(scale, ax=lower, location="bottom", shrink=0.6, label="relative rank: 0 first, .5 chance")
     return figure
 
 
