@@ -38,7 +38,7 @@ from leakmap.attacker.learned.rehearsal import READ
 from leakmap.attacker.protocol import Fitted
 from leakmap.attacker.suite import CLOSED_FORMS
 from leakmap.client.training import accuracy, train
-from leakmap.errors import NotApplicable, NotGranted
+from leakmap.errors import LeakmapError, NotApplicable
 from leakmap.models.network import Network, build_network
 from leakmap.observation.contents import Public
 from leakmap.plan.plan import Progress
@@ -156,7 +156,7 @@ def measured(key: str, data: Path, told: Callable[[float], None]) -> Entry:
             rehearsed = _rehearsed(cell, sides, how, rehearsals)
             begun = begun or time.process_time()
             found[name] = _figures(cell, sides, how, clients) | {"rehearsed": rehearsed}
-        except (NotApplicable, NotGranted) as error:
+        except LeakmapError as error:
             refused[name] = str(error)
             return False
         found[name]["seconds"] = time.process_time() - begun
@@ -170,10 +170,11 @@ def measured(key: str, data: Path, told: Callable[[float], None]) -> Entry:
             # Of the last step one forward pass is simulated, whatever came before.
             number = simulated(cell) if name == "learned_inverse" else SIMULATED[0][1]
             fitted = _fit(cell, sides, f"{name},clients={number}", lambda f: told(0.1 + 0.5 * f))
-        except (NotApplicable, NotGranted) as error:
+        except LeakmapError as error:
             refused[name] = str(error)
             continue
-        tried(name, fitted, index, REHEARSED, begun)
+        if not tried(name, fitted, index, REHEARSED, begun):
+            continue
         held_out = {n: float(v) for n, v in fitted.state.items() if n.startswith("ncc/")}
         found[name] |= {"held_out": held_out, "simulated": int(fitted.state["clients"])}
     if cell.count <= SEARCHABLE and cell.side == 32 and all(one["rehearsed"]["ncc"] < READ for one in found.values()):

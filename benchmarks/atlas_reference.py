@@ -18,6 +18,8 @@ from leakmap.scoring.bands import BANDS
 
 FILE = Path("src/leakmap/inspection/reference.json")
 COMMAND = "python -m benchmarks.atlas --data DIR --page"
+MANY = 100
+"""Clients from which on an interval is narrow enough to tell a change by."""
 TRAINED = {"random": "", "brief": " (trained for 5 epochs)", "full": " (fully trained)"}
 
 
@@ -40,14 +42,23 @@ def client_in_words(cell: Cell) -> str:
 
 def measured(cell: Cell, entry: Stored) -> Measured | None:
     """The figures of the attack that speaks; None where none applied."""
-    if entry["speaks"] is None:
-        return None
-    found = entry["attacks"][entry["speaks"]]
+    return None if entry["speaks"] is None else _measured(cell, entry, entry["speaks"])
+
+
+def over_many(cell: Cell, entry: Stored) -> Measured | None:
+    """Those of the attack that rehearsed best among those that attacked many clients: all but searches."""
+    found = {name: one for name, one in entry["attacks"].items() if one["clients"] >= MANY}
+    best = max(found, key=lambda name: found[name]["rehearsed"]["ncc"], default=None)
+    return None if best is None else _measured(cell, entry, best)
+
+
+def _measured(cell: Cell, entry: Stored, speaks: str) -> Measured:
+    found = entry["attacks"][speaks]
     whole = found["whole"]
     return Measured(
         cell.rule.mode,
         client_in_words(cell),
-        entry["speaks"],
+        speaks,
         found["clients"],
         tuple(whole["first"]),
         whole["chance"],
@@ -66,18 +77,18 @@ def _features(model: str, side: int) -> dict[str, float | str]:
 
 
 def effects(found: Mapping[str, Stored]) -> list[Effect]:
-    """What every single change around a base client did, as far as both are measured."""
+    """What every single change around a base client did, as far as both are measured, without searches."""
     answers: list[Effect] = []
     by_content = {cell.content: key for key, cell in CELLS.items()}
     for name, base in BASES.items():
-        before = measured(base, found[own]) if (own := by_content[base.content]) in found else None
+        before = over_many(base, found[own]) if (own := by_content[base.content]) in found else None
         for key, cell in CELLS.items():
             if cell.group != name or not cell.varied or key not in found or before is None:
                 continue
-            if (after := measured(cell, found[key])) is not None:
+            if (after := over_many(cell, found[key])) is not None:
                 answers.append(Effect(cell.varied, cell.value, BASE_WORDS[name], before.relative, after.relative))
     # The three base clients differ in nothing but mode and buffers: that is a change, too.
-    told = {n: measured(b, found[k]) for n, b in BASES.items() if (k := by_content[b.content]) in found}
+    told = {n: over_many(b, found[k]) for n, b in BASES.items() if (k := by_content[b.content]) in found}
     for name, value in (("inference", "inference mode"), ("returned", "buffers returned")):
         base, changed = told.get("training"), told.get(name)
         if base and changed:

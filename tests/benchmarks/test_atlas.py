@@ -95,6 +95,17 @@ def test_an_effect_is_that_of_one_change_beside_its_base():
     assert not effects({wide: found[wide]})
 
 
+def test_a_search_of_few_clients_speaks_but_tells_no_change():
+    base, wide = keys_of(BASES["inference"], replace(BASES["inference"], model=SMALL.replace("16", "32")))
+    found = {base: entry((0.3, 0.25, 0.35)), wide: entry((0.3, 0.25, 0.35))}
+    search = entry((0.2, 0.0, 0.6), "even_steps")["attacks"]["even_steps"] | {"clients": 6}
+    found[wide]["attacks"]["even_steps"], found[wide]["speaks"] = search, "even_steps"
+    assert measured(CELLS[wide], found[wide]).clients == 6
+    assert leaks(found[wide])
+    (effect,) = [one for one in effects(found) if one.trait == "width"]
+    assert effect.after == (0.3, 0.25, 0.35)
+
+
 def test_the_page_counts_what_is_above_chance(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.atlas_page.PICTURE", tmp_path / "atlas.svg")
     monkeypatch.setattr("benchmarks.atlas_page.write_reference", lambda found: write_reference(found, tmp_path / "r"))
