@@ -10,7 +10,7 @@ from leakmap.scoring.statistics import rank_sum_p
 from leakmap.study.claims import SEARCH, read_claim
 from leakmap.study.judging import judge_claim as judge_columns
 from leakmap.study.judging import speakers
-from leakmap.study.paper import parts_of
+from leakmap.study.paper_runs import parts_of
 from leakmap.study.planning import planned
 from tests.result.made_up import finished, gain, line_up, made_up
 

@@ -11,9 +11,11 @@ from leakmap.cli.main import command
 from leakmap.errors import StoreError, UnknownName
 from leakmap.runs.store import Store
 from leakmap.study import paper as paper_module
+from leakmap.study import paper_runs
 from leakmap.study.judgement import Column, Judgement, path_of, read_judgement
-from leakmap.study.paper import laid_out, parts_of, reproduce, still_open
+from leakmap.study.paper import reproduce, still_open
 from leakmap.study.paper_page import page
+from leakmap.study.paper_runs import laid_out, parts_of
 
 STUDY = """
 title = "{id}: a made-up claim"
@@ -59,7 +61,7 @@ def studies(tmp_path, monkeypatch):
     (folder / "paper").mkdir(parents=True)
     for number, wide in ((1, 8), (2, 12)):
         (folder / "paper" / f"c{number}.toml").write_text(STUDY.format(id=f"C{number}", wide=wide))
-    monkeypatch.setattr(paper_module, "folder_of_studies", lambda: folder)
+    monkeypatch.setattr(paper_runs, "folder_of_studies", lambda: folder)
     return folder / "paper"
 
 

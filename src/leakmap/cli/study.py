@@ -200,7 +200,8 @@ def reproduce(
 
       leakmap reproduce paper --claim C1 --claim C3 --data cifar10:DIR
     """
-    from leakmap.study.paper import parts_of, still_open, together
+    from leakmap.study.paper import still_open
+    from leakmap.study.paper_runs import parts_of, together
 
     folder = out or Path("runs") / f"{paper}-{scale}"
     runner = runner_of(workers, device, ray, gpus)
