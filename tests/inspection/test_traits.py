@@ -191,13 +191,14 @@ def test_a_cumulative_momentum_and_frozen_weights_are_reported():
     assert traits.frozen == 3 * 4 * 9 + 4
 
 
-def test_advice_says_that_directions_are_expected_and_names_a_source_for_each():
+def test_advice_quotes_what_became_of_claims_and_names_a_source_for_each():
     for spec in ("mlp", "resnet,blocks=1,width=8,preact=true", "vit,dim=48,patch=8"):
         found = advise(traits_of(spec))
         assert all(advice.found and advice.meaning and advice.source for advice in found)
         assert {"stem", "depth", "skip connections", "zero head"} <= {advice.trait for advice in found}
     pre = next(advice for advice in found if advice.trait == "normalization at")
-    assert "expected direction" in pre.source
+    assert "C3, pre-activation matters most of these: does not hold for searches" in pre.meaning
+    assert "docs/results/paper.md" in pre.source
 
 
 def test_the_update_is_probed_in_training_mode_where_that_differs():
@@ -235,7 +236,7 @@ def test_the_command_reads_a_user_s_own_file_and_stays_within_80_columns(call, t
     code, out, err = call("nets.py:build", "--channels", "1", "--classes", "5", "--image-size", "16")
     assert (code, err) == (0, "")
     assert "3x3 convolution, stride 2" in out
-    assert "claims, not measurements" in out
+    assert "was measured on other networks" in out
     assert max(map(len, out.splitlines())) <= 80
 
 
