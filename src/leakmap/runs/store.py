@@ -102,10 +102,12 @@ class Store:
         if outcome.score is not None:
             tensors["pictures"] = outcome.score.pictures
             del record["score"]["pictures"]
-        places = [scored_at(self.folder, outcome.trial.key), failed_at(self.folder, outcome.trial.key)]
-        own = places.pop(0 if outcome.failure is None else 1)
+        own, other = scored_at(self.folder, outcome.trial.key), failed_at(self.folder, outcome.trial.key)
+        if outcome.failure is not None:
+            own, other = other, own
         write_tensors(own, tensors, {"outcome": json.dumps(record)})
-        places[0].unlink(missing_ok=True)
+        if other.is_file():  # looking locks the folder for no other writer
+            other.unlink(missing_ok=True)
 
     def set_apart(self, key: str) -> None:
         """Gives a failure that lies where scores do, as leakmap 0.1.0 left it, the name of a failure."""
