@@ -173,9 +173,13 @@ def _of_runs(network: leakmap.Network, pictures: torch.Tensor) -> Iterator[Reade
         study, digest = STUDY.encode(), digest_of(STUDY.encode(), None)
         record(folder, digest, "Study", {"seed": [0, 1]}, 2, {trial.key: 0}, Prices(np.ones(1), {"f": 1.0}), [])
         index = (folder / FILE).read_bytes()
-    yield Reader(
-        "record of a study", {"study.toml": study, FILE: index}, lambda f: leakmap.recorded_status(f / "study.toml", f)
-    )
+    yield Reader("record of a study", {"study.toml": study, FILE: index}, recorded)
+
+
+def recorded(folder: Path) -> leakmap.Status | None:
+    """Where a study stands by its record; None where that is refused, which is an answer and no exception."""
+    found = leakmap.recorded_status(folder / "study.toml", folder)
+    return None if isinstance(found, str) else found
 
 
 def _of_evidence() -> Iterator[Reader]:

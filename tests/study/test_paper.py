@@ -101,7 +101,7 @@ def test_claims_are_run_one_after_the_other_and_never_again(studies, tmp_path, n
     shutil.copytree(out / "claims", moved / "claims")
     assert [one.part.claim.id for one in still_open(parts_of("paper", "cpu"), moved)] == ["C2"]
     told = []
-    whole = reproduce("paper", moved, foretold=lambda standing, runs: told.append(runs))
+    whole = reproduce("paper", moved, foretold=lambda cells, runs, seconds: told.append(runs))
     assert told == [len(laid_out(parts_of("paper", "cpu")[1]).keys)]
     assert not (set(first.keys) - set(laid_out(parts_of("paper", "cpu")[1]).keys)) & Store(moved).keys()
     assert [one.judgement is not None for one in whole] == [True, True]
