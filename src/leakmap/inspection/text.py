@@ -16,7 +16,8 @@ from leakmap.inspection.probe import Probe
 NATURE = "What is said of traits was measured on other networks. leakmap audit measures this one."
 
 UNPREDICTED = (
-    "No predictor was shown to tell leakage better than the number of parameters and the traits do: none is measured."
+    "No predictor is measured: none was shown, on the map, to tell leakage better than the number of parameters and "
+    "the traits do."
 )
 
 
@@ -59,7 +60,7 @@ def describe(inspection: Inspection, console: Console) -> None:
     for line in inspection.notes:
         console.print(escape(line), highlight=False)
     if inspection.predictions is not None:
-        console.print("\n[bold]Predictors[/] [dim](one picture, its gradient; docs/results/predictors.md)[/]")
+        console.print("\n[bold]Predictors[/] [dim](one picture, its gradient)[/]")
         for line in map(str, inspection.predictions) if inspection.predictions else (UNPREDICTED,):
             console.print(Padding(escape(line), (0, 0, 0, 2)), highlight=False)
     _describe_probe(inspection.probe, console)
