@@ -268,7 +268,7 @@ def _seconds_left(
         if not len(usual):
             return None
         left[unknown] = usual.mean()
-    fitting = sum(seconds for name, seconds in prices.fits.items() if not (folder / name).is_file())
+    fitting = sum(seconds for name, seconds in prices.fits.items() if stamp(folder / name) is None)
     return float(left.sum()) + (fitting if len(left) else 0.0)
 
 
