@@ -7,7 +7,6 @@ Nothing that is called to answer imports torch, which alone would take longer th
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -269,9 +268,7 @@ def _seconds_left(
         if not len(usual):
             return None
         left[unknown] = usual.mean()
-    # Of a name that no file can have, as a forged record may hold, Path.is_file raises.
-    open_fits = [name for name in prices.fits if not os.path.isfile(folder / name)]  # noqa: PTH113
-    fitting = sum(prices.fits[name] for name in open_fits)
+    fitting = sum(seconds for name, seconds in prices.fits.items() if stamp(folder / name) is None)
     return float(left.sum()) + (fitting if len(left) else 0.0)
 
 
