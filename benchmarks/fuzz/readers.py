@@ -160,6 +160,10 @@ def _of_runs(network: leakmap.Network, pictures: torch.Tensor) -> Iterator[Reade
         study = read_study(folder / "study.toml", "small")
         return read_claim(study.claim, study.axes), study.resolved()
 
+    def recorded(folder: Path) -> object:
+        found = leakmap.recorded_status(folder / "study.toml", folder)
+        return None if isinstance(found, str) else found
+
     planned: Any = SimpleNamespace(key="k", cell=SimpleNamespace(axes={"model": "mlp"}))
     yield Reader("setup", {"s.safetensors": setup}, lambda f: Setup.load(f / "s.safetensors").digest)
     yield Reader("outcome", {f"trials/{trial.key}.safetensors": outcome}, lambda f: Store(f).read(trial.key))
@@ -173,13 +177,7 @@ def _of_runs(network: leakmap.Network, pictures: torch.Tensor) -> Iterator[Reade
         study, digest = STUDY.encode(), digest_of(STUDY.encode(), None)
         record(folder, digest, "Study", {"seed": [0, 1]}, 2, {trial.key: 0}, Prices(np.ones(1), {"f": 1.0}), [])
         index = (folder / FILE).read_bytes()
-    yield Reader("record of a study", {"study.toml": study, FILE: index}, recorded)
-
-
-def recorded(folder: Path) -> leakmap.Status | None:
-    """Where a study stands by its record; None where that is refused, which is an answer and no exception."""
-    found = leakmap.recorded_status(folder / "study.toml", folder)
-    return None if isinstance(found, str) else found
+    yield Reader("record of a study", {FILE: index, "study.toml": study}, recorded)
 
 
 def _of_evidence() -> Iterator[Reader]:

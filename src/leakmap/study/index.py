@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass as checked
 from safetensors import safe_open
 
 from leakmap.errors import LeakmapError
-from leakmap.files import DAMAGED, read_arrays, write_tensors
+from leakmap.files import DAMAGED, read_arrays, read_limited, write_tensors
 from leakmap.runs.layout import SCHEMA, check_schema, failed_at, scored_at, stored
 from leakmap.study.shipped import file_of
 from leakmap.version import __version__
@@ -187,8 +187,8 @@ def recorded_status(file: Path | str, folder: Path, scale: str | None = None) ->
     if not (folder / FILE).is_file():
         return "no run has planned it in that folder yet"
     try:
-        study = digest_of(file_of(file).read_bytes(), scale)
-    except (OSError, LeakmapError):
+        study = digest_of(read_limited(file_of(file), "a study"), scale)
+    except LeakmapError:
         return "its file cannot be read"
     try:
         arrays, texts = read_arrays(folder / FILE, LIMIT)
