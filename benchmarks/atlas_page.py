@@ -14,9 +14,10 @@ from benchmarks.atlas_cells import BASE_WORDS, BASES, CELLS, Cell
 from benchmarks.atlas_reference import COMMAND, client_in_words, write_reference
 from benchmarks.cases import Entry
 from benchmarks.markdown import ranged, table
-from leakmap.inspection.reference import Effect, Reference
+from leakmap.inspection.reference import ABOVE_CHANCE, Effect, Reference
 from leakmap.report.charts import INK, STYLE, write
 from leakmap.scoring.bands import BANDS
+from leakmap.scoring.effects import holm
 
 PAGE = Path("docs/results/atlas.md")
 PICTURE = Path("docs/images/atlas.svg")
@@ -40,8 +41,11 @@ def speaking(entry: Entry) -> Entry | None:
 
 
 def leaks(entry: Entry) -> bool:
-    """Whether more than chance is read by any attack: a search that speaks has few clients to show it by."""
-    return any(one["whole"]["relative"][2] < 0.5 for one in entry["attacks"].values())
+    """Whether any attack reads more than chance, by the rank sum of its clients, corrected for the attacks tried.
+
+    Any, not the one that speaks: a search has few clients to show it by.
+    """
+    return any(p < ABOVE_CHANCE for p in holm([one["whole"]["p"] for one in entry["attacks"].values()]))
 
 
 def page(about: str, found: Mapping[str, Entry]) -> str:
@@ -70,6 +74,8 @@ def page(about: str, found: Mapping[str, Entry]) -> str:
         "",
         *(cells.__doc__ or "").split("\n\n", 1)[1].strip().split("\n"),
         "",
+        "More than chance means a rank sum below 5 %, corrected (Holm) for the attacks tried on the cell; it counts a "
+        "client as one picture, and so errs towards chance where clients hold many. "
         "Intervals are 95 %; of shares exact over pictures. *Floor* is the mean public picture of the class, which "
         "needs no client. A search attacks few clients: where it speaks, the fitted attack's figures over all of them "
         "stand in the last columns. Within a batch, reconstructions are matched to the pictures one to one, which "

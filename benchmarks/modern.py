@@ -35,6 +35,7 @@ from leakmap.attacker.attack import fit
 from leakmap.attacker.attacks import attacks
 from leakmap.client.training import accuracy, train
 from leakmap.errors import NotApplicable, NotGranted
+from leakmap.inspection.reference import ABOVE_CHANCE
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network, build_network
 from leakmap.observation.contents import Public
@@ -244,7 +245,7 @@ def _row(key: str, entry: Entry, read: Entry) -> tuple[str, ...]:
         ranged(whole["first"], ".1%"),
         f"{whole['chance']:.1%}",
         ranged(whole["relative"], ".2f"),
-        "" if whole["p"] is None else f"{whole['p']:.1g}",
+        f"{whole['p']:.1g}",
         f"{seconds} + {read['fit']:.0f}" if "fit" in read else seconds,
     )
 
@@ -256,10 +257,10 @@ def _conclusion(found: dict[str, Entry]) -> list[str]:
         own = {key: entry[name] for key, entry in found.items() if name in entry and "refused" not in entry[name]}
         if not own:
             continue
-        told = [_named(key) for key, read in own.items() if read["whole"]["relative"][2] < 0.5]
+        told = [_named(key) for key, read in own.items() if read["whole"]["p"] < ABOVE_CHANCE]
         exact = [_named(key) for key, read in own.items() if 2 * read["exact"] > read["clients"]]
         lines.append(
-            f"**{name.capitalize()}**: better than chance in {len(told)} of {len(own)} cells"
+            f"**{name.capitalize()}**: more than chance (rank sum, 5 %) in {len(told)} of {len(own)} cells"
             + (f" ({'; '.join(told)})" if 0 < len(told) < len(own) else "")
             + (f", exact for most clients in {len(exact)} ({'; '.join(exact)})." if exact else ".")
         )

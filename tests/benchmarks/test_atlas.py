@@ -12,9 +12,9 @@ from leakmap.local_rule import LocalRule
 from leakmap.scoring.bands import BANDS
 
 
-def entry(relative, speaks="learned_inverse"):
+def entry(relative, speaks="learned_inverse", p=0.01):
     share = (0.2, 0.1, 0.3)
-    whole = {"first": share, "chance": 0.012, "relative": relative, "p": 0.01}
+    whole = {"first": share, "chance": 0.012, "relative": relative, "p": p}
     one = {"clients": 100, "ncc": share, "psnr": (14.0, 13.0, 15.0), "whole": whole, "rehearsed": {"ncc": 0.3}}
     one |= {band: {"first": share} for band in BANDS}
     return {
@@ -110,7 +110,8 @@ def test_the_page_counts_what_is_above_chance(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.atlas_page.PICTURE", tmp_path / "atlas.svg")
     monkeypatch.setattr("benchmarks.atlas_page.write_reference", lambda found: write_reference(found, tmp_path / "r"))
     one, other = keys_of(BASES["inference"], BASES["training"])
-    found = {one: entry((0.3, 0.25, 0.35)), other: entry((0.5, 0.4, 0.6))}
+    found = {one: entry((0.3, 0.25, 0.35)), other: entry((0.48, 0.47, 0.49), p=0.03)}
+    found[other]["attacks"]["even_steps"] = entry((0.5, 0.4, 0.6), p=0.6)["attacks"]["learned_inverse"]
     assert leaks(found[one])
     assert not leaks(found[other])
     text = page("About.", found)

@@ -23,25 +23,9 @@ from leakmap.study.file import read_study
 from leakmap.study.index import FILE, LIMIT, Status
 from leakmap.study.planning import planned
 from leakmap.study.running import merge_study, run_study
+from tests.study.test_study import TINY as STUDY
 
-TINY = """
-title = "Tiny"
-[data]
-source = "samples"
-image_size = 16
-victims = 1
-[model]
-name = "mlp"
-[client]
-mode = ["train", "eval"]
-[threat]
-labels = "known"
-[attack]
-name = "inverting_gradients"
-steps = 2
-[scale.small.attack]
-steps = 1
-"""
+TINY = STUDY + "[scale.small.attack]\nsteps = 1\n"
 
 
 @pytest.fixture

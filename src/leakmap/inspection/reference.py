@@ -13,6 +13,8 @@ from pydantic import TypeAdapter
 from leakmap.inspection.traits import Traits
 
 Features = Mapping[str, float | str]
+ABOVE_CHANCE = 0.05
+"""Rank-sum p below which more than chance was read."""
 Bounds = tuple[float, float, float]
 """A value and its 95 % interval."""
 Change = Literal["less", "more", "as much"]
@@ -52,8 +54,8 @@ class Measured:
 
     @property
     def above_chance(self) -> bool:
-        """Whether the interval of the relative rank lies below that of chance."""
-        return self.relative[2] < 0.5
+        """Whether chance alone seldom gives such ranks."""
+        return self.p < ABOVE_CHANCE
 
 
 @dataclass(frozen=True)
