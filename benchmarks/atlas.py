@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.atlas_cells import CELLS, FILES, Cell
+from benchmarks.atlas_cells import CELLS, FILES, PUBLISHED, Cell
 from benchmarks.atlas_page import PAGE, page
 from benchmarks.cases import Entry, run_cases
 from benchmarks.clients import IMAGENET, Pool, attacked, class_mean, figures, pool_of
@@ -144,7 +144,8 @@ def measured(key: str, data: Path, told: Callable[[float], None]) -> Entry:
     pool = sides.pool
     most = MORE if cell.count <= SEARCHABLE else CLIENTS
     index = holdings(len(pool.y), cell.count, most)
-    answer: Entry = {"cell": asdict(cell), "class_mean": class_mean(pool, pool.public, pool.public_y, _small(index))}
+    written = asdict(cell) | {"model": cell.network}
+    answer: Entry = {"cell": written, "class_mean": class_mean(pool, pool.public, pool.public_y, _small(index))}
     if cell.weights == "brief":
         answer["accuracy"] = accuracy(sides.network, (pool.victims * 255).to(torch.uint8), pool.y)
     found: dict[str, Entry] = {}
@@ -157,7 +158,7 @@ def measured(key: str, data: Path, told: Callable[[float], None]) -> Entry:
             begun = begun or time.process_time()
             found[name] = _figures(cell, sides, how, clients) | {"rehearsed": rehearsed}
         except LeakmapError as error:
-            refused[name] = str(error)
+            refused[name] = _neutral(error)
             return False
         found[name]["seconds"] = time.process_time() - begun
         return True
@@ -171,7 +172,7 @@ def measured(key: str, data: Path, told: Callable[[float], None]) -> Entry:
             number = simulated(cell) if name == "learned_inverse" else SIMULATED[0][1]
             fitted = _fit(cell, sides, f"{name},clients={number}", lambda f: told(0.1 + 0.5 * f))
         except LeakmapError as error:
-            refused[name] = str(error)
+            refused[name] = _neutral(error)
             continue
         if not tried(name, fitted, index, REHEARSED, begun):
             continue
@@ -194,6 +195,11 @@ def measured(key: str, data: Path, told: Callable[[float], None]) -> Entry:
     }
 
 
+def _neutral(error: LeakmapError) -> str:
+    """What an error says, wherever this folder lies."""
+    return str(error).replace(f"{PUBLISHED.parent}/", "")
+
+
 def _small(index: Tensor) -> Tensor:
     """The floor needs no more pictures than these."""
     return index.flatten()[:MORE][:, None]
@@ -213,8 +219,10 @@ def _fit(cell: Cell, sides: Sides, spec: str, told: Callable[[float], None]) -> 
     return fit(attacks.build(spec), known_before(sides.network, cell.rule, cell.count, threat, public), 3, told)
 
 
-def _read(cell: Cell, network: Network, pool: Pool, how: Fitted | str, index: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Reconstructions of every client, and the places of the pictures that they are of.
+def _read(
+    cell: Cell, network: Network, pool: Pool, how: Fitted | str, index: Tensor
+) -> tuple[list[Tensor], Tensor, int]:
+    """Reconstructions of every client, the places of the pictures that they are of, and for how many there is none.
 
     Raises:
         NotApplicable: the attack applies to none of the first clients.
@@ -231,16 +239,16 @@ def _read(cell: Cell, network: Network, pool: Pool, how: Fitted | str, index: Te
             # A closed form that solves some clients and not others has nothing to say of these: a grey picture.
             found.append(torch.full_like(pool.victims[own], 0.5))
     if len(found[0]) == cell.count:
-        return found, index
+        return found, index, refusals
     # An attack on the last local step answers for its pictures alone.
     held = cell.rule.held_by(cell.steps - 1, cell.count)
-    return found, index[:, held]
+    return found, index[:, held], refusals
 
 
 def _rehearsed(cell: Cell, sides: Sides, how: Fitted | str, clients: int) -> Entry:
     """NCC on simulated clients."""
     index = torch.arange(len(sides.tried.y)).view(-1, cell.count)[:clients]
-    found, index = _read(cell, sides.network, sides.tried, how, index)
+    found, index, _ = _read(cell, sides.network, sides.tried, how, index)
     values = []
     for each, own in zip(found, index, strict=True):
         truth = sides.tried.victims[own]
@@ -249,8 +257,8 @@ def _rehearsed(cell: Cell, sides: Sides, how: Fitted | str, clients: int) -> Ent
 
 
 def _figures(cell: Cell, sides: Sides, how: Fitted | str, index: Tensor) -> Entry:
-    found, own = _read(cell, sides.network, sides.pool, how, index)
-    return figures(sides.pool, own, found, index)
+    found, own, unanswered = _read(cell, sides.network, sides.pool, how, index)
+    return figures(sides.pool, own, found, index) | {"unanswered": unanswered}
 
 
 def main() -> None:

@@ -77,8 +77,9 @@ def page(about: str, found: Mapping[str, Entry]) -> str:
         "More than chance means a rank sum below 5 %, corrected (Holm) for the attacks tried on the cell; it counts a "
         "client as one picture, and so errs towards chance where clients hold many. "
         "Intervals are 95 %; of shares exact over pictures. *Floor* is the mean public picture of the class, which "
-        "needs no client. A search attacks few clients: where it speaks, the fitted attack's figures over all of them "
-        "stand in the last columns. Within a batch, reconstructions are matched to the pictures one to one, which "
+        "needs no client. Where a closed form has no answer, a grey picture stands for it. A search attacks few "
+        "clients: where it speaks, the fitted attack's figures over all of them stand in the last columns. Within a "
+        "batch, reconstructions are matched to the pictures one to one, which "
         "lifts their NCC above the floor's.",
         "",
         f"{len(found)} of {len(CELLS)} cells. {some[0]['versions']}.",
@@ -121,7 +122,7 @@ def _row(cell: Cell, entry: Entry) -> list[str]:
     return [
         *start,
         entry["speaks"].partition(",")[0],
-        str(one["clients"]),
+        f"{one['clients']}, {none} without an answer" if (none := one.get("unanswered")) else str(one["clients"]),
         ranged(whole["first"], ".0%"),
         f"{whole['chance']:.1%}",
         ranged(whole["relative"], ".2f"),

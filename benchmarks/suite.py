@@ -78,7 +78,7 @@ def measured(cell: str, options: argparse.Namespace, told: Progress) -> dict[str
         notes[spec.name] = said
     forget_fitted()
     return {
-        "model": plan.model,
+        "model": "ResNet-20, trained" if plan.weights else plan.model,
         "mode": plan.rule.mode,
         "public": plan.threat.public,
         "ncc": found,
@@ -163,7 +163,7 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     rows = [
         (
-            f"`{'ResNet-20, trained' if entry['model'] == RESNET20 else entry['model']}`",
+            f"`{entry['model']}`",
             entry["mode"],
             interval(entry["ncc"][SUITE], ".2f"),
             _won(entry["notes"][SUITE]),

@@ -91,7 +91,7 @@ CONDITIONS = {
     "camera": Condition("another camera: clients have a tint, others none", camera=True),
     "copies": Condition("every picture twice, as PNG and JPEG", pool="doubled"),
     "suite": Condition("the suite `strongest`, few steps", setups=(SUITE,)),
-    "fitted": Condition("the suite, fitted to public pictures and rehearsed", setups=(FITTED,), public=200),
+    "fitted": Condition("the suite, fitted to public pictures and rehearsed", setups=(FITTED,), public=200, audits=200),
     "ordinary": Condition(
         "a network known to leak", setups=(LEAKY,), null=False, least="partial", goal=0.95, audits=200
     ),
