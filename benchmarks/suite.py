@@ -70,12 +70,15 @@ def measured(cell: str, options: argparse.Namespace, told: Progress) -> dict[str
     members = applying(plan.attack, seen_by_server(first, prepared.main))
     found: dict[str, list[float]] = {}
     notes: dict[str, Any] = {}
+    chosen_by: dict[str, Any] = {}
     for place, spec in enumerate((plan.attack, *members)):
         share = lambda fraction, p=place: told(cell, (p + fraction) / (1 + len(members)))  # noqa: E731
-        values, said = _reached(plan, prepared, spec, share)
+        values, said, rehearsed = _reached(plan, prepared, spec, share)
         if values is not None:
             found[spec.name] = values
         notes[spec.name] = said
+        if not place:
+            chosen_by = rehearsed
     forget_fitted()
     return {
         "model": "ResNet-20, trained" if plan.weights else plan.model,
@@ -83,6 +86,7 @@ def measured(cell: str, options: argparse.Namespace, told: Progress) -> dict[str
         "public": plan.threat.public,
         "ncc": found,
         "notes": notes,
+        "rehearsed": chosen_by,
         **{name: getattr(options, name) for name in ("clients", "steps", "simulated")},
         "versions": versions(),
     }
@@ -108,14 +112,18 @@ def plan_of(cell: str, options: argparse.Namespace) -> Plan:
     )
 
 
-def _reached(plan: Plan, prepared: Prepared, spec: Spec, told: Any) -> tuple[list[float] | None, Any]:
-    """NCC with each client's picture, and what is to be known of it; None where it applies to no client.
+def _reached(
+    plan: Plan, prepared: Prepared, spec: Spec, told: Any
+) -> tuple[list[float] | None, list[Any], dict[str, Any]]:
+    """NCC with each client's picture, which member answered or what failed, and what its members rehearsed; in place of
+    the NCC None where it applies to no client.
 
     A failure, and a client that it does not apply to, count as 0.
     """
     values: list[float] = []
     said: list[Any] = []
     failures: list[str] = []
+    rehearsed: dict[str, Any] = {}
     trial = Trial(prepared.main.digest, plan.rule, plan.threat, spec, seed=plan.seed)
     for client in range(plan.victims):
         own = replace(trial, client=client)
@@ -127,7 +135,9 @@ def _reached(plan: Plan, prepared: Prepared, spec: Spec, told: Any) -> tuple[lis
             continue
         values.append(ncc(outcome.score.pictures, held_by(own, prepared.main).pictures))
         said.append(outcome.notes.get("won"))
-    return (None if failures == [NotApplicable.__name__] * plan.victims else values), said
+        prefix = "rehearsed NCC of "
+        rehearsed = {n.removeprefix(prefix): ncc for n, ncc in outcome.notes.items() if n.startswith(prefix)}
+    return (None if failures == [NotApplicable.__name__] * plan.victims else values), said, rehearsed
 
 
 def compared(entry: Mapping[str, Any]) -> tuple[str, list[float]]:

@@ -1,7 +1,7 @@
 """What keeps a search moving and near pictures: steps of one size, whitened waves, polish, a learned start, seconds."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from leakmap import LocalRule, ThreatModel, attack, attacks
 from leakmap.attacker.attack import fit
 from leakmap.attacker.attacks.strongest import strongest
 from leakmap.attacker.budget import FEWEST, Pace, pace_within
-from leakmap.attacker.learned.rehearsal import ENOUGH, rehearsals_of
+from leakmap.attacker.learned.rehearsal import CLIENTS, ENOUGH, FINAL, rehearsals_of
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.gradient_matching import GradientMatching
@@ -18,11 +18,12 @@ from leakmap.attacker.matching.spectrum import Likely, Whitened, spectrum_of
 from leakmap.attacker.protocol import Fitted, nothing_kept
 from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.attacker.setting import setting_of
-from leakmap.attacker.suite import PORTFOLIO
+from leakmap.attacker.suite import PORTFOLIO, Strongest
 from leakmap.errors import BadSetting, NotGranted
 from leakmap.observation.contents import Public
 from leakmap.observation.observation import Observation
 from leakmap.seeds import generator
+from tests.attacker.test_strongest import Failing
 from tests.conftest import observed, pictures
 
 
@@ -175,9 +176,44 @@ def test_a_member_that_is_beaten_on_the_first_clients_is_tried_on_no_more_and_ne
 
     member = Fitted(frozenset(), guess)
     best = torch.tensor([0.9, 0.9, -1.0, -1.0, -1.0, -1.0])
-    found = rehearsals.ncc(member, "guess", 0, nothing_kept, lambda fraction: None, best=best)
+    found = rehearsals.ncc(member, "guess", 0, nothing_kept, lambda fraction: None, clients=rehearsals.first, best=best)
     assert len(calls) == ENOUGH
     assert found.shape == best.shape
     assert float(found.mean()) < float(best.mean())
-    rehearsals.ncc(member, "guess", 0, nothing_kept, lambda fraction: None, best=-best)
+    rehearsals.ncc(member, "guess", 0, nothing_kept, lambda fraction: None, clients=rehearsals.first, best=-best)
     assert len(calls) == ENOUGH + len(best), "where it is better once, it goes on"
+
+
+@dataclass(frozen=True)
+class Scripted(Failing):
+    """Comes so near to the pictures of the rehearsals, one after the other."""
+
+    pictures: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    near: tuple[float, ...] = ()
+    calls: list[int] = field(default_factory=list)
+
+    def __call__(self, observation: Observation, seed: int, tick: object) -> Reconstruction:
+        place = len(self.calls)
+        self.calls.append(seed)
+        noise = torch.rand(self.pictures[0].shape, generator=generator(seed, "noise"))
+        mixed = self.near[place] * self.pictures[place] + (1 - self.near[place]) * noise
+        return Reconstruction(mixed, observation.labels, 0.0)
+
+
+@pytest.mark.parametrize(("lucky", "calls"), [((1, 0, 1, 1, 0, 1), 18), ((1, 1, 1, 1, 1, 0.9), 6)])
+def test_the_two_best_rehearse_further_where_the_first_clients_leave_open_which_is_better(task, lucky, calls):
+    rule = LocalRule(mode="eval")
+    observation = shown(observed("convnet,width=4", task, threat=ThreatModel("known"), rule=rule, count=1)[1], 80)
+    setting = setting_of(observation)
+    rehearsals = rehearsals_of(setting, 0)
+    assert rehearsals is not None
+    assert (len(rehearsals.first), len(rehearsals.all)) == (CLIENTS, FINAL)
+    steady = Scripted(pictures=rehearsals.pictures, near=(0.5,) * FINAL)
+    wild = Scripted(pictures=rehearsals.pictures, near=(*lucky, *(0.0,) * (FINAL - CLIENTS)))
+    suite = Strongest((("even_steps", steady), ("whitened", wild)), "v2", rehearses="both")
+    state = suite.fit(setting, 0, lambda fraction: None, nothing_kept).state
+    assert (len(steady.calls), len(wild.calls)) == (calls, calls)
+    means = {name: float(state[f"rehearsed/{name}"].mean()) for name in ("even_steps", "whitened")}
+    first = {name: float(state[f"rehearsed/{name}"][:CLIENTS].mean()) for name in means}
+    assert first["whitened"] > first["even_steps"], "by luck"
+    assert (means["even_steps"] > means["whitened"]) == (calls == FINAL)

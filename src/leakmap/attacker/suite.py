@@ -27,6 +27,8 @@ PLAIN, PROXY = "inverting_gradients", "proxy_statistics"
 """The searches whose floors are those of the suite without rehearsals."""
 SOLVED = 1e-6
 """Cosine distance of the update at which nothing is left to find: the rest of the suite is not run."""
+SAME = 1e-3
+"""Difference of NCC that nobody sees: members that differ by less on every client need no further rehearsals."""
 
 CLOSED_FORMS = ("linear", "spear", "april", "patch_positions")
 FITTED = ("patch_subspace", "learned_inverse", "last_batch")
@@ -94,7 +96,7 @@ class Strongest:
                     total += member.fit_cost(setting if rehearsals is None else rehearsals.setting)
                 counted.add(member.fits)
             if rehearsals is not None and chances is not None and name not in chances.unfit:
-                tried = 1 if name in CLOSED_FORMS else len(rehearsals.y)
+                tried = 1 if name in CLOSED_FORMS else len(rehearsals.first)
                 total += FitCost(rehearsed=(self._cost(member),) * tried)
         return total
 
@@ -160,12 +162,28 @@ class Strongest:
                 seed,
                 own,
                 lambda f, t=told: t((1 + f) / 2),
+                clients=rehearsals.first,
                 exact=name in CLOSED_FORMS,
                 best=None if name in CLOSED_FORMS else best,
             )
-        if rehearsals is not None and self.seconds is not None and not _read_all(state):
-            self._split(able, rehearsals, state, seed, kept)
+        if rehearsals is not None and not _read_all(state):
+            if self.seconds is not None:
+                self._split(able, rehearsals, state, seed, kept)
+            self._final(rehearsals, state, seed, kept, tick)
         return self.restored(setting, state)
+
+    def _final(self, rehearsals: Rehearsals, state: dict[str, Tensor], seed: int, kept: Kept, tick: Tick) -> None:
+        """Has the two best members rehearse on further clients, where the first leave open which of them is better."""
+        rehearsed = _own("rehearsed", state)
+        pair = sorted(rehearsed, key=lambda name: float(rehearsed[name].nan_to_num().mean()), reverse=True)[:2]
+        further = rehearsals.all[len(rehearsals.first) :]
+        if len(pair) < 2 or not further or not _open(*(rehearsed[name] for name in pair)):
+            return
+        ready = self.ready(rehearsals.setting, state)
+        for place, name in enumerate(pair):
+            told = lambda fraction, p=place: tick((p + fraction) / len(pair))  # noqa: E731
+            found = rehearsals.ncc(ready[name], name, seed, _under(name, kept), told, clients=further)
+            state[f"rehearsed/{name}"] = torch.cat([rehearsed[name], found])
 
     def _split(
         self, able: Mapping[str, Attack], rehearsals: Rehearsals, state: dict[str, Tensor], seed: int, kept: Kept
@@ -182,7 +200,13 @@ class Strongest:
             tried = member.paced(pace.steps, pace.restarts).restored(rehearsals.setting, self._state(name, state))
             best = state[f"rehearsed/{name}"]
             found = rehearsals.ncc(
-                tried, f"{name}-{shorter}-{restarts}", seed, _under(name, kept), lambda fraction: None, best=best
+                tried,
+                f"{name}-{shorter}-{restarts}",
+                seed,
+                _under(name, kept),
+                lambda fraction: None,
+                clients=rehearsals.first,
+                best=best,
             )
             if float(found.mean()) > float(best.mean()):
                 state |= {f"rehearsed/{name}": found, f"pace/{name}": pace.tensor()}
@@ -333,6 +357,14 @@ class Strongest:
 def _read_all(state: Mapping[str, Tensor]) -> bool:
     """Whether a member read every rehearsal, so that fitting and rehearsing others could show nothing better."""
     return any(bool(ncc.min() >= READ) for ncc in _own("rehearsed", state).values())
+
+
+def _open(one: Tensor, other: Tensor) -> bool:
+    """Whether the NCC of two members on the same clients leaves open which is better: their mean difference is below
+    twice its standard error."""
+    apart = (one - other).nan_to_num()
+    seen = bool(apart.abs().max() > SAME)
+    return seen and len(apart) > 1 and abs(float(apart.mean())) < 2 * float(apart.std()) / math.sqrt(len(apart))
 
 
 def _best(state: Mapping[str, Tensor]) -> str:
