@@ -5,7 +5,7 @@
 DIR holds what the table names: ``cifar10/cifar10_subset.npz``, ``pneumoniamnist/pneumoniamnist_balanced.npz``, the
 folders ``imagenet_public/images`` and ``imagenet_samples/images`` with their ``labels.csv``, and ``weights``. A case
 takes minutes, the whole a few hours of one core. Each is stored when it is finished, and the same command continues.
-With ``--page`` what is measured so far is written to docs/results/learned.md.
+With ``--page`` what is measured so far is written to docs/results/learned.md and docs/images/learned-curves.svg.
 
 Victims are test pictures; public pictures are training pictures, or those of ``imagenet_public``. A rank is that of the
 true picture among all test pictures of its class, on ImageNet, which has one a class, among all, by NCC with the
@@ -15,7 +15,7 @@ reconstructions of its client.
 import argparse
 import time
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,13 @@ import torch
 
 from benchmarks.cases import run_cases
 from benchmarks.clients import IMAGENET, Pool, attacked, class_mean, figures, pool_of
-from benchmarks.markdown import measured_with, ranged, table, versions
+from benchmarks.learned_page import PAGE, page
+from benchmarks.markdown import versions
 from leakmap.attacker.attack import fit
 from leakmap.attacker.attacks import attacks
+from leakmap.ceiling.releases import Releases
 from leakmap.client.training import accuracy, train
+from leakmap.defences import defence_of
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network, build_network
 from leakmap.observation.contents import Public
@@ -34,7 +37,6 @@ from leakmap.plan.plan import Progress
 from leakmap.problem.task import Task
 from leakmap.threat import ThreatModel, known_before
 
-PAGE = Path("docs/results/learned.md")
 VICTIMS = 300
 SEARCHED = 8
 """Victims that the search attacks too."""
@@ -71,6 +73,13 @@ def _steps(count: int, **settings: Any) -> LocalRule:
     return LocalRule("delta", batch_size=1, lr=0.01, **settings) if count > 1 else LocalRule("delta", **settings)
 
 
+def _epsilon(defence: str) -> str:
+    """What one release with this noise guarantees."""
+    gaussian = defence_of(defence).gaussian
+    return f" (epsilon {Releases(gaussian.noise).epsilon(DELTA):.1g} at delta {DELTA:g})" if gaussian else ""
+
+
+DELTA = 1e-5
 UPDATE = "learned_inverse,views=update"
 CASES = {
     "r20": Case("trained ResNet-20, returned buffers", "resnet20"),
@@ -115,7 +124,7 @@ CASES = {
     ),
     **{
         f"small-{defence.partition(',')[0]}{i}": Case(
-            f"untrained small ResNet, gradient only, `{defence}`",
+            f"untrained small ResNet, gradient only, `{defence}`{_epsilon(defence)}",
             "small",
             LocalRule(defence=defence),
             1,
@@ -227,111 +236,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--searched", type=int, default=SEARCHED, help="Victims that the search attacks too.")
-    run_cases(
-        parser, list(CASES), PAGE, lambda key, own, told: measured(CASES[key], own.data, own.searched, told), page
-    )
-
-
-def page(found: dict[str, dict[str, Any]]) -> str:
-    """The page."""
-    # Titles are today's: a row keeps its meaning where those before it are not measured.
-    found = {key: entry | {"case": asdict(CASES[key])} for key, entry in found.items()}
-    lines = [
-        "# What a fitted inverse reads",
-        "",
-        "    python -m benchmarks.learned --data DIR",
-        "",
-        *(__doc__ or "").split("\n\n", 2)[2].strip().split("\n"),
-        "",
-        "Labels are known. *Relative rank* is 0 for the true picture first and .5 by chance; *p* is that of the rank",
-        "sum. *Class mean* is the mean public picture of the victim's class: what can be said without any client.",
-        "Intervals are 95 %, of shares exact over pictures. Seconds are CPU seconds of one core, of the whole fit.",
-        "",
-        measured_with(found.values()),
-        "",
-    ]
-    head = (
-        "client",
-        "victims",
-        "simulated",
-        "fit, s",
-        "PSNR, dB",
-        "class mean",
-        "NCC",
-        "class mean",
-        "first",
-        "chance",
-        "relative rank",
-        "p",
-    )
-    rows = [
-        (
-            entry["case"]["title"],
-            f"{entry['clients']} x {entry['case']['count']}",
-            f"{entry['simulated']:,}",
-            f"{entry['fit_seconds']:.0f}",
-            f"{entry['psnr'][0]:.2f}",
-            f"{entry['class_mean']['psnr'][0]:.2f}",
-            ranged(entry["ncc"], ".2f"),
-            f"{entry['class_mean']['ncc'][0]:.2f}",
-            ranged(entry["whole"]["first"], ".1%"),
-            f"{entry['whole']['chance']:.1%}",
-            ranged(entry["whole"]["relative"], ".2f"),
-            "" if entry["whole"]["p"] is None else f"{entry['whole']['p']:.1g}",
-        )
-        for entry in found.values()
-    ]
-    lines += [
-        *table(head, rows),
-        "## What of the pictures leaks",
-        "",
-        "Share of pictures that are first by one band alone, or by the whole picture without the mean of each channel.",
-        "",
-    ]
-    bands = ("colour", "layout", "detail", "without channel means")
-    lines += table(
-        ("client", *bands, "chance"),
-        [
-            (
-                e["case"]["title"],
-                *(ranged(e[band]["first"], ".1%") if band in e else "" for band in bands),
-                f"{e['whole']['chance']:.1%}",
-            )
-            for e in found.values()
-        ],
-    )
-    if missing := [case.title for key, case in CASES.items() if key not in found]:
-        lines += [f"Not measured yet: {'; '.join(missing)}.", ""]
-    searched = {key: entry for key, entry in found.items() if "search" in entry}
-    if searched:
-        lines += [
-            "## Beside the search",
-            "",
-            "`inverting_gradients` with its defaults, on the first victims of the same clients.",
-            "",
-        ]
-        lines += table(
-            (
-                "client",
-                "victims",
-                "NCC of the search",
-                "NCC of the inverse, all victims",
-                "first by the search",
-                "relative rank of the search",
-            ),
-            [
-                (
-                    e["case"]["title"],
-                    f"{e['search']['clients']} x {e['case']['count']}",
-                    ranged(e["search"]["ncc"], ".2f"),
-                    ranged(e["ncc"], ".2f"),
-                    ranged(e["search"]["whole"]["first"], ".1%"),
-                    ranged(e["search"]["whole"]["relative"], ".2f"),
-                )
-                for e in searched.values()
-            ],
-        )
-    return "\n".join(lines)
+    about = (__doc__ or "").split("\n\n", 2)[2]
+    titles = {key: case.title for key, case in CASES.items()}
+    one = lambda key, own, told: measured(CASES[key], own.data, own.searched, told)  # noqa: E731
+    run_cases(parser, list(CASES), PAGE, one, partial(page, about, titles))
 
 
 if __name__ == "__main__":
