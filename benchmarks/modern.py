@@ -141,9 +141,12 @@ def fitted(case: Case, network: Network, pool: Pool, index: Tensor, told: Callab
     began = time.process_time()
     threat = ThreatModel("known", buffers=True, public=len(pool.public))
     setting = known_before(network, case.rule, case.count, threat, Public(pool.public, pool.public_y))
-    returned = case.rule.mode == "train" and any(name.endswith("running_var") for name in network.weights)
-    attack = "learned_inverse" if returned else f"learned_inverse,clients={SIMULATED}"
-    how = fit(attacks.build(attack), setting, 3, lambda fraction: told(0.9 * fraction))
+    try:
+        attack = attacks.build("learned_inverse,views=statistics")
+        attack.fit_cost(setting)
+    except NotApplicable:
+        attack = attacks.build(f"learned_inverse,clients={SIMULATED}")
+    how = fit(attack, setting, 3, lambda fraction: told(0.9 * fraction))
     seconds = time.process_time() - began
     rehearsed = float(how.state["ncc/answer"])
     found = timed(case, network, pool, index, how, lambda fraction: told(0.9 + 0.1 * fraction))
