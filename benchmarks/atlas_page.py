@@ -13,11 +13,11 @@ from benchmarks import atlas_cells as cells
 from benchmarks.atlas_cells import BASE_WORDS, BASES, CELLS, Cell
 from benchmarks.atlas_reference import COMMAND, client_in_words, write_reference
 from benchmarks.cases import Entry
+from benchmarks.clients import above_chance
 from benchmarks.markdown import ranged, table
-from leakmap.inspection.reference import ABOVE_CHANCE, Effect, Reference
+from leakmap.inspection.reference import Effect, Reference
 from leakmap.report.charts import INK, STYLE, write
 from leakmap.scoring.bands import BANDS
-from leakmap.scoring.effects import holm
 
 PAGE = Path("docs/results/atlas.md")
 PICTURE = Path("docs/images/atlas.svg")
@@ -45,7 +45,7 @@ def leaks(entry: Entry) -> bool:
 
     Any, not the one that speaks: a search has few clients to show it by.
     """
-    return any(p < ABOVE_CHANCE for p in holm([one["whole"]["p"] for one in entry["attacks"].values()]))
+    return above_chance(list(entry["attacks"].values()))
 
 
 def page(about: str, found: Mapping[str, Entry]) -> str:

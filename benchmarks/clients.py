@@ -6,7 +6,7 @@ reconstructions of its client.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,10 +21,12 @@ from benchmarks.markdown import bounds
 from leakmap.attacker.attack import attack
 from leakmap.attacker.protocol import Fitted
 from leakmap.client.simulate import Batch, simulate
+from leakmap.inspection.reference import ABOVE_CHANCE
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
 from leakmap.observation.contents import Public
 from leakmap.scoring.bands import BANDS
+from leakmap.scoring.effects import holm
 from leakmap.scoring.lineup import Similarity, cross_correlation
 from leakmap.scoring.match import matched
 from leakmap.scoring.metrics.psnr import decibels
@@ -206,3 +208,13 @@ def class_mean(pool: Pool, public: Tensor, public_y: Tensor, index: Tensor) -> d
         "ncc": bounds(cross_correlation(guesses, truth).diagonal().tolist()),
         "psnr": bounds(decibels(error).tolist()),
     }
+
+
+def above_chance(read: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any of several attacks reads more than chance, by the rank sum of its pictures, corrected for their
+    number.
+
+    Args:
+        read: What :func:`figures` says of each.
+    """
+    return any(p < ABOVE_CHANCE for p in holm([one["whole"]["p"] for one in read]))

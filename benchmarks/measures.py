@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from benchmarks import last_batch
 from benchmarks.cases import Entry, run_cases
-from benchmarks.clients import Pool, attacked, figures, pool_of
+from benchmarks.clients import Pool, above_chance, attacked, figures, pool_of
 from benchmarks.learned import Case
 from benchmarks.markdown import measured_with, ranged, table, versions
 from leakmap.attacker.attack import fit
@@ -355,8 +355,9 @@ def page(found: dict[str, Entry]) -> str:
         *_conclusion(found),
         "Every table is about one client and what a platform can change of it. Ranks and NCC are those of the attack",
         "that reads most: the fitted one, the closed form, or a search. *Relative rank* is 0 for the true picture",
-        "first and .5 by chance; *leaks* compares its interval with that of the first row. Intervals are 95 %, exact",
-        "for shares of pictures; of the accuracy the least and the greatest of three runs are given.",
+        "first and .5 by chance; *leaks* says whether the rank sum of any attack is below 5 %, corrected (Holm) for",
+        "those tried, and compares the interval of the relative rank with that of the first row. Intervals are 95 %,",
+        "exact for shares of pictures; of the accuracy the least and the greatest of three runs are given.",
         "",
         *(__doc__ or "").split("\n\n", 3)[3].strip().split("\n"),
         "",
@@ -396,12 +397,13 @@ def _most(entry: Entry) -> Entry:
 
 
 def leaks(entry: Entry, before: Entry) -> str:
-    """What a measure does to what leaks, by the intervals of the relative rank."""
+    """What a measure does to what leaks: by the rank sum whether there is any, then by the intervals of the relative
+    rank."""
     if not _read(entry):
         return "nothing tried applies"
-    low, high = _most(entry)["whole"]["relative"][1:]
-    if low <= 0.5 <= high:
+    if not above_chance(_read(entry)):
         return "chance"
+    low, high = _most(entry)["whole"]["relative"][1:]
     first, last = _most(before)["whole"]["relative"][1:]
     return "less" if low > last else "more" if high < first else "as much"
 

@@ -5,7 +5,7 @@ from leakmap import Task, build_network
 
 
 def entry(low, high, searched=None):
-    figures = lambda a, b: {"whole": {"relative": ((a + b) / 2, a, b)}}  # noqa: E731
+    figures = lambda a, b: {"whole": {"relative": ((a + b) / 2, a, b), "p": 0.4 if b > 0.5 else 0.03}}  # noqa: E731
     return {"any": figures(low, high), "searches": {} if searched is None else {"even_steps": figures(*searched)}}
 
 
@@ -21,7 +21,10 @@ def test_what_a_measure_does_is_told_by_intervals_of_the_attack_that_surely_read
     assert leaks(entry(0.3, 0.4), before) == "less"
     assert leaks(entry(0.15, 0.3), before) == "as much"
     assert leaks(entry(0.01, 0.05), before) == "more"
-    assert leaks(entry(0.45, 0.55, searched=(0.01, 0.05)), before) == "more"
+    assert leaks(entry(0.3, 0.4, searched=(0.45, 0.55)), before) == "chance", "corrected for two attacks"
+    told = entry(0.45, 0.55, searched=(0.01, 0.05))
+    told["searches"]["even_steps"]["whole"]["p"] = 0.01
+    assert leaks(told, before) == "more"
     assert leaks({"searches": {}}, before) == "nothing tried applies"
 
 
