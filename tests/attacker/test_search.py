@@ -203,7 +203,7 @@ class Scripted(Failing):
 @pytest.mark.parametrize(("lucky", "calls"), [((1, 0, 1, 1, 0, 1), 18), ((1, 1, 1, 1, 1, 0.9), 6)])
 def test_the_two_best_rehearse_further_where_the_first_clients_leave_open_which_is_better(task, lucky, calls):
     rule = LocalRule(mode="eval")
-    observation = shown(observed("convnet,width=4", task, threat=ThreatModel("known"), rule=rule, count=1)[1], 80)
+    observation = shown(observed("convnet,width=4", task, threat=ThreatModel("known"), rule=rule, count=1)[1], FINAL * 16)
     setting = setting_of(observation)
     rehearsals = rehearsals_of(setting, 0)
     assert rehearsals is not None

@@ -26,8 +26,8 @@ ENOUGH = 2
 """Simulated clients on each of which a member must be beaten to be given up."""
 READ = 0.999
 """NCC at which a picture counts as read."""
-SHARE = 4
-"""At most one public picture of so many is kept for rehearsals."""
+SHARE, FURTHER = 4, 16
+"""At most one public picture of so many is kept for rehearsals, and for further ones: few leave an inverse worse."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,8 @@ def rehearsals_of(setting: Setting, seed: int) -> Rehearsals | None:
     public, rule, count = setting.public, setting.rule, setting.count
     if public is None or rule is None or count is None or setting.network.task.objects:
         return None
-    clients = min(FINAL, len(public.pictures) // SHARE // count)
+    groups = len(public.pictures) // count
+    clients = max(min(CLIENTS, groups // SHARE), min(FINAL, groups // FURTHER))
     if not clients:
         return None
     order = torch.randperm(len(public.pictures), generator=generator(seed, "rehearsals")).to(setting.device)
