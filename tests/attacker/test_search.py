@@ -10,7 +10,7 @@ from leakmap import LocalRule, ThreatModel, attack, attacks
 from leakmap.attacker.attack import fit
 from leakmap.attacker.attacks.strongest import strongest
 from leakmap.attacker.budget import FEWEST, Pace, pace_within
-from leakmap.attacker.learned.rehearsal import CLIENTS, ENOUGH, FINAL, rehearsals_of
+from leakmap.attacker.learned.rehearsal import CLIENTS, ENOUGH, FINAL, FURTHER, rehearsals_of
 from leakmap.attacker.matching.descent import Descent
 from leakmap.attacker.matching.distances import DISTANCES
 from leakmap.attacker.matching.gradient_matching import GradientMatching
@@ -203,8 +203,8 @@ class Scripted(Failing):
 @pytest.mark.parametrize(("lucky", "calls"), [((1, 0, 1, 1, 0, 1), 18), ((1, 1, 1, 1, 1, 0.9), 6)])
 def test_the_two_best_rehearse_further_where_the_first_clients_leave_open_which_is_better(task, lucky, calls):
     rule = LocalRule(mode="eval")
-    observation = shown(observed("convnet,width=4", task, threat=ThreatModel("known"), rule=rule, count=1)[1], FINAL * 16)
-    setting = setting_of(observation)
+    observation = observed("convnet,width=4", task, threat=ThreatModel("known"), rule=rule, count=1)[1]
+    setting = setting_of(shown(observation, FINAL * FURTHER))
     rehearsals = rehearsals_of(setting, 0)
     assert rehearsals is not None
     assert (len(rehearsals.first), len(rehearsals.all)) == (CLIENTS, FINAL)
