@@ -1,15 +1,15 @@
 """How often is the verdict wrong? False alarms on null audits, and leaks that are known to be there.
 
-    python -m benchmarks.verdict [--workers 2] [--out runs/verdict]
+    python -m benchmarks.verdict [--only CONDITION ...] [--workers 2] [--out FOLDER] [--page]
 
-Half an hour on two cores; writes docs/results/verdict.md. Interrupted, the same command continues. With --seeds N only
-the first N audits of each condition are run, and only OUT/verdict.md is written.
+Two hours of one core. Every audit is stored when it is finished, and the same command continues. With ``--page`` what
+is measured so far is written to docs/results/verdict.md.
 """
 
 import argparse
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,15 +19,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.markdown import publish, table, versions
+from benchmarks.cases import Entry, run_cases
+from benchmarks.markdown import measured_with, table, versions
 from leakmap.auditing.perform import perform
 from leakmap.auditing.prepare import Prepared, gather, prepare
-from leakmap.cli.terminal import progress_bar
 from leakmap.client.data import Pictures, load_pictures
 from leakmap.errors import WorkerDied
 from leakmap.files import read_json, write_json
 from leakmap.local_rule import LocalRule
-from leakmap.plan.plan import Plan
+from leakmap.plan.plan import Plan, Progress
 from leakmap.registry.spec import Spec
 from leakmap.runs.runner import Local, run_jobs
 from leakmap.runs.workers import default_workers
@@ -104,21 +104,19 @@ CONDITIONS = {
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", type=int, help="Only the first so many audits of each condition.")
-    parser.add_argument("--only", nargs="*", choices=list(CONDITIONS), default=list(CONDITIONS))
     parser.add_argument("--data", default="samples", help="Source of the pictures.")
     parser.add_argument("--workers", type=int, default=default_workers())
-    parser.add_argument("--out", type=Path, default=Path("runs/verdict"))
-    options = parser.parse_args()
-    jobs = {
-        name: [AuditJob(name, seed, options.data, options.out) for seed in range(options.seeds or condition.audits)]
-        for name, condition in CONDITIONS.items()
-        if name in options.only
-    }
-    run_all([job for of_condition in jobs.values() for job in of_condition], options.workers)
-    found = {name: [job.found() for job in of_condition] for name, of_condition in jobs.items()}
-    whole = options.seeds is None and len(jobs) == len(CONDITIONS)
-    publish(page(found, options.data, options.seeds), options.out / "verdict.md", *([PAGE] if whole else []))
+    run_cases(parser, list(CONDITIONS), PAGE, measured, page)
+
+
+def measured(name: str, options: argparse.Namespace, told: Progress) -> Entry:
+    """The levels and rules of all audits of a condition."""
+    folder = options.out / "audits"
+    jobs = [AuditJob(name, seed, options.data, folder) for seed in range(CONDITIONS[name].audits)]
+    run_all(jobs, options.workers, told)
+    found = [job.found() for job in jobs]
+    counted = {what: dict(Counter(str(one[what]) for one in found)) for what in ("level", "rule")}
+    return {**counted, "data": options.data, "versions": versions()}
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ class AuditJob:
     @property
     def path(self) -> Path:
         """Its outcome."""
-        return self.folder / "audits" / f"{self.key}.json"
+        return self.folder / f"{self.key}.json"
 
     def __call__(self, device: str, told: object) -> dict[str, object]:
         """Audits."""
@@ -162,7 +160,7 @@ class AuditJob:
         return found
 
 
-def run_all(jobs: Sequence[AuditJob], workers: int) -> None:
+def run_all(jobs: Sequence[AuditJob], workers: int, told: Progress) -> None:
     """Runs what is missing, and keeps every outcome as it comes.
 
     Raises:
@@ -171,19 +169,18 @@ def run_all(jobs: Sequence[AuditJob], workers: int) -> None:
     at = {job.key: job for job in jobs}
     missing = [job for job in jobs if not job.path.exists()]
     done = len(jobs) - len(missing)
-    with progress_bar() as progress:
 
-        def finished(key: str, made: dict[str, object]) -> None:
-            nonlocal done
-            at[key].path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(at[key].path, made)
-            done += 1
-            progress(f"audit {done} of {len(jobs)}", done / len(jobs))
+    def finished(key: str, made: dict[str, object]) -> None:
+        nonlocal done
+        at[key].path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(at[key].path, made)
+        done += 1
+        told(f"{at[key].condition}: audit {done} of {len(jobs)}", done / len(jobs))
 
-        def dead(job: AuditJob, error: WorkerDied) -> dict[str, object]:
-            raise SystemExit(f"the audit {job.key} ended its process")
+    def dead(job: AuditJob, error: WorkerDied) -> dict[str, object]:
+        raise SystemExit(f"the audit {job.key} ended its process")
 
-        run_jobs(Local(workers), missing, finished, lambda key, fraction: None, dead)
+    run_jobs(Local(workers), missing, finished, lambda key, fraction: None, dead)
 
 
 def planned(condition: Condition, seed: int, data: str = "samples") -> tuple[Plan, Prepared]:
@@ -261,20 +258,22 @@ def threshold(plan: Plan, pictures: Pictures) -> float:
     return round(float(brightness[:2].mean()), 6)
 
 
-def page(found: dict[str, list[dict[str, object]]], data: str, seeds: int | None = None) -> str:
-    """The whole page."""
-    null = {name: of for name, of in found.items() if CONDITIONS[name].null}
-    rows = [_row(CONDITIONS[name].name, CONDITIONS[name], of) for name, of in found.items()]
+def page(found: Mapping[str, Entry]) -> str:
+    """The page."""
+    null = [entry for name, entry in found.items() if CONDITIONS[name].null]
+    rows = [_row(CONDITIONS[name].name, CONDITIONS[name], entry["level"]) for name, entry in found.items()]
     if null:
-        rows.append(_row("all null audits", CONDITIONS["one"], [one for of in null.values() for one in of], 0.08))
-    levels = {CONDITIONS[name].name: Counter(str(one["level"]) for one in of) for name, of in found.items()}
-    rules = {CONDITIONS[name].name: Counter(str(one["rule"]) for one in of) for name, of in found.items()}
+        together = sum((Counter(entry["level"]) for entry in null), Counter[str]())
+        rows.append(_row("all null audits", CONDITIONS["one"], together, 0.08))
+    levels, rules = (
+        {CONDITIONS[name].name: Counter(entry[what]) for name, entry in found.items()} for what in ("level", "rule")
+    )
     named = sorted({rule for of in rules.values() for rule in of})
-    told = (f" --data {data}" if data != "samples" else "") + (f" --seeds {seeds}" if seeds else "")
+    told = "".join(f"--data {source} " for source in {entry["data"] for entry in found.values()} - {"samples"})
     lines = [
         "# How often the verdict is wrong",
         "",
-        f"    python -m benchmarks.verdict{told}     # 30 min on two cores",
+        f"    python -m benchmarks.verdict {told}--page     # 2 h of one core",
         "",
         "The verdict is a measuring instrument, so it is calibrated: on audits in which every update comes from other "
         f"pictures, and on leaks that are known to be there. Every audit has {CLIENTS} clients, pictures of {PIXELS} "
@@ -294,7 +293,7 @@ def page(found: dict[str, list[dict[str, object]]], data: str, seeds: int | None
         "network's first layer (benchmarks/bright.py); what its client sends, a closed form reads. Nothing recovers "
         "the other eleven.",
         "",
-        f"{versions()}.",
+        measured_with(found.values()),
         "",
         *table(["audits", "counted", "", "rate [95 %]", "goal", "met"], rows),
         "Verdicts:",
@@ -307,17 +306,18 @@ def page(found: dict[str, list[dict[str, object]]], data: str, seeds: int | None
     return "\n".join(lines)
 
 
-def _row(name: str, condition: Condition, found: Sequence[dict[str, object]], below: float = 1.0) -> list[str]:
+def _row(name: str, condition: Condition, levels: Mapping[str, int], below: float = 1.0) -> list[str]:
     """Cells of one row; a null condition's upper limit must lie below ``below``."""
     least = LEVELS.index(condition.least)
-    hits = sum(LEVELS.index(level) >= least for one in found for level in LEVELS if level == one["level"])
-    rate = clopper_pearson(hits, len(found))
+    audits = sum(levels.values())
+    hits = sum(levels.get(level, 0) for level in LEVELS[least:])
+    rate = clopper_pearson(hits, audits)
     met = rate.value <= condition.goal and rate.high < below if condition.null else rate.value >= condition.goal
     limit = f", upper limit under {below:.0%}" if below < 1 else ""
     return [
         name,
         f"{'false alarms' if condition.null else 'found'} (`{condition.least}` or more)",
-        f"{hits} of {len(found)}",
+        f"{hits} of {audits}",
         f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]",
         f"at most {condition.goal:.0%}{limit}" if condition.null else f"at least {condition.goal:.1%}",
         "yes" if met else "no",
