@@ -24,8 +24,10 @@ from leakmap.runs.run import held_by, seen_by_server
 from leakmap.runs.trial import Trial
 from leakmap.runs.workers import default_workers
 from leakmap.scoring.effects import contrast
+from leakmap.scoring.equivalence import equivalent_mean
+from leakmap.scoring.power import ALPHA, detectable_margin
 from leakmap.scoring.score import overlap
-from leakmap.study.claims import VALUES
+from leakmap.study.claims import MATTERS, VALUES
 from leakmap.study.file import read_study
 from leakmap.study.paper import ran_on
 from leakmap.study.planning import pictures_of
@@ -48,7 +50,8 @@ def main() -> None:
         cells = tuple(replace(cell, plan=replace(cell.plan, data=options.data)) for cell in study.cells)
         study = replace(study, cells=cells)
     found = run_to_end(study, options.out, options.workers)
-    command = f"python -m benchmarks.ladder --scale {options.scale}{f' --data {options.data}' if options.data else ''}"
+    kind = (options.data or "").partition(":")[0]
+    command = f"python -m benchmarks.ladder --scale {options.scale}{f' --data {kind}:DIR' if kind else ''}"
     study_report.write_study(
         options.out / "report.html", study.title, found, study=study.resolved(), command=command, figures=options.out
     )
@@ -63,6 +66,8 @@ def main() -> None:
         "Every rung is the last with one change. *Fresh*: BatchNorm's running statistics are 0 and 1; *calibrated*: "
         "they are measured on public pictures; *trained*: the network was trained briefly on pictures that no client "
         "holds. The line-up score is the share of the others that the true picture, or object, beats: 0.5 is chance. "
+        f"*Judged*: more than chance is shown; or it is shown to lie within {MATTERS['over_chance']:g} of chance (two "
+        "one-sided tests, 5 %); or it stays open, with the margin that so many clients could show with 80 % power. "
         "Intervals are 95 %, bootstrap over clients; steps are differences to the rung above, client by client. "
         "*Classes*: overlap of the objects' classes and numbers with what the gradient of the head says of them, were "
         "they not known; mean and range over clients.",
@@ -94,7 +99,7 @@ def _column(mode: str, weights: str, cells: list[Cell], classes: Mapping[str, st
     if not cells:
         return []
     head = ["rung", "verdict", "PSNR over its best floor, dB", "in boxes", "line-up score", "objects"]
-    head += ["step, dB", "step, line-up score", "classes"]
+    head += ["judged", "step, dB", "step, line-up score", "classes"]
     rows = []
     for number, cell in enumerate(cells):
         own = {"model": cell.axes["model"]}
@@ -104,6 +109,7 @@ def _column(mode: str, weights: str, cells: list[Cell], classes: Mapping[str, st
                 cell.axes["model"],
                 cell.result.verdict.level.replace("_", " "),
                 *(_told(cells, value, [(1.0, own)]) for value in ("gain", "gain_in_boxes", "rank", "object_rank")),
+                _judged(cells, own),
                 *(_told(cells, value, before and [(1.0, own), (-1.0, before)]) for value in ("psnr", "rank")),
                 classes[str(cell.axes)],
             ]
@@ -115,6 +121,17 @@ def _column(mode: str, weights: str, cells: list[Cell], classes: Mapping[str, st
 def _told(cells: list[Cell], value: str, terms: list[tuple[float, dict[str, Any]]] | None) -> str:
     effect = contrast(cells, lambda cell: _VALUES[value](cell.result), terms) if terms else None
     return "–" if effect is None else interval(effect.difference)
+
+
+def _judged(cells: list[Cell], own: dict[str, Any]) -> str:
+    """Whether the line-ups of a rung show a leak, or that there is none that would matter."""
+    effect = contrast(cells, lambda cell: VALUES["over_chance"](cell.result), [(1.0, own)])
+    if effect is None:
+        return "–"
+    if effect.difference.low > 0 and effect.p < ALPHA:
+        return "more than chance"
+    small = equivalent_mean(effect.difference.value, effect.error, effect.clients, MATTERS["over_chance"])
+    return "chance" if small.equivalent else f"open, {detectable_margin(effect.error, effect.clients):.2f}"
 
 
 _VALUES = {
