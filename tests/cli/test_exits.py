@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from rich.padding import Padding
@@ -145,8 +146,9 @@ def test_a_killed_guard_takes_the_command_with_it_and_an_interruption_comes_once
         "sys.exit(guarded(wait))\n"
     )
     words = [sys.executable, str(tmp_path / "held.py")]
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it
     for group in (True, False):
-        with subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True) as running:
+        with subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True, preexec_fn=heeds) as running:
             running.stdout.readline()
             (os.killpg if group else os.kill)(running.pid, signal.SIGINT)
             assert running.wait(30) == 7
