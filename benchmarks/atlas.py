@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.atlas_cells import CELLS, FILES, PUBLISHED, Cell
+from benchmarks.atlas_cells import CELLS, FILES, Cell
 from benchmarks.atlas_page import PAGE, page
 from benchmarks.cases import Entry, run_cases
-from benchmarks.clients import IMAGENET, Pool, attacked, class_mean, figures, pool_of
+from benchmarks.clients import IMAGENET, Pool, attacked, class_mean, figures, neutral, pool_of
 from benchmarks.markdown import versions
 from leakmap.attacker.attack import fit
 from leakmap.attacker.attacks import attacks
@@ -158,7 +158,7 @@ def measured(key: str, data: Path, told: Callable[[float], None]) -> Entry:
             begun = begun or time.process_time()
             found[name] = _figures(cell, sides, how, clients) | {"rehearsed": rehearsed}
         except LeakmapError as error:
-            refused[name] = _neutral(error)
+            refused[name] = neutral(error)
             return False
         found[name]["seconds"] = time.process_time() - begun
         return True
@@ -172,7 +172,7 @@ def measured(key: str, data: Path, told: Callable[[float], None]) -> Entry:
             number = simulated(cell) if name == "learned_inverse" else SIMULATED[0][1]
             fitted = _fit(cell, sides, f"{name},clients={number}", lambda f: told(0.1 + 0.5 * f))
         except LeakmapError as error:
-            refused[name] = _neutral(error)
+            refused[name] = neutral(error)
             continue
         if not tried(name, fitted, index, REHEARSED, begun):
             continue
@@ -193,11 +193,6 @@ def measured(key: str, data: Path, told: Callable[[float], None]) -> Entry:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "versions": versions(),
     }
-
-
-def _neutral(error: LeakmapError) -> str:
-    """What an error says, wherever this folder lies."""
-    return str(error).replace(f"{PUBLISHED.parent}/", "")
 
 
 def _small(index: Tensor) -> Tensor:

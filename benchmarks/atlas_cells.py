@@ -9,21 +9,20 @@ production, and named networks.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.clients import RESNETS
 from leakmap.local_rule import LocalRule
 
 Weights = Literal["random", "brief", "full"]
 SMALL = "resnet,blocks=1-1-1,width=16,preact=false"
 """The network of the base clients."""
-PUBLISHED = Path(__file__).parent.parent / "tests/models/akamaster.py"
 FILES = {
-    f"{PUBLISHED}:resnet{depth}": f"cifar10_resnet{depth}-{digest}.th"
+    f"{RESNETS}:resnet{depth}": f"cifar10_resnet{depth}-{digest}.th"
     for depth, digest in ((20, "12fca82f"), (32, "d509ac18"), (44, "014dd654"), (56, "4bfd9763"))
 }
 """Fully trained networks -> their weights."""
-R20 = f"{PUBLISHED}:resnet20"
+R20 = f"{RESNETS}:resnet20"
 LARGE = 80
 """Side of the pictures of named networks: at 32 pixels their last features would be of one pixel."""
 
@@ -64,7 +63,7 @@ class Cell:
     @property
     def network(self) -> str:
         """The network in words."""
-        return self.model.replace(f"{PUBLISHED}:resnet", "ResNet-") if self.weights == "full" else self.model
+        return self.model.replace(f"{RESNETS}:resnet", "ResNet-") if self.weights == "full" else self.model
 
     @property
     def batch(self) -> int:

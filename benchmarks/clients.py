@@ -34,8 +34,15 @@ from leakmap.scoring.statistics import clopper_pearson, rank_sum_p
 from leakmap.seeds import derive
 from leakmap.threat import ThreatModel, observe
 
+RESNETS = Path(__file__).parent.parent / "tests/models/akamaster.py"
+"""Where the networks stand whose published weights the benchmarks use."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and deviation of the channels that published networks are trained with."""
+
+
+def neutral(text: object) -> str:
+    """A text that may name these networks, wherever this folder lies."""
+    return str(text).replace(f"{RESNETS.parent}/", "")
 
 
 class Client(Protocol):

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import run_cases
-from benchmarks.clients import IMAGENET, Pool, attacked, class_mean, figures, pool_of
+from benchmarks.clients import IMAGENET, RESNETS, Pool, attacked, class_mean, figures, pool_of
 from benchmarks.learned_page import PAGE, page
 from benchmarks.markdown import versions
 from leakmap.attacker.attack import fit
@@ -40,7 +40,7 @@ from leakmap.threat import ThreatModel, known_before
 VICTIMS = 300
 SEARCHED = 8
 """Victims that the search attacks too."""
-RESNET20 = f"{Path(__file__).parent.parent / 'tests/models/akamaster.py'}:resnet20"
+RESNET20 = f"{RESNETS}:resnet20"
 SMALL = "resnet,blocks=1-1-1,width=24,preact=false"
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from benchmarks.calibration import CALIBRATION, calibrated
 from benchmarks.cases import run_cases
+from benchmarks.clients import RESNETS
 from benchmarks.markdown import versions
 from benchmarks.peers.contestants import BREACHING_IG, BREACHING_MODERN, LEAKPRO_IG, LEAKPRO_RUNNING
 from benchmarks.peers.environments import Place, Unavailable, Worker, for_breaching, for_leakpro
@@ -54,7 +55,7 @@ from leakmap.seeds import generator
 from leakmap.threat import known_before
 
 PAGE = Path("docs/results/strength.md")
-RESNET20 = f"{Path(__file__).parent.parent / 'tests/models/akamaster.py'}:resnet20"
+RESNET20 = f"{RESNETS}:resnet20"
 MEMBERS = (PLAIN, *PORTFOLIO, "learned_inverse")
 SEED = 0
 OTHERS = 99
