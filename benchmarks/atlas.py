@@ -1,6 +1,6 @@
 """Which clients give their pictures away to any attack tried here, and what decides it?
 
-    python -m benchmarks.atlas --data DIR [--only CELL ...] [--out runs/atlas] [--page]
+    python -m benchmarks.atlas --data DIR [--only CELL ...] [--out FOLDER] [--page]
 
 DIR holds ``cifar10/cifar10_subset.npz`` and ``weights``. A cell takes about a minute, the whole some four hours of one
 core. Each is stored when it is finished, and the same command continues. With ``--page`` what is measured so far is
@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.atlas_cells import CELLS, FILES, Cell
-from benchmarks.atlas_page import PAGE, page
+from benchmarks.atlas_page import PAGE, PICTURE, heat_map, page
+from benchmarks.atlas_reference import write_reference
 from benchmarks.cases import Entry, run_cases
 from benchmarks.clients import IMAGENET, Pool, attacked, class_mean, figures, neutral, pool_of
 from benchmarks.markdown import versions
@@ -43,6 +44,7 @@ from leakmap.models.network import Network, build_network
 from leakmap.observation.contents import Public
 from leakmap.plan.plan import Progress
 from leakmap.problem.task import Task
+from leakmap.report.charts import write
 from leakmap.scoring.lineup import cross_correlation
 from leakmap.scoring.match import matched
 from leakmap.seeds import generator
@@ -265,7 +267,12 @@ def main() -> None:
         return measured(key, options.data, partial(told, key))
 
     about = (__doc__ or "").split("\n\n", 2)[2]
-    run_cases(parser, list(CELLS), PAGE, one, partial(page, about))
+    run_cases(parser, list(CELLS), PAGE, one, partial(page, about), _beside)
+
+
+def _beside(found: dict[str, Entry]) -> None:
+    write(heat_map(found), PICTURE)
+    write_reference(found)
 
 
 if __name__ == "__main__":

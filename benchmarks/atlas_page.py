@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from benchmarks import atlas_cells as cells
 from benchmarks.atlas_cells import BASE_WORDS, BASES, CELLS, Cell
-from benchmarks.atlas_reference import COMMAND, client_in_words, write_reference
+from benchmarks.atlas_reference import COMMAND, client_in_words, reference_of
 from benchmarks.cases import Entry
 from benchmarks.clients import above_chance
 from benchmarks.markdown import ranged, table
 from leakmap.inspection.reference import Effect, Reference
-from leakmap.report.charts import INK, STYLE, write
+from leakmap.report.charts import INK, STYLE
 from leakmap.scoring.bands import BANDS
 
 PAGE = Path("docs/results/atlas.md")
@@ -49,14 +49,13 @@ def leaks(entry: Entry) -> bool:
 
 
 def page(about: str, found: Mapping[str, Entry]) -> str:
-    """The page; writes the heat map and what ``leakmap inspect`` reads.
+    """The page.
 
     Args:
         about: How the cells are measured.
         found: Cells that are.
     """
-    write(heat_map(found), PICTURE)
-    reference = write_reference(found)
+    reference = reference_of(found)
     some = list(found.values())
     lines = [
         "# Which clients give their pictures away",

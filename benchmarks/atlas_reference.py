@@ -101,8 +101,13 @@ def _plainness(cell: Cell) -> tuple[bool, bool, int, int]:
     return cell.rule.defence != "none", cell.augmented, cell.count, cell.steps
 
 
-def write_reference(found: Mapping[str, Stored], path: Path = FILE) -> Reference:
+def write_reference(found: Mapping[str, Stored], path: Path = FILE) -> None:
     """Writes what the package ships."""
+    write_json(path, json.loads(TypeAdapter(Reference).dump_json(reference_of(found))))
+
+
+def reference_of(found: Mapping[str, Stored]) -> Reference:
+    """What the package ships."""
     networks: dict[tuple[str, str, int], list[Measured]] = {}
     # The plainest clients first: an inspection shows some of them.
     for key in sorted(found, key=lambda key: _plainness(CELLS[key])):
@@ -115,6 +120,4 @@ def write_reference(found: Mapping[str, Stored], path: Path = FILE) -> Reference
         entries.append(Entry(name + TRAINED[weights], _features(model, side), tuple(cells)))
     some = list(found.values())
     date = max(entry["date"] for entry in some)
-    reference = Reference(COMMAND, some[0]["versions"], date, tuple(entries), tuple(effects(found)))
-    write_json(path, json.loads(TypeAdapter(Reference).dump_json(reference)))
-    return reference
+    return Reference(COMMAND, some[0]["versions"], date, tuple(entries), tuple(effects(found)))

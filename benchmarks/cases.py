@@ -26,6 +26,7 @@ def run_cases(
     published: Path,
     measured: Callable[[str, argparse.Namespace, Progress], Entry],
     page: Callable[[dict[str, Entry]], str],
+    beside: Callable[[dict[str, Entry]], object] = lambda found: None,
 ) -> None:
     """The command of a benchmark: measures the cases that are asked for and not stored, and writes the page of all.
 
@@ -35,6 +36,7 @@ def run_cases(
         published: Where ``--page`` writes it; its stem names the folder of the records.
         measured: One case, from its name, the options and a progress.
         page: Markdown, from the cases that are stored.
+        beside: Writes what belongs to the page, with ``--page``.
     """
     parser.add_argument("--only", nargs="*", choices=list(cases), default=list(cases), metavar="CASE")
     parser.add_argument("--out", type=Path, default=RECORDS / published.stem)
@@ -50,4 +52,6 @@ def run_cases(
     found = {case: entry for case, entry in stored.items() if isinstance(entry, dict)}
     if not found:
         parser.error(f"No case has a record in {options.out}: there is nothing to show.")
+    if options.page:
+        beside(found)
     publish(page(found), *([published] if options.page else []))

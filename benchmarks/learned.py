@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.cases import run_cases
 from benchmarks.clients import IMAGENET, RESNETS, Pool, attacked, class_mean, figures, pool_of
-from benchmarks.learned_page import PAGE, page
+from benchmarks.learned_page import PAGE, PICTURE, curves, page
 from benchmarks.markdown import versions
 from leakmap.attacker.attack import fit
 from leakmap.attacker.attacks import attacks
@@ -35,6 +35,7 @@ from leakmap.models.network import Network, build_network
 from leakmap.observation.contents import Public
 from leakmap.plan.plan import Progress
 from leakmap.problem.task import Task
+from leakmap.report.charts import write
 from leakmap.threat import ThreatModel, known_before
 
 VICTIMS = 300
@@ -239,7 +240,7 @@ def main() -> None:
     about = (__doc__ or "").split("\n\n", 2)[2]
     titles = {key: case.title for key, case in CASES.items()}
     one = lambda key, own, told: measured(CASES[key], own.data, own.searched, told)  # noqa: E731
-    run_cases(parser, list(CASES), PAGE, one, partial(page, about, titles))
+    run_cases(parser, list(CASES), PAGE, one, partial(page, about, titles), lambda found: write(curves(found), PICTURE))
 
 
 if __name__ == "__main__":

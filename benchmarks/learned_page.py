@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.cases import Entry
 from benchmarks.markdown import measured_with, ranged, table
-from leakmap.report.charts import BLUE, GREY, ORANGE, STYLE, label_decades, write
+from leakmap.report.charts import BLUE, GREY, ORANGE, STYLE, label_decades
 
 PAGE = Path("docs/results/learned.md")
 PICTURE = Path("docs/images/learned-curves.svg")
@@ -18,14 +18,13 @@ CURVES = (("r20-m", "simulated", "simulated clients"), ("r20-p", "public", "publ
 
 
 def page(about: str, titles: Mapping[str, str], found: Mapping[str, Entry]) -> str:
-    """The page; writes the figure of the curves.
+    """The page.
 
     Args:
         about: How the cases are measured.
         titles: Of all cases; today's, so that a row keeps its meaning where those before it are not measured.
         found: Cases that are.
     """
-    write(curves(found), PICTURE)
     lines = [
         "# What a fitted inverse reads",
         "",

@@ -1,6 +1,6 @@
 """What can be told of a network's leakage before it is attacked?
 
-    python -m benchmarks.predictors --data DIR [--map runs/atlas] [--only CELL ...] [--out runs/predictors] [--page]
+    python -m benchmarks.predictors --data DIR [--map FOLDER] [--only CELL ...] [--out FOLDER] [--page]
 
 DIR is that of ``benchmarks.atlas``, which measured what is to be told. A configuration takes about a quarter of a
 minute of one core, all of them about half an hour. Each is stored when it is finished, and the same command continues.
@@ -19,7 +19,6 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from scipy import stats
 
 from benchmarks.atlas import sides_of
 from benchmarks.atlas_cells import CELLS, Cell
-from benchmarks.cases import Entry, run_cases
+from benchmarks.cases import RECORDS, Entry, run_cases
 from benchmarks.markdown import ranged, table, versions
 from leakmap.files import read_json, write_json
 from leakmap.inspection.predicted import FILE, Judged, Predicted
@@ -39,6 +38,7 @@ from leakmap.observation.contents import Public
 from leakmap.plan.plan import Progress
 
 PAGE = Path("docs/results/predictors.md")
+COMMAND = "python -m benchmarks.predictors --data DIR --page"
 DRAWS = 2000
 """Of the bootstrap."""
 Values = NDArray[np.float64]
@@ -175,26 +175,29 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--map", type=Path, default=Path("runs/atlas"), help="Where the map was measured.")
+    parser.add_argument("--map", type=Path, default=RECORDS / "atlas", help="Where the map was measured.")
     given, _ = parser.parse_known_args()
     run_cases(
         parser,
         list(CONFIGURATIONS),
         PAGE,
         lambda key, own, told: measured(key, own.data, told),
-        partial(page, given.map),
+        lambda found: page(found, predicted(given.map, found)),
+        lambda found: write_json(FILE, json.loads(TypeAdapter(Predicted).dump_json(predicted(given.map, found)))),
     )
 
 
-def page(folder: Path, found: Mapping[str, Entry]) -> str:
-    """The page; writes what ``leakmap inspect --measure`` reads, too."""
+def predicted(folder: Path, found: Mapping[str, Entry]) -> Predicted:
+    """What ``leakmap inspect --measure`` reads."""
     outcomes = {key: entry for key in found if isinstance(entry := read_json(folder / f"{key}.json"), dict)}
-    answers = compared(found, outcomes)
     families = {family(CELLS[key]) for key in outcomes}
     some = next(iter(found.values()))
-    command = "python -m benchmarks.predictors --data DIR --page"
-    predicted = Predicted(command, some["versions"], len(outcomes), len(families), answers)
-    write_json(FILE, json.loads(TypeAdapter(Predicted).dump_json(predicted)))
+    return Predicted(COMMAND, some["versions"], len(outcomes), len(families), compared(found, outcomes))
+
+
+def page(found: Mapping[str, Entry], told: Predicted) -> str:
+    """The page."""
+    answers = told.predictors
     accepted = [name for name, one in answers.items() if one.accepted]
     seconds = {name: np.mean([entry["seconds"][name] for entry in found.values()]) for name in PREDICTORS}
     verdict = (
@@ -205,7 +208,7 @@ def page(folder: Path, found: Mapping[str, Entry]) -> str:
     lines = [
         "# What tells leakage beforehand",
         "",
-        f"    {command}     # half an hour of one core",
+        f"    {COMMAND}     # half an hour of one core",
         "",
         *(__doc__ or "").split("\n\n", 2)[2].strip().split("\n"),
         "",
@@ -213,7 +216,7 @@ def page(folder: Path, found: Mapping[str, Entry]) -> str:
         "Accepted is a predictor whose interval leaves out 0 and whose correlation is above those of the number of "
         "parameters and of the rules of traits.",
         "",
-        f"{len(outcomes)} configurations of {len(families)} families. {some['versions']}.",
+        f"{told.configurations} configurations of {told.families} families. {told.versions}.",
         "",
     ]
     rows = [

@@ -4,11 +4,12 @@ import pytest
 import torch
 from benchmarks.atlas import augmented, holdings, simulated
 from benchmarks.atlas_cells import BASES, CELLS, SMALL, Cell
-from benchmarks.atlas_page import leaks, page
+from benchmarks.atlas_page import heat_map, leaks, page
 from benchmarks.atlas_reference import client_in_words, effects, measured, write_reference
 from benchmarks.clients import Pool, figures
 
 from leakmap.local_rule import LocalRule
+from leakmap.report.charts import write
 from leakmap.scoring.bands import BANDS
 
 
@@ -106,9 +107,7 @@ def test_a_search_of_few_clients_speaks_but_tells_no_change():
     assert effect.after == (0.3, 0.25, 0.35)
 
 
-def test_the_page_counts_what_is_above_chance(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.atlas_page.PICTURE", tmp_path / "atlas.svg")
-    monkeypatch.setattr("benchmarks.atlas_page.write_reference", lambda found: write_reference(found, tmp_path / "r"))
+def test_the_page_counts_what_is_above_chance(tmp_path):
     one, other = keys_of(BASES["inference"], BASES["training"])
     found = {one: entry((0.3, 0.25, 0.35)), other: entry((0.48, 0.47, 0.49), p=0.03)}
     found[other]["attacks"]["even_steps"] = entry((0.5, 0.4, 0.6), p=0.6)["attacks"]["learned_inverse"]
@@ -116,7 +115,9 @@ def test_the_page_counts_what_is_above_chance(tmp_path, monkeypatch):
     assert not leaks(found[other])
     text = page("About.", found)
     assert "More than chance is read of 1 of 2 kinds of client" in text
-    assert "<svg" in (tmp_path / "atlas.svg").read_text()
+    write_reference(found, tmp_path / "reference.json")
+    assert "inference mode" in (tmp_path / "reference.json").read_text()
+    assert write(heat_map(found), tmp_path / "atlas.svg").read_text().count("<text")
     assert measured(CELLS[one], found[one]).above_chance
 
 
