@@ -7,7 +7,7 @@ INSTRUMENT: tuple[tuple[str, str, int, int], ...] = (
     ("detection", "Networks known to leak called partial or more (detection)", 200, 200),
     ("detection_of_one", "Audits with one exposed client of 12 called visual or more", 200, 200),
 )
-"""Measured by ``python -m benchmarks.verdict --page``; docs/results/verdict.md is the page, and a test holds both together."""
+"""Measured by ``python -m benchmarks.verdict``; docs/results/verdict.md is the page, and a test holds both together."""
 
 NOT_EVALUATED = (
     "Active servers, which change the model to make it leak (fishing, Loki, SEER, Scale-MIA, Geminio and others)",
