@@ -20,7 +20,9 @@ from torch import Tensor
 from benchmarks.markdown import bounds
 from leakmap.attacker.attack import attack
 from leakmap.attacker.protocol import Fitted
+from leakmap.ceiling.releases import Releases
 from leakmap.client.simulate import Batch, simulate
+from leakmap.defences import NONE, defence_of
 from leakmap.inspection.reference import ABOVE_CHANCE
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network
@@ -43,6 +45,16 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def neutral(text: object) -> str:
     """A text that may name these networks, wherever this folder lies."""
     return str(text).replace(f"{RESNETS.parent}/", "")
+
+
+DELTA = 1e-5
+"""Of an epsilon."""
+
+
+def epsilon_of(defence: str) -> float | None:
+    """What one release with this defence guarantees at :data:`DELTA`; None where it adds no Gaussian noise."""
+    gaussian = None if defence == NONE else defence_of(defence).gaussian
+    return None if gaussian is None else Releases(gaussian.noise).epsilon(DELTA)
 
 
 class Client(Protocol):

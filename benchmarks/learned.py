@@ -22,14 +22,12 @@ from typing import Any
 import torch
 
 from benchmarks.cases import run_cases
-from benchmarks.clients import IMAGENET, RESNETS, Pool, attacked, class_mean, figures, pool_of
+from benchmarks.clients import DELTA, IMAGENET, RESNETS, Pool, attacked, class_mean, epsilon_of, figures, pool_of
 from benchmarks.learned_page import PAGE, PICTURE, curves, page
 from benchmarks.markdown import versions
 from leakmap.attacker.attack import fit
 from leakmap.attacker.attacks import attacks
-from leakmap.ceiling.releases import Releases
 from leakmap.client.training import accuracy, train
-from leakmap.defences import defence_of
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network, build_network
 from leakmap.observation.contents import Public
@@ -74,13 +72,6 @@ def _steps(count: int, **settings: Any) -> LocalRule:
     return LocalRule("delta", batch_size=1, lr=0.01, **settings) if count > 1 else LocalRule("delta", **settings)
 
 
-def _epsilon(defence: str) -> str:
-    """What one release with this noise guarantees."""
-    gaussian = defence_of(defence).gaussian
-    return f" (epsilon {Releases(gaussian.noise).epsilon(DELTA):.1g} at delta {DELTA:g})" if gaussian else ""
-
-
-DELTA = 1e-5
 UPDATE = "learned_inverse,views=update"
 CASES = {
     "r20": Case("trained ResNet-20, returned buffers", "resnet20"),
@@ -125,7 +116,7 @@ CASES = {
     ),
     **{
         f"small-{defence.partition(',')[0]}{i}": Case(
-            f"untrained small ResNet, gradient only, `{defence}`{_epsilon(defence)}",
+            f"untrained small ResNet, gradient only, `{defence}`",
             "small",
             LocalRule(defence=defence),
             1,
@@ -232,13 +223,19 @@ def measured(case: Case, data: Path, searched: int, told: Progress) -> dict[str,
     return {"case": asdict(case), **answer, "versions": versions()}
 
 
+def _titled(case: Case) -> str:
+    """The title in the table, with what noise guarantees."""
+    epsilon = epsilon_of(case.rule.defence)
+    return case.title if epsilon is None else f"{case.title} (epsilon {epsilon:.1g} at delta {DELTA:g})"
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--searched", type=int, default=SEARCHED, help="Victims that the search attacks too.")
     about = (__doc__ or "").split("\n\n", 2)[2]
-    titles = {key: case.title for key, case in CASES.items()}
+    titles = {key: _titled(case) for key, case in CASES.items()}
     one = lambda key, own, told: measured(CASES[key], own.data, own.searched, told)  # noqa: E731
     run_cases(parser, list(CASES), PAGE, one, partial(page, about, titles), lambda found: write(curves(found), PICTURE))
 

@@ -25,10 +25,11 @@ def page(about: str, titles: Mapping[str, str], found: Mapping[str, Entry]) -> s
         titles: Of all cases; today's, so that a row keeps its meaning where those before it are not measured.
         found: Cases that are.
     """
+    hours = sum(e["fit_seconds"] for e in found.values()) / 3600
     lines = [
         "# What a fitted inverse reads",
         "",
-        "    python -m benchmarks.learned --data DIR",
+        f"    python -m benchmarks.learned --data DIR --page     # {hours:.1f} hours of one core, and the searches",
         "",
         *about.strip().split("\n"),
         "",

@@ -30,15 +30,13 @@ from torch import Tensor, nn
 
 from benchmarks import last_batch
 from benchmarks.cases import Entry, run_cases
-from benchmarks.clients import Pool, above_chance, attacked, figures, pool_of
+from benchmarks.clients import Pool, above_chance, attacked, epsilon_of, figures, pool_of
 from benchmarks.learned import Case
 from benchmarks.markdown import measured_with, ranged, table, versions
 from leakmap.attacker.attack import fit
 from leakmap.attacker.attacks import attacks
-from leakmap.ceiling.releases import Releases
 from leakmap.client.simulate import Batch, simulate
 from leakmap.client.training import accuracy, train
-from leakmap.defences import NONE, defence_of
 from leakmap.errors import NotApplicable, NotGranted
 from leakmap.local_rule import LocalRule
 from leakmap.models.network import Network, build_network
@@ -61,8 +59,6 @@ SIGN = 1e-3
 """What a server takes a sign for, which has no size; the usual rate of signSGD with momentum."""
 CHEAP = 3
 """Points of accuracy that count as little."""
-DELTA = 1e-5
-"""Of an epsilon."""
 SMALL = "resnet,blocks=1-1-1,width=24,preact=false"
 VIT = "vit,dim=96"
 
@@ -286,14 +282,9 @@ def measured(key: str, data: Path, told: Progress) -> dict[str, Any]:
         "pictures": client.count * CLIENTS,
         "versions": versions(),
     }
-    if (noise := _noise_of(client)) is not None:
-        answer["epsilon"] = Releases(noise).epsilon(DELTA)
+    if (epsilon := epsilon_of(client.rule.defence)) is not None:
+        answer["epsilon"] = epsilon
     return answer | _leaks(measure, sent[0], pool, lambda f: told(measure.title, 0.6 + 0.4 * f))
-
-
-def _noise_of(client: Client) -> float | None:
-    gaussian = None if client.rule.defence == NONE else defence_of(client.rule.defence).gaussian
-    return None if gaussian is None else gaussian.noise
 
 
 def _leaks(measure: Measure, network: Network, pool: Pool, told: Told) -> dict[str, Any]:

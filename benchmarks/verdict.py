@@ -2,8 +2,8 @@
 
     python -m benchmarks.verdict [--only CONDITION ...] [--workers 2] [--out FOLDER] [--page]
 
-Two hours of one core. Every audit is stored when it is finished, and the same command continues. With ``--page`` what
-is measured so far is written to docs/results/verdict.md.
+It takes 1.5 hours of one core. Every audit is stored when it is finished, and the same command continues. With
+``--page`` what is measured so far is written to docs/results/verdict.md.
 """
 
 import argparse
@@ -273,7 +273,7 @@ def page(found: Mapping[str, Entry]) -> str:
     lines = [
         "# How often the verdict is wrong",
         "",
-        f"    python -m benchmarks.verdict {told}--page     # 2 h of one core",
+        f"    python -m benchmarks.verdict {told}--page     # 1.5 h of one core",
         "",
         "The verdict is a measuring instrument, so it is calibrated: on audits in which every update comes from other "
         f"pictures, and on leaks that are known to be there. Every audit has {CLIENTS} clients, pictures of {PIXELS} "
