@@ -37,8 +37,8 @@ from leakmap import LocalRule, Observation, Task, ThreatModel, build_network, ca
 from leakmap.capturing.facts import as_toml, facts_of
 from leakmap.client.data import load_pictures
 from leakmap.client.simulate import Batch, simulate
-from leakmap.files import checksum, read_json, read_tensors
-from leakmap.runs.fitting import FOLDER, PART
+from leakmap.files import checksum, read_arrays, read_json, read_tensors
+from leakmap.runs.fitting import FOLDER, PART, STATE_LIMIT
 
 PAGE = Path("docs/results/soak.md")
 FULL = 100
@@ -272,7 +272,12 @@ def _scores(folder: Path) -> object:
 
 
 def _fits(folder: Path) -> object:
-    return _scores(folder), {path.name: path.read_bytes() for path in (folder / FOLDER).glob("*.safetensors")}
+    """Scores, and what every fit holds: not its bytes, as safetensors writes the texts of a file in any order."""
+    fits: dict[str, object] = {}
+    for path in (folder / FOLDER).glob("*.safetensors"):
+        arrays, texts = read_arrays(path, STATE_LIMIT)
+        fits[path.name] = {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in arrays.items()}, texts
+    return _scores(folder), fits
 
 
 def _tuned(folder: Path) -> object:
