@@ -15,6 +15,12 @@ PAGE = Path("docs/results/learned.md")
 PICTURE = Path("docs/images/learned-curves.svg")
 CURVES = (("r20-m", "simulated", "simulated clients"), ("r20-p", "public", "public pictures"))
 """Beginning of the cases, what is varied, and in words; the case ``r20`` is on every curve."""
+PICTURES = {
+    "CIFAR-10": ("resnet", "small"),
+    "Chest X-rays": ("xray",),
+    "ImageNet at 224 pixels": ("mobilenet", "efficientnet"),
+}
+"""Heads of the tables -> what the networks of their cases begin with."""
 
 
 def page(about: str, titles: Mapping[str, str], found: Mapping[str, Entry]) -> str:
@@ -54,23 +60,6 @@ def page(about: str, titles: Mapping[str, str], found: Mapping[str, Entry]) -> s
         "relative rank",
         "p",
     )
-    rows = [
-        (
-            titles[key],
-            f"{entry['clients']} x {entry['case']['count']}",
-            f"{entry['simulated']:,}",
-            f"{entry['fit_seconds']:.0f}",
-            f"{entry['psnr'][0]:.2f}",
-            f"{entry['class_mean']['psnr'][0]:.2f}",
-            ranged(entry["ncc"], ".2f"),
-            f"{entry['class_mean']['ncc'][0]:.2f}",
-            ranged(entry["whole"]["first"], ".1%"),
-            f"{entry['whole']['chance']:.1%}",
-            ranged(entry["whole"]["relative"], ".2f"),
-            "" if entry["whole"]["p"] is None else f"{entry['whole']['p']:.1g}",
-        )
-        for key, entry in found.items()
-    ]
     lines += [
         "![First ranks and NCC by number of simulated clients and of public pictures](../images/learned-curves.svg)",
         "",
@@ -78,7 +67,29 @@ def page(about: str, titles: Mapping[str, str], found: Mapping[str, Entry]) -> s
         "public pictures) and of public pictures (6,000 simulated clients). The cross: public pictures are shrunk "
         "crops of ImageNet. Bars: 95 %; dashed: chance, and the mean public picture of the class.*",
         "",
-        *table(head, rows),
+    ]
+    for pictures, networks in PICTURES.items():
+        rows = [
+            (
+                titles[key],
+                f"{entry['clients']} x {entry['case']['count']}",
+                f"{entry['simulated']:,}",
+                f"{entry['fit_seconds']:.0f}",
+                f"{entry['psnr'][0]:.2f}",
+                f"{entry['class_mean']['psnr'][0]:.2f}",
+                ranged(entry["ncc"], ".2f"),
+                f"{entry['class_mean']['ncc'][0]:.2f}",
+                ranged(entry["whole"]["first"], ".1%"),
+                f"{entry['whole']['chance']:.1%}",
+                ranged(entry["whole"]["relative"], ".2f"),
+                "" if entry["whole"]["p"] is None else f"{entry['whole']['p']:.1g}",
+            )
+            for key, entry in found.items()
+            if entry["case"]["network"].startswith(networks)
+        ]
+        if rows:
+            lines += [f"## {pictures}", "", *table(head, rows)]
+    lines += [
         "## What of the pictures leaks",
         "",
         "Share of pictures that are first by one band alone, or by the whole picture without the mean of each channel.",
