@@ -47,6 +47,8 @@ def neutral(text: object) -> str:
     return str(text).replace(f"{RESNETS.parent}/", "")
 
 
+FINE = 64
+"""Side up to which pictures are compared as they are, and at which larger ones can be compared besides."""
 DELTA = 1e-5
 """Of an epsilon."""
 
@@ -147,7 +149,9 @@ def attacked(case: Client, network: Network, pool: Pool, own: Tensor, how: Fitte
     return attack(observe(round, threat, shown), how, seed=derive(7, "attack", client)).pictures
 
 
-def figures(pool: Pool, index: Tensor, found: Sequence[Tensor], held: Tensor | None = None) -> dict[str, Any]:
+def figures(
+    pool: Pool, index: Tensor, found: Sequence[Tensor], held: Tensor | None = None, side: int = 32
+) -> dict[str, Any]:
     """NCC, PSNR and ranks, whole and by bands, of the pictures of all clients.
 
     Args:
@@ -155,9 +159,10 @@ def figures(pool: Pool, index: Tensor, found: Sequence[Tensor], held: Tensor | N
         index: ``(clients, N)`` places among the victims.
         found: ``(N, C, H, W)`` reconstructions of each client.
         held: ``(clients, M)`` places of all that each client holds, where that is more than what is reconstructed.
+        side: At which large pictures are compared.
     """
     held = index if held is None else held
-    candidates, found = compared(pool.victims), [compared(each) for each in found]
+    candidates, found = compared(pool.victims, side), [compared(each, side) for each in found]
     single = len(pool.y) == len(pool.y.unique())
     matchings = [matched(each, candidates[own]) for each, own in zip(found, index, strict=True)]
     nccs = [
@@ -203,11 +208,11 @@ def figures(pool: Pool, index: Tensor, found: Sequence[Tensor], held: Tensor | N
     return told
 
 
-def compared(pictures: Tensor) -> Tensor:
+def compared(pictures: Tensor, side: int = 32) -> Tensor:
     """Pictures at the size at which they are compared: large ones are predicted, and so compared, at 32 pixels."""
-    if max(pictures.shape[2:]) <= 64:
+    if max(pictures.shape[2:]) <= FINE:
         return pictures
-    return torch.nn.functional.interpolate(pictures, (32, 32), mode="bicubic", antialias=True)
+    return torch.nn.functional.interpolate(pictures, (side, side), mode="bicubic", antialias=True)
 
 
 def _centred(pictures: Tensor, candidates: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import run_cases
-from benchmarks.clients import DELTA, IMAGENET, RESNETS, Pool, attacked, class_mean, epsilon_of, figures, pool_of
+from benchmarks.clients import DELTA, FINE, IMAGENET, RESNETS, Pool, attacked, class_mean, epsilon_of, figures, pool_of
 from benchmarks.learned_page import PAGE, PICTURE, curves, page
 from benchmarks.markdown import versions
 from leakmap.attacker.attack import fit
@@ -142,6 +142,14 @@ CASES = {
     "mobilenet-both": Case(
         "MobileNetV2, ImageNet weights, 224 px, buffers and gradient", "mobilenet", attack="learned_inverse,views=both"
     ),
+    **{
+        f"mobilenet-{side}": Case(
+            f"MobileNetV2, ImageNet weights, 224 px, returned buffers, predicted at {side} pixels",
+            "mobilenet",
+            attack=f"learned_inverse,side={side}",
+        )
+        for side in (48, 64)
+    },
     "efficientnet": Case("EfficientNet-Lite0, ImageNet weights, 224 px, returned buffers", "efficientnet"),
     **{
         f"r20-m{clients}": Case(
@@ -210,6 +218,8 @@ def measured(case: Case, data: Path, searched: int, told: Progress) -> dict[str,
     found = [attacked(case, network, pool, own, fitted, i) for i, own in enumerate(index)]
     attacking = (time.process_time() - began - fitting) / clients
     answer = figures(pool, index, found)
+    if pool.victims.shape[-1] > FINE:
+        answer["fine"] = figures(pool, index, found, side=FINE)
     answer |= {"fit_seconds": fitting, "attack_seconds": attacking, "public": len(public)}
     answer["held_out"] = {n: float(v) for n, v in fitted.state.items() if n.startswith("ncc/")}
     answer["simulated"] = int(fitted.state["clients"])

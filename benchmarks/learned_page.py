@@ -107,6 +107,27 @@ def page(about: str, titles: Mapping[str, str], found: Mapping[str, Entry]) -> s
             for key, e in found.items()
         ],
     )
+    if fine := {key: entry["fine"] for key, entry in found.items() if "fine" in entry}:
+        lines += [
+            "## Large pictures, compared at 64 pixels",
+            "",
+            "Pictures of 224 pixels are predicted at 32 pixels unless told otherwise, and above compared there.",
+            "",
+        ]
+        lines += table(
+            ("client", "NCC", "PSNR, dB", "first", "first by detail", "relative rank"),
+            [
+                (
+                    titles[key],
+                    ranged(one["ncc"], ".3f"),
+                    f"{one['psnr'][0]:.2f}",
+                    ranged(one["whole"]["first"], ".1%"),
+                    ranged(one["detail"]["first"], ".1%"),
+                    ranged(one["whole"]["relative"], ".3f"),
+                )
+                for key, one in fine.items()
+            ],
+        )
     if missing := [title for key, title in titles.items() if key not in found]:
         lines += [f"Not measured yet: {'; '.join(missing)}.", ""]
     searched = {key: entry for key, entry in found.items() if "search" in entry}

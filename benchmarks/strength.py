@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.atlas_cells import FILES
 from benchmarks.calibration import CALIBRATION, calibrated
 from benchmarks.cases import run_cases
 from benchmarks.clients import RESNETS
@@ -43,8 +44,8 @@ from leakmap.attacker.suite import PLAIN, PORTFOLIO
 from leakmap.auditing.prepare import NORMALIZATIONS
 from leakmap.client.data import load_pictures
 from leakmap.client.simulate import Batch
+from leakmap.client.training import train as train_network
 from leakmap.errors import LeakmapError
-from leakmap.local_rule import Mode
 from leakmap.models.network import Network
 from leakmap.observation.contents import Public
 from leakmap.plan.plan import Progress
@@ -55,7 +56,6 @@ from leakmap.seeds import generator
 from leakmap.threat import known_before
 
 PAGE = Path("docs/results/strength.md")
-RESNET20 = f"{RESNETS}:resnet20"
 MEMBERS = (PLAIN, *PORTFOLIO, "learned_inverse")
 SEED = 0
 OTHERS = 99
@@ -71,27 +71,29 @@ class Bout:
     Args:
         title: In tables.
         model: Its specification.
-        mode: Of the client.
+        rule: Of the client.
         batch: Pictures of a client.
         seconds: Of a core, for each client.
         clients: How many.
         weights: File under ``weights``; empty: random ones, in inference mode with measured statistics.
+        epochs: For which the network is trained on the training pictures.
         simulated: Clients that the suite's inverse is fitted to.
         tried: Settings that were tried in this case, of as many iterations as they say.
     """
 
     title: str
     model: str
-    mode: Mode
+    rule: LocalRule
     batch: int
     seconds: float
     clients: int = 8
     weights: str = ""
+    epochs: int = 0
     simulated: int = 2000
     tried: tuple[str, ...] = ()
 
 
-TRAINED = "cifar10_resnet20-12fca82f.th"
+STILL, TRAINING = LocalRule(mode="eval"), LocalRule()
 CONSTANT = "inverting_gradients,tv=0.2,fade=1,steps=300"
 TRIED_ON_RESNET20 = (
     "inverting_gradients,steps=300",
@@ -102,17 +104,57 @@ TRIED_ON_RESNET20 = (
     f"{CONSTANT},lr=0.2,sign=unit,basis=whitened",
     f"{CONSTANT},lr=0.4,sign=unit,basis=whitened",
 )
+PREACT = "resnet,blocks=1-1-1,width=24,preact=true"
 BOUTS = {
-    "convnet": Bout("ConvNet(64), inference mode, B=1", "convnet,width=64", "eval", 1, 8),
+    "convnet": Bout("ConvNet(64), inference mode, B=1", "convnet,width=64", STILL, 1, 8),
     "resnet20": Bout(
-        "trained ResNet-20, inference mode, B=1", RESNET20, "eval", 1, 10, weights=TRAINED, tried=TRIED_ON_RESNET20
+        "trained ResNet-20, inference mode, B=1",
+        f"{RESNETS}:resnet20",
+        STILL,
+        1,
+        10,
+        weights=FILES[f"{RESNETS}:resnet20"],
+        tried=TRIED_ON_RESNET20,
     ),
-    "resnet20-4": Bout("trained ResNet-20, inference mode, B=4", RESNET20, "eval", 4, 20, 4, TRAINED),
-    "pre-4": Bout(
-        "pre-activation ResNet 1-1-1, training mode, B=4", "resnet,blocks=1-1-1,width=24,preact=true", "train", 4, 10, 4
+    "resnet20-4": Bout(
+        "trained ResNet-20, inference mode, B=4",
+        f"{RESNETS}:resnet20",
+        STILL,
+        4,
+        20,
+        weights=FILES[f"{RESNETS}:resnet20"],
     ),
-    "vit": Bout("ViT, patch 4, inference mode, B=1", "vit,patch=4", "eval", 1, 8),
-    "resnet18": Bout("ResNet-18, random weights, inference mode, B=1", "resnet", "eval", 1, 15, simulated=1000),
+    "pre-4": Bout("pre-activation ResNet 1-1-1, training mode, B=4", PREACT, TRAINING, 4, 10),
+    "vit": Bout("ViT, patch 4, inference mode, B=1", "vit,patch=4", STILL, 1, 8),
+    "resnet18": Bout("ResNet-18, random weights, inference mode, B=1", "resnet", STILL, 1, 15, simulated=1000),
+    "resnet56": Bout(
+        "trained ResNet-56, inference mode, B=1",
+        f"{RESNETS}:resnet56",
+        STILL,
+        1,
+        15,
+        weights=FILES[f"{RESNETS}:resnet56"],
+        simulated=1000,
+    ),
+    "pre-brief": Bout(
+        "pre-activation ResNet 1-1-1 trained for five epochs, training mode, B=1", PREACT, TRAINING, 1, 10, epochs=5
+    ),
+    "convnet-8": Bout("ConvNet(64), inference mode, B=8", "convnet,width=64", STILL, 8, 20, simulated=1000),
+    "convnext": Bout(
+        "ConvNeXt-like: patches, LayerNorm, GELU, inference mode, B=1",
+        "resnet,blocks=1-1-1,width=24,stem=patch,norm=layer,activation=gelu",
+        STILL,
+        1,
+        8,
+    ),
+    "fedavg": Bout(
+        "ConvNet(64), inference mode, 4 local steps of 1 picture",
+        "convnet,width=64",
+        LocalRule("delta", mode="eval", batch_size=1),
+        4,
+        20,
+        simulated=1000,
+    ),
 }
 CASES = (*BOUTS, *(f"{TRIED}{name}" for name, bout in BOUTS.items() if bout.tried))
 
@@ -166,7 +208,9 @@ def field_of(bout: Bout, data: Path, *, choosing: bool) -> Field:
         raise SystemExit("The pack lacks its training pictures, which are the public ones.")
     task = Task((3, 32, 32), 10, *NORMALIZATIONS["imagenet" if bout.weights else "cifar10"])
     network = build_network(task, bout.model, weights=data / "weights" / bout.weights if bout.weights else None)
-    if bout.mode == "eval" and not bout.weights:
+    if bout.epochs:
+        network = train_network(network, train.images[: len(train) - CALIBRATION], train.labels, bout.epochs, SEED)
+    elif bout.rule.mode == "eval" and not bout.weights:
         network = calibrated(network, task.normalize(train.images[-CALIBRATION:] / 255))
     pool = torch.arange(CHOICES) if choosing else torch.arange(CHOICES, len(test))
     order = pool[torch.randperm(len(pool), generator=generator(SEED, "clients", bout.batch))]
@@ -174,10 +218,11 @@ def field_of(bout: Bout, data: Path, *, choosing: bool) -> Field:
     pictures = test.images[clients] / 255
     known = train.images[: len(train) - CALIBRATION] / 255
     # A network answers to what it was trained on as to nothing else: rehearsed there, other searches win.
-    source, most = (test, CHOICES) if bout.weights and not choosing else (train, PUBLIC)
+    trained = bout.weights or bout.epochs
+    source, most = (test, CHOICES) if trained and not choosing else (train, PUBLIC)
     public = _apart(source.images[:most] / 255, source.labels[:most], pictures)
     others = _apart(known[PUBLIC:], train.labels[PUBLIC : len(known)], pictures)
-    return Field(network, LocalRule(mode=bout.mode), clients, pictures, test.labels[clients], public, others)
+    return Field(network, bout.rule, clients, pictures, test.labels[clients], public, others)
 
 
 def _apart(pictures: Tensor, labels: Tensor, victims: Tensor) -> Public:
@@ -250,7 +295,8 @@ def scored(field: Field, case: Case, client: int, pictures: Tensor, seconds: flo
         ranks.append(rank(pictures, picture, others))
     observation = case.observation
     context = SearchContext(observation, field.rule, case.y, SEED)
-    order = own if field.rule.mode == "eval" else pictures
+    # In training mode, and of several steps, an update depends on the order of the pictures.
+    order = own if field.rule.mode == "eval" and field.rule.steps(len(own)) == 1 else pictures
     return {
         "ncc": float(cross_correlation(own, case.pictures).diagonal().mean()),
         "psnr": float(metrics.build("psnr")(own, case.pictures).mean()),
@@ -304,7 +350,7 @@ def peers(
         "breaching": (lambda: for_breaching(options.environments.resolve()), (BREACHING_IG, BREACHING_MODERN))
     }
     if options.leakpro:
-        names = (LEAKPRO_IG,) if bout.mode == "eval" else (LEAKPRO_RUNNING,)
+        names = (LEAKPRO_IG,) if bout.rule.mode == "eval" else (LEAKPRO_RUNNING,)
         places["LeakPro"] = (lambda: for_leakpro(options.environments.resolve(), options.leakpro), names)
     runs: dict[str, Run] = {}
     missing: dict[str, str] = {}

@@ -60,7 +60,7 @@ def attacker(
     parameters = [network.weights[name] for name, _ in template.named_parameters()]
     buffers = [network.weights[name] for name, _ in template.named_buffers()] if case.mode == "eval" else None
     payload = [{"parameters": parameters, "buffers": buffers, "metadata": metadata}]
-    shared = {"num_data_points": len(case.y), "labels": case.y, "local_hyperparams": None}
+    shared = {"num_data_points": len(case.y), "labels": case.y, "local_hyperparams": _local_steps(case)}
     gradients = [observation.update.tensors[name] for name, _ in template.named_parameters()]
     return (
         Attacker(template, network.loss(), chosen, setup),
@@ -69,11 +69,21 @@ def attacker(
     )
 
 
+def _local_steps(case: Case) -> dict[str, Any] | None:
+    """What breaching calls the local rule of a client that takes several steps of SGD."""
+    rule = case.observation.rule
+    if rule is None or rule.share != "delta":
+        return None
+    held = [rule.held_by(step, len(case.y)) for step in range(rule.steps(len(case.y)))]
+    labels = [case.y[places] for places in held]
+    return {"lr": rule.lr, "steps": len(held), "data_per_step": len(held[0]), "labels": labels}
+
+
 def contestant(case: Case) -> Evaluate:
     """breaching's closure at the guess."""
     peer, payload, shared = attacker(case, "regularization.total_variation.scale=0", "optim.signed=null")
     models, labels, _ = peer.prepare_attack(payload, shared)
-    peer.objective.initialize(peer.loss_fn, peer.cfg.impl, None)
+    peer.objective.initialize(peer.loss_fn, peer.cfg.impl, shared[0]["metadata"]["local_hyperparams"])
     candidate = case.guess.clone().requires_grad_()
     optimizer = torch.optim.Adam([candidate])
 

@@ -20,6 +20,7 @@ from leakpro.attacks.gia_attacks.modular.presets import (  # pyright: ignore[rep
     inverting_gradients_attack,
 )
 from leakpro.fl_utils.fl_client_simulator import ClientObservations  # pyright: ignore[reportMissingImports]
+from leakpro.fl_utils.gia_optimizers import MetaSGD  # pyright: ignore[reportMissingImports]
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -63,6 +64,12 @@ def class_based(case: Case, steps: int, tv: float) -> Watched:
         case.observation.network.module().eval(), loader, mean, std, configs=InvertingConfig(tv, at_iterations=steps)
     )
     peer.prepare_attack()
+    rule = case.observation.rule
+    if rule is not None and rule.share == "delta":
+        # It has no size of a local batch, and shuffles: here it takes the steps that the client took.
+        peer.configs.optimizer = MetaSGD(rule.lr)
+        peer.client_gradient = list(case.observation.update.tensors.values())
+        peer.reconstruction_loader = DataLoader(peer.reconstruction_loader.dataset, batch_size=rule.batch_size)
     return peer
 
 

@@ -4,15 +4,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.equations import facts_used, label_notes
 from leakmap.attacker.labels import recover
 from leakmap.attacker.learned.features import sketch_of, statistics_of
-from leakmap.attacker.learned.fitting import MOST, Fitting, granted, sizes_of, told_of, why_unfit
+from leakmap.attacker.learned.fitting import COARSE, MOST, SMALL, Fitting, granted, sizes_of, told_of, why_unfit
 from leakmap.attacker.learned.inverse import Inverse, restored_inverse
 from leakmap.attacker.learned.simulation import Basis, Simulation, resized
 from leakmap.attacker.matching.settings import Whole
@@ -27,7 +28,11 @@ from leakmap.seeds import derive
 
 @attacks.add("learned_inverse")
 def learned_inverse(
-    *, clients: Whole = 0, views: Literal["auto", "statistics", "update", "both"] = "auto", labels: str = "auto"
+    *,
+    clients: Whole = 0,
+    views: Literal["auto", "statistics", "update", "both"] = "auto",
+    side: Annotated[int, Field(ge=8, le=SMALL)] = COARSE,
+    labels: str = "auto",
 ) -> "LearnedInverse":
     """Reads the pictures off a client's answer with a map that was fitted to simulated clients.
 
@@ -43,6 +48,7 @@ def learned_inverse(
             step takes long, down to 1,000, and where memory ends.
         views: What is read: ``statistics`` (returned buffers), ``update``, ``both``, or ``auto``: statistics where they
             move, else the update.
+        side: Longer side, in pixels, at which pictures of more than 64 pixels are predicted, and then enlarged.
         labels: ``auto``, or the name of a label rule.
 
     Applies: where public pictures, the local rule and the number of examples are granted, to classification.
@@ -50,7 +56,7 @@ def learned_inverse(
     Source: Wu, Chen, Guo and Weinberger 2023, "Learning To Invert: Simple Adaptive Attacks for Gradient Inversion in
     Federated Learning", arXiv:2210.10880; returned buffers as a view, and stacking, are this project's.
     """
-    return LearnedInverse(clients, views, labels)
+    return LearnedInverse(clients, views, side, labels)
 
 
 @dataclass(frozen=True)
@@ -60,12 +66,14 @@ class LearnedInverse:
     Args:
         clients: Simulated clients; 0: by the size of the pictures.
         views: What is read.
+        side: Of what is predicted of larger pictures, in pixels.
         labels: How labels are recovered.
         sees: Whether it reads what came from the client; its floor does not.
     """
 
     clients: int
     views: str
+    side: int
     labels: str
     sees: bool = True
 
@@ -76,7 +84,7 @@ class LearnedInverse:
     @property
     def fits(self) -> str:
         """What is fitted; the attack and its floor share it."""
-        return f"learned_inverse,clients={self.clients},views={self.views}"
+        return f"learned_inverse,clients={self.clients},views={self.views},side={self.side}"
 
     def blind(self) -> "LearnedInverse":
         """Its floor: the same map, of a client of which every column is at its mean."""
@@ -115,7 +123,7 @@ class LearnedInverse:
 
     def _fitting(self, setting: Setting) -> Fitting:
         rule, count = granted(setting)
-        return Fitting(setting, partial(self._simulation, setting, rule, count), count, self.clients)
+        return Fitting(setting, partial(self._simulation, setting, rule, count), count, self.clients, coarse=self.side)
 
     def _simulation(self, setting: Setting, rule: LocalRule, count: int, basis: Basis) -> Simulation:
         statistics = None if self.views == "update" else statistics_of(setting, rule, count)

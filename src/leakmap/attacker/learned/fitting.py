@@ -22,7 +22,7 @@ from leakmap.seeds import derive, generator
 SMALL = 64
 """Side in pixels up to which pictures are predicted as they are; of larger ones only the layout can be known."""
 COARSE = 32
-"""Side in pixels at which larger pictures are predicted, and then enlarged."""
+"""Side in pixels at which larger pictures are predicted unless told otherwise, and then enlarged."""
 STATISTICS, UPDATES = 6000, 16_000
 """Most simulated clients unless told otherwise: of whom statistics are read, and of whom updates are read, which say
 less of the pictures. More still help (docs/results/learned.md)."""
@@ -57,6 +57,7 @@ class Fitting:
         count: Pictures that are predicted of a client.
         clients: Simulated clients; 0: as many as are worth their work.
         classes: Whether the classes of these pictures will be known.
+        coarse: Longer side, in pixels, at which pictures of more than ``SMALL`` are predicted.
     """
 
     setting: Setting
@@ -64,6 +65,7 @@ class Fitting:
     count: int
     clients: int = 0
     classes: bool = True
+    coarse: int = COARSE
 
     def cost(self) -> FitCost:
         """Simulated clients and held-out ones, what is held of them, and the arithmetic of the maps."""
@@ -149,7 +151,7 @@ class Fitting:
     def _predicted(self) -> tuple[int, int, int]:
         """``(C, h, w)`` of predicted pictures."""
         channels, height, width = self.setting.network.task.shape
-        ratio = 1.0 if max(height, width) <= SMALL else COARSE / max(height, width)
+        ratio = 1.0 if max(height, width) <= SMALL else self.coarse / max(height, width)
         return channels, round(ratio * height), round(ratio * width)
 
 
