@@ -7,7 +7,8 @@ and local rule, and the same seconds of one core for each client; the iterations
 schedule runs over these. Contestants take turns, client by client. The suite is fitted and rehearses on public pictures
 before; what that takes is told and serves every client. Peers keep their published settings: breaching 0.1.2 in an
 environment of its own, LeakPro where ``--leakpro`` names a checkout. Of a peer the pictures of the last iteration
-count, as LeakPro's own choice looks at the truth. Cases that begin with ``tried`` measure settings on pictures that no
+count, as LeakPro's own choice looks at the truth. Of a client with several local steps, breaching's prior on features
+and LeakPro's shuffling are left out, as their own simulations of these steps know neither. Cases that begin with ``tried`` measure settings on pictures that no
 table holds.
 """
 
@@ -357,15 +358,20 @@ def peers(
     for kind, (make, names) in places.items():
         try:
             worker = stack.enter_context(Worker(make(), first, "cpu", options.out / "workers.log"))
-            for name in names:
+        except Unavailable as error:
+            missing[kind] = str(error)
+            continue
+        for name in names:
+            try:
                 before, after = (
                     worker.ask("reconstruct", name=name, steps=steps, file=str((folder / "timed").resolve()))["cpu"]
                     for steps in (WARM, WARM + TIMED)
                 )
-                steps = max(1, round(bout.seconds / ((after - before) / TIMED)))
-                runs[name] = partial(_peer, worker, name, steps, folder)
-        except Unavailable as error:
-            missing[kind] = str(error)
+            except Unavailable as error:
+                missing[name] = str(error)
+                continue
+            steps = max(1, round(bout.seconds / ((after - before) / TIMED)))
+            runs[name] = partial(_peer, worker, name, steps, folder)
     return runs, missing
 
 

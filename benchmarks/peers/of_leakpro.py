@@ -69,7 +69,10 @@ def class_based(case: Case, steps: int, tv: float) -> Watched:
         # It has no size of a local batch, and shuffles: here it takes the steps that the client took.
         peer.configs.optimizer = MetaSGD(rule.lr)
         peer.client_gradient = list(case.observation.update.tensors.values())
-        peer.reconstruction_loader = DataLoader(peer.reconstruction_loader.dataset, batch_size=rule.batch_size)
+        peer.client_loader, peer.reconstruction_loader = (
+            DataLoader(loader.dataset, batch_size=rule.batch_size)
+            for loader in (peer.client_loader, peer.reconstruction_loader)
+        )
     return peer
 
 
