@@ -8,8 +8,8 @@ schedule runs over these. Contestants take turns, client by client. The suite is
 before; what that takes is told and serves every client. Peers keep their published settings: breaching 0.1.2 in an
 environment of its own, LeakPro where ``--leakpro`` names a checkout. Of a peer the pictures of the last iteration
 count, as LeakPro's own choice looks at the truth. Of a client with several local steps, breaching's prior on features
-and LeakPro's shuffling are left out, as their own simulations of these steps know neither. Cases that begin with ``tried`` measure settings on pictures that no
-table holds.
+and LeakPro's shuffling are left out, as their own simulations of these steps know neither. Cases that begin with
+``tried`` measure settings on pictures that no table holds.
 """
 
 import argparse
