@@ -1,7 +1,9 @@
 """The page of the map, and its heat map."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,7 +15,7 @@ from benchmarks import atlas_cells as cells
 from benchmarks.atlas_cells import BASE_WORDS, BASES, CELLS, Cell
 from benchmarks.atlas_reference import COMMAND, client_in_words, reference_of
 from benchmarks.cases import Entry
-from benchmarks.clients import above_chance
+from benchmarks.clients import FEW, above_chance, chance_p, told_p
 from benchmarks.markdown import ranged, table
 from leakmap.inspection.reference import Effect, Reference
 from leakmap.report.charts import INK, STYLE
@@ -29,6 +31,20 @@ GROUPS = {
     "production": "Clients as they are in production",
     "named": "Named networks",
 }
+KINDS: Mapping[str, Callable[[Cell], bool]] = {
+    "all": lambda cell: True,
+    "one picture, inference mode": lambda cell: cell.count == 1 and cell.rule.mode == "eval",
+    "one picture, training mode, buffers kept": lambda cell: (
+        cell.count == 1 and cell.rule.mode == "train" and not cell.buffers
+    ),
+    "one picture, training mode, buffers returned": lambda cell: cell.count == 1 and cell.buffers,
+    "2 to 8 pictures, buffers kept or none": lambda cell: 2 <= cell.count <= 8 and not cell.buffers,
+    "2 to 8 pictures, buffers returned": lambda cell: 2 <= cell.count <= 8 and cell.buffers,
+    "16 pictures or more, buffers kept or none": lambda cell: cell.count >= 16 and not cell.buffers,
+    "16 pictures or more, buffers returned": lambda cell: cell.count >= 16 and cell.buffers,
+    "16 pictures or more, buffers returned, the last batch of one picture": lambda cell: cell.buffers and cell.partial,
+}
+"""Rows of the first table, which may overlap."""
 COLOURS = "cividis"
 COLUMNS = {"inference": "inference", "training": "training,\nbuffers kept", "returned": "training,\nreturned"}
 Grid = Sequence[tuple[str, Mapping[str, Entry]]]
@@ -73,8 +89,10 @@ def page(about: str, found: Mapping[str, Entry]) -> str:
         "",
         *(cells.__doc__ or "").split("\n\n", 1)[1].strip().split("\n"),
         "",
-        "More than chance means a rank sum below 5 %, corrected (Holm) for the attacks tried on the cell; it counts a "
-        "client as one picture, and so errs towards chance where clients hold many. "
+        f"More than chance means p below 5 %, corrected (Holm) for the attacks tried on the cell: of {FEW} clients or "
+        "more that of Student's t over their mean relative ranks, of fewer that of the exact rank sum. "
+        f"Of 100 clients with one picture, a relative rank of {_seen(100):.2f} is told from chance four times in five, "
+        f"of 6 clients one of {_seen(6):.2f}; of clients with many pictures, whose means vary less, one closer to .5. "
         "Intervals are 95 %; of shares exact over pictures. *Floor* is the mean public picture of the class, which "
         "needs no client. Where a closed form has no answer, a grey picture stands for it. A search attacks few "
         "clients: where it speaks, the fitted attack's figures over all of them stand in the last columns. Within a "
@@ -84,6 +102,7 @@ def page(about: str, found: Mapping[str, Entry]) -> str:
         f"{len(found)} of {len(CELLS)} cells. {some[0]['versions']}.",
         "",
     ]
+    lines += _counts(found)
     lines += _effects(reference.effects)
     for group, title in GROUPS.items():
         rows = [(CELLS[key], entry) for key, entry in found.items() if CELLS[key].group == group]
@@ -125,7 +144,7 @@ def _row(cell: Cell, entry: Entry) -> list[str]:
         ranged(whole["first"], ".0%"),
         f"{whole['chance']:.1%}",
         ranged(whole["relative"], ".2f"),
-        f"{whole['p']:.1g}",
+        told_p(chance_p(one)),
         ranged(one["ncc"], ".2f"),
         f"{mean['ncc'][0]:.2f}",
         f"{one['psnr'][0]:.1f}",
@@ -141,18 +160,16 @@ def _relative(entry: Entry, names: tuple[str, ...]) -> str:
     return f"{ranged(own[0]['whole']['relative'], '.2f')}, {own[0]['clients']} clients" if own else ""
 
 
+def _seen(clients: int) -> float:
+    """The mean relative rank that clients of one picture show at 5 % with a power of 80 %."""
+    normal = NormalDist()
+    return 0.5 - (normal.inv_cdf(0.95) + normal.inv_cdf(0.8)) * math.sqrt(1 / 12 / clients)
+
+
 def _answer(found: Mapping[str, Entry], reference: Reference) -> str:
     """The answer to the title, in sentences that follow from the figures."""
     leaking = [key for key, entry in found.items() if leaks(entry)]
     told = [f"**More than chance is read of {len(leaking)} of {len(found)} kinds of client.**"]
-    for words, chosen in (
-        ("holding one picture", lambda cell: cell.count == 1),
-        ("holding 16 pictures or more and returning buffers", lambda cell: cell.count >= 16 and cell.buffers),
-        ("holding 16 pictures or more and keeping buffers", lambda cell: cell.count >= 16 and not cell.buffers),
-    ):
-        own = [key for key in found if chosen(CELLS[key])]
-        if own:
-            told.append(f"Of clients {words}: {sum(key in leaking for key in own)} of {len(own)}.")
     for wanted, other, words in (("less", "more", "Less"), ("more", "less", "More")):
         changes: dict[str, dict[str, set[str]]] = {}
         for effect in reference.effects:
@@ -164,7 +181,24 @@ def _answer(found: Mapping[str, Entry], reference: Reference) -> str:
         ]
         if surely:
             told.append(f"{words} is read, of some base client and {other} of none, by changing {', '.join(surely)}.")
-    return " ".join(part for part in told if part)
+    return " ".join(told)
+
+
+def _counts(found: Mapping[str, Entry]) -> list[str]:
+    """Of how many kinds of client more than chance is read, by what clients hold and return."""
+    rows = []
+    for words, chosen in KINDS.items():
+        own = [entry for key, entry in found.items() if chosen(CELLS[key])]
+        if own:
+            whole = [one["whole"] for entry in own if (one := speaking(entry))]
+            ranks = sorted(each["relative"][0] for each in whole)
+            read = sum(map(leaks, own))
+            rows.append((words, len(own), read, f"{read / len(own):.0%}", f"{ranks[len(ranks) // 2]:.2f}"))
+    return [
+        "## Of whom more than chance is read",
+        "",
+        *table(("clients", "kinds", "more than chance", "share", "median relative rank"), rows),
+    ]
 
 
 def _effects(effects: Sequence[Effect]) -> list[str]:

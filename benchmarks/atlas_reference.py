@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from benchmarks.atlas_cells import BASE_WORDS, BASES, CELLS, Cell
 from benchmarks.cases import Entry as Stored
+from benchmarks.clients import chance_p
 from leakmap.files import write_json
 from leakmap.inspection.reading import read_traits
 from leakmap.inspection.reference import Effect, Entry, Measured, Reference, features
@@ -63,7 +64,7 @@ def _measured(cell: Cell, entry: Stored, speaks: str) -> Measured:
         tuple(whole["first"]),
         whole["chance"],
         tuple(whole["relative"]),
-        whole["p"],
+        chance_p(found),
         tuple(found["ncc"]),
         entry["class_mean"]["ncc"][0],
         {band: tuple(found[band]["first"]) for band in BANDS},

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
+from scipy import stats
 from torch import Tensor
 
 from benchmarks.markdown import bounds
@@ -47,6 +48,10 @@ def neutral(text: object) -> str:
     return str(text).replace(f"{RESNETS.parent}/", "")
 
 
+FEW = 20
+"""Clients below which Student's t is not trusted."""
+SMALLEST = 1e-15
+"""p-value below which none is told."""
 FINE = 64
 """Side up to which pictures are compared as they are, and at which larger ones can be compared besides."""
 DELTA = 1e-5
@@ -234,11 +239,32 @@ def class_mean(pool: Pool, public: Tensor, public_y: Tensor, index: Tensor) -> d
     }
 
 
+def chance_p(read: Mapping[str, Any]) -> float:
+    """A one-sided p-value that relative ranks are lower than chance.
+
+    Of few clients that of the rank sum, which is exact. It counts a client as one picture, however many it holds, and
+    so hardly sees what batches give away: of many clients it is that of Student's t over their mean relative ranks.
+
+    Args:
+        read: What :func:`figures` says of an attack.
+    """
+    mean, low, high = read["whole"]["relative"]
+    clients = read["clients"]
+    if clients < FEW or low == high:
+        return read["whole"]["p"]
+    error = (high - low) / 2 / stats.t.ppf(0.975, clients - 1)
+    return float(stats.t.cdf((mean - 0.5) / error, clients - 1))
+
+
+def told_p(p: float) -> str:
+    """A p-value in a table; of one so small its size says nothing more."""
+    return f"{p:.1g}" if p >= SMALLEST else f"<{SMALLEST:g}"
+
+
 def above_chance(read: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether any of several attacks reads more than chance, by the rank sum of its pictures, corrected for their
-    number.
+    """Whether any of several attacks reads more than chance, corrected (Holm) for their number.
 
     Args:
         read: What :func:`figures` says of each.
     """
-    return any(p < ABOVE_CHANCE for p in holm([one["whole"]["p"] for one in read]))
+    return any(p < ABOVE_CHANCE for p in holm([chance_p(one) for one in read]))

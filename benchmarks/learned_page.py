@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.cases import Entry
+from benchmarks.clients import chance_p, told_p
 from benchmarks.markdown import measured_with, ranged, table
 from leakmap.report.charts import BLUE, GREY, ORANGE, STYLE, label_decades
 
@@ -39,9 +40,10 @@ def page(about: str, titles: Mapping[str, str], found: Mapping[str, Entry]) -> s
         "",
         *about.strip().split("\n"),
         "",
-        "Labels are known. *Relative rank* is 0 for the true picture first and .5 by chance; *p* is that of the rank",
-        "sum. *Class mean* is the mean public picture of the victim's class: what can be said without any client.",
-        "Intervals are 95 %, of shares exact over pictures. Seconds are CPU seconds of one core, of the whole fit.",
+        "Labels are known. *Relative rank* is 0 for the true picture first and .5 by chance; *p* is how seldom chance",
+        "gives as low a mean of it, by Student's t over clients. *Class mean* is the mean public picture of the",
+        "victim's class: what can be said without any client. Intervals are 95 %, of shares exact over pictures.",
+        "Seconds are CPU seconds of one core, of the whole fit.",
         "",
         measured_with(found.values()),
         "",
@@ -82,7 +84,7 @@ def page(about: str, titles: Mapping[str, str], found: Mapping[str, Entry]) -> s
                 ranged(entry["whole"]["first"], ".1%"),
                 f"{entry['whole']['chance']:.1%}",
                 ranged(entry["whole"]["relative"], ".2f"),
-                "" if entry["whole"]["p"] is None else f"{entry['whole']['p']:.1g}",
+                told_p(chance_p(entry)),
             )
             for key, entry in found.items()
             if entry["case"]["network"].startswith(networks)

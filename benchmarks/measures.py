@@ -346,7 +346,7 @@ def page(found: dict[str, Entry]) -> str:
         *_conclusion(found),
         "Every table is about one client and what a platform can change of it. Ranks and NCC are those of the attack",
         "that reads most: the fitted one, the closed form, or a search. *Relative rank* is 0 for the true picture",
-        "first and .5 by chance; *leaks* says whether the rank sum of any attack is below 5 %, corrected (Holm) for",
+        "first and .5 by chance; *leaks* says whether any attack reads more than chance at 5 %, corrected (Holm) for",
         "those tried, and compares the interval of the relative rank with that of the first row. Intervals are 95 %,",
         "exact for shares of pictures; of the accuracy the least and the greatest of three runs are given.",
         "",
@@ -388,8 +388,7 @@ def _most(entry: Entry) -> Entry:
 
 
 def leaks(entry: Entry, before: Entry) -> str:
-    """What a measure does to what leaks: by the rank sum whether there is any, then by the intervals of the relative
-    rank."""
+    """What a measure does to what leaks: whether there is any, and then by the intervals of the relative rank."""
     if not _read(entry):
         return "nothing tried applies"
     if not above_chance(_read(entry)):

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import Entry, run_cases
-from benchmarks.clients import IMAGENET, Pool, attacked, class_mean, figures, pool_of
+from benchmarks.clients import IMAGENET, Pool, attacked, chance_p, class_mean, figures, pool_of, told_p
 from benchmarks.learned import Case, network_of
 from benchmarks.markdown import measured_with, ranged, table, versions
 from leakmap.attacker.attack import fit
@@ -248,7 +248,7 @@ def _row(key: str, entry: Entry, read: Entry) -> tuple[str, ...]:
         ranged(whole["first"], ".1%"),
         f"{whole['chance']:.1%}",
         ranged(whole["relative"], ".2f"),
-        f"{whole['p']:.1g}",
+        told_p(chance_p(read)),
         f"{seconds} + {read['fit']:.0f}" if "fit" in read else seconds,
     )
 
@@ -260,10 +260,10 @@ def _conclusion(found: dict[str, Entry]) -> list[str]:
         own = {key: entry[name] for key, entry in found.items() if name in entry and "refused" not in entry[name]}
         if not own:
             continue
-        told = [_named(key) for key, read in own.items() if read["whole"]["p"] < ABOVE_CHANCE]
+        told = [_named(key) for key, read in own.items() if chance_p(read) < ABOVE_CHANCE]
         exact = [_named(key) for key, read in own.items() if 2 * read["exact"] > read["clients"]]
         lines.append(
-            f"**{name.capitalize()}**: more than chance (rank sum, 5 %) in {len(told)} of {len(own)} cells"
+            f"**{name.capitalize()}**: more than chance (5 %) in {len(told)} of {len(own)} cells"
             + (f" ({'; '.join(told)})" if 0 < len(told) < len(own) else "")
             + (f", exact for most clients in {len(exact)} ({'; '.join(exact)})." if exact else ".")
         )

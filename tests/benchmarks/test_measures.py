@@ -5,7 +5,9 @@ from leakmap import Task, build_network
 
 
 def entry(low, high, searched=None):
-    figures = lambda a, b: {"whole": {"relative": ((a + b) / 2, a, b), "p": 0.4 if b > 0.5 else 0.03}}  # noqa: E731
+    figures = lambda a, b: {  # noqa: E731
+        "clients": 6, "whole": {"relative": ((a + b) / 2, a, b), "p": 0.4 if b > 0.5 else 0.03}
+    }  # fmt: skip
     return {"any": figures(low, high), "searches": {} if searched is None else {"even_steps": figures(*searched)}}
 
 
