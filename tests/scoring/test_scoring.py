@@ -141,6 +141,25 @@ def test_no_p_value_is_smaller_than_its_rate_on_null_ranks():
         assert rate < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
 
 
+@pytest.mark.parametrize(("clients", "pictures"), [(9, 4), (12, 8), (30, 16)])
+def test_how_alike_a_clients_pictures_are_changes_power_and_not_the_rate_of_false_alarms(clients, pictures):
+    rng = np.random.default_rng(3)
+    others, draws, alpha = 60, 1500, 0.02
+    galleries, wider = [[others + 1] * pictures] * clients, spread([[range(others)] * pictures] * clients)
+    allowed = alpha + 3 * np.sqrt(alpha / draws)
+
+    def rate(alike, shift=0.0):
+        """Of alarms, where all clients are compared with the same distractors, by the same constant reconstruction."""
+        own = np.sqrt(alike) * rng.standard_normal((draws, clients, 1))
+        truths = own + np.sqrt(1 - alike) * rng.standard_normal((draws, clients, pictures)) + shift
+        pools = np.sort(rng.standard_normal((draws, others)), axis=1)
+        ranks = [1 + others - np.searchsorted(pool, truth) for pool, truth in zip(pools, truths, strict=True)]
+        return np.mean([rank_sum_p(each.tolist(), galleries, wider) < alpha for each in ranks])
+
+    assert all(rate(alike) < allowed for alike in (0.0, 0.3, 1.0))
+    assert rate(0.0, 0.4) > 1.5 * rate(1.0, 0.4)
+
+
 def test_line_ups_that_share_distractors_cause_no_more_false_alarms_where_all_reconstructions_are_the_same():
     rng = np.random.default_rng(2)
     assert spread([[range(100 * i, 100 * i + 7 * i + 4)] for i in range(13)]) == 1

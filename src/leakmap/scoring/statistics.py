@@ -1,4 +1,5 @@
-"""Intervals and tests. Pictures of one client are treated as fully dependent, which only makes them more cautious."""
+"""Intervals and tests. How alike the pictures of one client are is unknown: they count as fully dependent, which only
+makes a statement more cautious, unless there are clients enough to see how alike they are."""
 
 import functools
 import math
@@ -171,29 +172,40 @@ def spread(distractors: Sequence[Sequence[Sequence[int]]]) -> float:
 
 
 def rank_sum_p(ranks: Sequence[Sequence[float]], galleries: Sequence[Sequence[int]], spread: float = 1.0) -> float:
-    """One-sided p-value that ranks are lower than chance: the distribution of a sum of uniform ranks.
+    """One-sided p-value that ranks are lower than chance.
 
-    A rank counts as its fraction ``(rank - 1/2) / gallery``, and a client as the mean fraction of its pictures, as if
-    they were one picture with its smallest gallery. The sum over clients has its exact distribution on a grid of
-    1/2000, rounded so that p can only come out larger; the normal one from 200 clients on. Of ranks that are not
-    independent the sum counts as its deviation from the middle over the root of the spread.
+    A rank counts as its fraction ``(rank - 1/2) / gallery``, and a client as the mean fraction of its pictures. Where
+    every client has one picture, or there are fewer than 8, a client counts as one picture with its smallest gallery,
+    and the sum over clients has its exact distribution under chance on a grid of 1/2000, rounded so that p can only
+    come out larger; the normal one from 200 clients on. Else it is studentised by how much the clients' means differ,
+    which shows how alike the pictures of a client are: but by no less than if these were independent.
+
+    Of ranks that are not independent from client to client the deviation counts as that much smaller.
 
     Args:
         ranks: Of each client's pictures.
         galleries: Candidates in each of these line-ups.
         spread: See :func:`spread`.
+
+    Source: Wilcoxon 1945 for the sum of ranks; Donner and Klar 2000, "Design and Analysis of Cluster Randomization
+    Trials in Health Research", for a t-test of cluster means.
     """
     fractions = [
         [(rank - 0.5) / size for rank, size in zip(*client, strict=True)]
         for client in zip(ranks, galleries, strict=True)
     ]
+    means = np.array([np.mean(client) for client in fractions])
     sizes = [min(client) for client in galleries]
     middle = len(sizes) / 2
-    observed = middle + (sum(float(np.mean(client)) for client in fractions) - middle) / math.sqrt(spread)
+    # A fraction (rank - 1/2) / n that is uniform over n ranks has mean 1/2 and variance (1 - 1 / n^2) / 12.
+    variances = [(1 - 1 / size**2) / 12 for size in sizes]
+    if len(sizes) >= FEW and any(len(client) > 1 for client in ranks):
+        least = sum(one / len(client) for one, client in zip(variances, ranks, strict=True))
+        variance = max(len(sizes) * float(means.var(ddof=1)), least) + (spread - 1) * sum(variances)
+        return float(stats.t.cdf((means.sum() - middle) / math.sqrt(variance), len(sizes) - 1))
+    observed = middle + (float(means.sum()) - middle) / math.sqrt(spread)
     if len(sizes) >= MANY:
-        # A fraction (rank - 1/2) / n that is uniform over n ranks has mean 1/2 and variance (1 - 1 / n^2) / 12.
-        variance = sum((1 - 1 / size**2) / 12 for size in sizes)
-        return float(stats.norm.cdf((observed - middle) / math.sqrt(variance)))
+        return float(stats.norm.cdf((observed - middle) / math.sqrt(sum(variances))))
     distribution = _rank_sums(tuple(sorted(sizes)))
     reached = math.floor(observed * GRID + 1e-6)
     return float(np.clip(distribution[: reached + 1].sum(), ROUNDING, 1.0))
