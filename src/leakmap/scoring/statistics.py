@@ -224,27 +224,37 @@ def _rank_sums(sizes: tuple[int, ...]) -> NDArray[np.float64]:
     return distribution
 
 
-def rank_one_p(hits: int, pictures: int, galleries: Sequence[Sequence[int]], spread: float = 1.0) -> float:
-    """One-sided p-value that so many first ranks come by chance, at the effective size of one picture per client.
+def rank_one_p(hits: Sequence[int], galleries: Sequence[Sequence[int]], spread: float = 1.0) -> float:
+    """One-sided p-value that so many first ranks come by chance.
 
-    Of ranks that are not independent their number is beta-binomial, with the correlation that the spread implies. Where
-    all clients have the same distractors and the same reconstruction, that is exact.
+    Of 8 clients or more the clients with any first rank are counted, which one has by chance at most as often as its
+    pictures together, however alike they are. Where that is often, or clients are fewer, the number of first ranks is
+    taken at the effective size of one picture per client.
+
+    Of ranks that are not independent from client to client their number is beta-binomial, with the correlation that the
+    spread implies. Where all clients have the same distractors and the same reconstruction, and one picture, that is
+    exact.
 
     Args:
-        hits: First ranks.
-        pictures: Line-ups.
-        galleries: Candidates in each of them, client by client.
+        hits: First ranks of each client.
+        galleries: Candidates in each of its line-ups.
         spread: See :func:`spread`.
     """
-    clients = len(galleries)
+    clients, pictures = len(galleries), sum(map(len, galleries))
     # Rounding down to whole clients makes p larger, never smaller; 1e-9 undoes the rounding of the division.
-    whole = math.floor(hits / pictures * clients + 1e-9)
-    chance = float(np.mean([1 / size for client in galleries for size in client]))
+    count = math.floor(sum(hits) / pictures * clients + 1e-9)
+    single = float(np.mean([1 / size for client in galleries for size in client]))
+    chance, correlation = single, (spread - 1) / max(1, clients - 1)
+    anyone = float(np.mean([min(1.0, sum(1 / size for size in client)) for client in galleries]))
+    if clients >= FEW and anyone <= 0.5:
+        count, chance = sum(hit > 0 for hit in hits), anyone
+        # What line-ups share moves the chance of all pictures of a client at once.
+        correlation *= anyone / single * (1 - single) / (1 - anyone)
     if spread == 1 or clients == 1:
-        return float(stats.binom.sf(whole - 1, clients, chance))
-    correlation = min((spread - 1) / (clients - 1), 1 - 1e-9)  # the beta distribution has no point masses
+        return float(stats.binom.sf(count - 1, clients, chance))
+    correlation = min(correlation, 1 - 1e-9)  # the beta distribution has no point masses
     cases = (1 - correlation) / correlation
-    return float(stats.betabinom.sf(whole - 1, clients, chance * cases, (1 - chance) * cases))
+    return float(stats.betabinom.sf(count - 1, clients, chance * cases, (1 - chance) * cases))
 
 
 def paired_p(differences: Sequence[float]) -> float:

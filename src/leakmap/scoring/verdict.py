@@ -131,7 +131,7 @@ def line_up(clients: Sequence[Client], pose: Pose = "plain") -> LineUp:
         sum(1 / size for size in sizes) / len(sizes),
         (ranks[(n - 1) // 2] + ranks[n // 2]) / 2,
         rank_sum_p([client.ranks for client in clients], galleries, wider),
-        rank_one_p(sum(hits), n, galleries, wider),
+        rank_one_p(hits, galleries, wider),
         pose,
     )
 
