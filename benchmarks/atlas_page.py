@@ -17,7 +17,7 @@ from benchmarks.atlas_reference import COMMAND, client_in_words, reference_of
 from benchmarks.cases import Entry
 from benchmarks.clients import FEW, above_chance, chance_p, told_p
 from benchmarks.markdown import ranged, table
-from leakmap.inspection.reference import Effect, Reference
+from leakmap.inspection.reference import Effect
 from leakmap.report.charts import INK, STYLE
 from leakmap.scoring.bands import BANDS
 
@@ -78,8 +78,7 @@ def page(about: str, found: Mapping[str, Entry]) -> str:
         "",
         f"    {COMMAND}     # {sum(entry['seconds'] for entry in some) / 3600:.1f} hours of one core",
         "",
-        _answer(found, reference),
-        "",
+        *_answer(found, reference.effects),
         "![What is read of each kind of client](../images/atlas.svg)",
         "",
         "*Colour: mean relative rank of the true picture, 0 where it is always first (dark) and .5 by chance; number: "
@@ -166,22 +165,26 @@ def _seen(clients: int) -> float:
     return 0.5 - (normal.inv_cdf(0.95) + normal.inv_cdf(0.8)) * math.sqrt(1 / 12 / clients)
 
 
-def _answer(found: Mapping[str, Entry], reference: Reference) -> str:
+def _answer(found: Mapping[str, Entry], effects: Sequence[Effect]) -> list[str]:
     """The answer to the title, in sentences that follow from the figures."""
-    leaking = [key for key, entry in found.items() if leaks(entry)]
-    told = [f"**More than chance is read of {len(leaking)} of {len(found)} kinds of client.**"]
-    for wanted, other, words in (("less", "more", "Less"), ("more", "less", "More")):
-        changes: dict[str, dict[str, set[str]]] = {}
-        for effect in reference.effects:
-            changes.setdefault(effect.trait, {}).setdefault(effect.value, set()).add(effect.change)
-        surely = [
-            f"{trait} ({'; '.join(values)})"
-            for trait, of in changes.items()
-            if (values := [value for value, seen in of.items() if wanted in seen and other not in seen])
-        ]
-        if surely:
-            told.append(f"{words} is read, of some base client and {other} of none, by changing {', '.join(surely)}.")
-    return " ".join(told)
+    leaking = sum(map(leaks, found.values()))
+    lines = [
+        f"**More than chance is read of {leaking} of {len(found)} kinds of client.** What a change does depends on"
+    ]
+    lines += ["the client that is changed:", ""]
+    for client in BASE_WORDS.values():
+        told: dict[str, dict[str, list[str]]] = {"less": {}, "more": {}, "as much": {}}
+        for effect in effects:
+            if effect.client == client:
+                told[effect.change].setdefault(effect.trait, []).append(effect.value)
+        lists = {
+            change: ", ".join(f"{trait} ({'; '.join(values)})" for trait, values in of.items())
+            for change, of in told.items()
+        }
+        if any(lists.values()):
+            words = {"less": "less is read with", "more": "more with", "as much": "no difference is shown by"}
+            lines.append(f"- *{client}*: {'; '.join(f'{words[c]} {one}' for c, one in lists.items() if one)}.")
+    return [*lines, ""]
 
 
 def _counts(found: Mapping[str, Entry]) -> list[str]:
