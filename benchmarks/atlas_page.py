@@ -82,7 +82,8 @@ def page(about: str, found: Mapping[str, Entry]) -> str:
         "![What is read of each kind of client](../images/atlas.svg)",
         "",
         "*Colour: mean relative rank of the true picture, 0 where it is always first (dark) and .5 by chance; number: "
-        "share of pictures that are first, in per cent; a dash: not above chance.*",
+        "share of pictures that are first, in per cent, with a star where a search of few clients speaks; a dash: not "
+        "above chance.*",
         "",
         *about.strip().split("\n"),
         "",
@@ -279,9 +280,14 @@ def _panel(axes: Axes, rows: Grid, columns: Mapping[str, str], title: str) -> No
     for line, (_, row) in enumerate(rows):
         for place, column in enumerate(columns):
             if (entry := row.get(column)) and (one := speaking(entry)):
-                shown = f"{100 * one['whole']['first'][0]:.0f}" if leaks(entry) else "–"
+                shown = _first(one) if leaks(entry) else "–"
                 ink = "white" if one["whole"]["relative"][0] < 0.25 else INK
                 axes.text(place, line, shown, ha="center", va="center", color=ink, fontsize=6.5)
+
+
+def _first(one: Entry) -> str:
+    """The share of pictures that are first, with a star where few clients were attacked."""
+    return f"{100 * one['whole']['first'][0]:.0f}{'*' if one['clients'] < FEW else ''}"
 
 
 def _value(entry: Entry | None) -> float:
