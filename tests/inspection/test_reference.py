@@ -69,7 +69,8 @@ def test_a_change_is_told_by_its_intervals():
     assert effect(READ, AT_CHANCE).change == "less"
     assert effect(AT_CHANCE, READ).change == "more"
     assert effect(READ, (0.2, 0.1, 0.3)).change == "as much"
-    assert words_of([effect(READ, AT_CHANCE)]) == "3-3-3: less is read in inference mode (0.10 -> 0.50)"
+    assert words_of([effect(READ, AT_CHANCE)]) == "in inference mode, less is read with 3-3-3 (0.10 -> 0.50)"
+    assert words_of([effect(READ, READ)]) == "1 comparison shows no difference (3-3-3)"
     assert helps([effect(READ, AT_CHANCE), effect(READ, READ)]) == ["3-3-3"]
     assert not helps([effect(READ, AT_CHANCE), effect(AT_CHANCE, READ)])
     assert raises([effect(AT_CHANCE, READ)])

@@ -61,7 +61,7 @@ def _shown(*names: str) -> str:
     effects = [effect for name in names for effect in reference.of(name)] if reference else []
     if not effects:
         return "Its effect was not measured."
-    return f"On the map, by relative rank (0 first, .5 chance): {words_of(effects)}."
+    return f"On the map (relative rank: 0 first, .5 chance) {words_of(effects)}."
 
 
 def _lower(trait: str, changes: dict[str, str]) -> str:

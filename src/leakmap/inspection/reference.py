@@ -193,18 +193,19 @@ def told(cell: Measured) -> str:
 
 
 def words_of(effects: Sequence[Effect]) -> str:
-    """What changes of one trait did, in sentences; empty without any."""
-    found: list[str] = []
-    for value in dict.fromkeys(effect.value for effect in effects):
-        own = [effect for effect in effects if effect.value == value]
-        found.append(
-            f"{value}: "
-            + "; ".join(
-                f"{effect.change} is read in {effect.client} ({effect.before[0]:.2f} -> {effect.after[0]:.2f})"
-                for effect in own
-            )
-        )
-    return ". ".join(found)
+    """What changes did, client by client, in one sentence without its full stop; empty without any."""
+    told: dict[str, list[str]] = {}
+    for effect in sorted(effects, key=lambda effect: effect.change != "less"):
+        if effect.change != "as much":
+            values = f"{effect.before[0]:.2f} -> {effect.after[0]:.2f}"
+            told.setdefault(effect.client, []).append(f"{effect.change} is read with {effect.value} ({values})")
+    found = [f"in {client}, {', '.join(changes)}" for client, changes in told.items()]
+    rest = [effect.value for effect in effects if effect.change == "as much"]
+    if rest:
+        how = "comparisons show" if len(rest) > 1 else "comparison shows"
+        which = "other " if found else ""
+        found.append(f"{len(rest)} {which}{how} no difference ({', '.join(dict.fromkeys(rest))})")
+    return "; ".join(found)
 
 
 def helps(effects: Iterable[Effect]) -> list[str]:
