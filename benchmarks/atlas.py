@@ -63,6 +63,8 @@ MANY = 64
 """Pictures of a client up to which an inverse reads all of them."""
 SIMULATED = ((12.0, 1000), (24.0, 600), (36.0, 400), (math.inf, 300))
 """Most work of a client, in passes of the base network over one picture -> clients that an inverse is fitted to."""
+LONG = 5.0
+"""Seconds of a core that a client takes on which a closed form is no longer tried on all of them."""
 PADDING = 4
 """Pixels by which an augmented picture is shifted at most, of 32."""
 
@@ -222,10 +224,11 @@ def _read(
     """Reconstructions of every client, the places of the pictures that they are of, and for how many there is none.
 
     Raises:
-        NotApplicable: the attack applies to none of the first clients.
+        NotApplicable: the attack applies to none of the first clients, or is a closed form that takes too long.
     """
     found: list[Tensor] = []
     refusals = 0
+    began = time.process_time()
     for client, own in enumerate(index):
         try:
             found.append(attacked(cell, network, pool, own, how, client))
@@ -235,6 +238,8 @@ def _read(
                 raise
             # A closed form that solves some clients and not others has nothing to say of these: a grey picture.
             found.append(torch.full_like(pool.victims[own], 0.5))
+        if how in CLOSED_FORMS and client < REHEARSED and time.process_time() - began > LONG * REHEARSED:
+            raise NotApplicable(f"its first {client + 1} clients took {LONG * REHEARSED:g} seconds of a core.")
     if len(found[0]) == cell.count:
         return found, index, refusals
     # An attack on the last local step answers for its pictures alone.
