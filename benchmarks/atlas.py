@@ -239,7 +239,9 @@ def _read(
             # A closed form that solves some clients and not others has nothing to say of these: a grey picture.
             found.append(torch.full_like(pool.victims[own], 0.5))
         if how in CLOSED_FORMS and client < REHEARSED and time.process_time() - began > LONG * REHEARSED:
-            raise NotApplicable(f"its first {client + 1} clients took {LONG * REHEARSED:g} seconds of a core.")
+            raise NotApplicable(
+                f"its first {client + 1} clients took more than {LONG * REHEARSED:g} seconds of a core."
+            )
     if len(found[0]) == cell.count:
         return found, index, refusals
     # An attack on the last local step answers for its pictures alone.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, median
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -194,10 +194,10 @@ def _counts(found: Mapping[str, Entry]) -> list[str]:
     for words, chosen in KINDS.items():
         own = [entry for key, entry in found.items() if chosen(CELLS[key])]
         if own:
-            whole = [one["whole"] for entry in own if (one := speaking(entry))]
-            ranks = sorted(each["relative"][0] for each in whole)
+            # Where nothing applies nothing is read: chance.
+            ranks = [one["whole"]["relative"][0] if (one := speaking(entry)) else 0.5 for entry in own]
             read = sum(map(leaks, own))
-            rows.append((words, len(own), read, f"{read / len(own):.0%}", f"{ranks[len(ranks) // 2]:.2f}"))
+            rows.append((words, len(own), read, f"{read / len(own):.0%}", f"{median(ranks):.2f}"))
     return [
         "## Of whom more than chance is read",
         "",

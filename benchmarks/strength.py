@@ -77,7 +77,7 @@ class Bout:
         seconds: Of a core, for each client.
         clients: How many.
         weights: File under ``weights``; empty: random ones, in inference mode with measured statistics.
-        epochs: For which the network is trained on the training pictures.
+        epochs: For which the network is trained on the training pictures that are public elsewhere.
         simulated: Clients that the suite's inverse is fitted to.
         tried: Settings that were tried in this case, of as many iterations as they say.
     """
@@ -210,7 +210,7 @@ def field_of(bout: Bout, data: Path, *, choosing: bool) -> Field:
     task = Task((3, 32, 32), 10, *NORMALIZATIONS["imagenet" if bout.weights else "cifar10"])
     network = build_network(task, bout.model, weights=data / "weights" / bout.weights if bout.weights else None)
     if bout.epochs:
-        network = train_network(network, train.images[: len(train) - CALIBRATION], train.labels, bout.epochs, SEED)
+        network = train_network(network, train.images[:PUBLIC], train.labels[:PUBLIC], bout.epochs, SEED)
     elif bout.rule.mode == "eval" and not bout.weights:
         network = calibrated(network, task.normalize(train.images[-CALIBRATION:] / 255))
     pool = torch.arange(CHOICES) if choosing else torch.arange(CHOICES, len(test))
