@@ -4,7 +4,7 @@
 
 DIR holds what the table names: ``cifar10/cifar10_subset.npz``, ``pneumoniamnist/pneumoniamnist_balanced.npz``, the
 folders ``imagenet_public/images`` and ``imagenet_samples/images`` with their ``labels.csv``, and ``weights``. A case
-takes minutes, the whole a few hours of one core. Each is stored when it is finished, and the same command continues.
+takes minutes. Each is stored when it is finished, and the same command continues.
 With ``--page`` what is measured so far is written to docs/results/learned.md and docs/images/learned-curves.svg.
 
 Victims are test pictures; public pictures are training pictures, or those of ``imagenet_public``. A rank is that of the

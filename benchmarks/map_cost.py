@@ -194,9 +194,9 @@ def page(kept: Mapping[str, Any], teraflops: float, microseconds: float) -> str:
     head = ["study", "cells", "runs", "networks", "core hours", "GPU hours", "costliest network", "MiB", "store, MiB"]
     table_of = "\n".join(table(head, rows)).strip()
     claims = len(studies) - ("map" in studies)
-    text = f"""# What the full map costs
+    text = f"""# What the study `map` and the paper's claims cost on GPUs
 
-The reference map and {claims} of the paper's claims, at the scale of GPUs, are {runs:,} runs: about
+The study `map` and {claims} of the paper's claims, at the scale of GPUs, are {runs:,} runs: about
 {core / 3600:,.0f} hours of one core of this machine, computed from measured client steps, or
 {sum(hours.values()):,.0f} hours of one GPU. Attacks that a claim tries besides its search are not counted.
 **The hours of GPUs are extrapolated and were not measured: no GPU was at hand.**

@@ -57,7 +57,6 @@ class LocalRule:
         Declared(
             "Pictures of one local step, where --local-steps splits them otherwise.",
             option="local_batch_size",
-            hidden=True,
             least=1,
             expected="at least 1, or None for all",
             limit=COUNT_LIMIT,

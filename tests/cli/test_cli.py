@@ -119,7 +119,7 @@ def test_an_inspection_is_one_call(call):
     assert shown == json.loads(json.dumps(found))
     assert shown["conclusion"].startswith("Pictures can be computed from an update without a search, by linear")
     _, out, _ = call("inspect", "convnet,width=4", "--image-size", "16")
-    assert out.splitlines()[1].startswith("No layer gives pictures away without a search.")
+    assert out.splitlines()[1].startswith("No closed form reads pictures out of an update")
 
 
 def test_json_is_all_that_stdout_holds(call):

@@ -85,7 +85,7 @@ def test_advice_to_change_needs_a_measurement_that_supports_it(task, monkeypatch
         return next(advice for advice in advise(traits) if advice.trait == "depth").change
 
     assert change() == ""
-    assert change(Effect("depth", "3-3-3", "inference mode", READ, AT_CHANCE)) == "More layers."
+    assert change(Effect("depth", "3-3-3", "inference mode", READ, AT_CHANCE)) == "More layers (inference mode)."
     assert change(Effect("depth", "3-3-3", "inference mode", AT_CHANCE, READ)) == ""
 
 

@@ -196,7 +196,7 @@ def test_advice_quotes_what_became_of_claims_and_names_a_source_for_each():
         found = advise(traits_of(spec))
         assert all(advice.found and advice.meaning and advice.source for advice in found)
         assert {"stem", "depth", "skip connections", "zero head"} <= {advice.trait for advice in found}
-    pre = next(advice for advice in found if advice.trait == "normalization at")
+    pre = next(advice for advice in found if advice.trait == "norm placement")
     assert "C3, pre-activation matters most of these: does not hold for searches" in pre.meaning
     assert "docs/results/paper.md" in pre.source
 

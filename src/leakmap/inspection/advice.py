@@ -65,15 +65,21 @@ def _shown(*names: str) -> str:
 
 
 def _lower(trait: str, changes: dict[str, str]) -> str:
-    """The changes of a trait after which less was read of some client and more of none.
+    """The changes of a trait after which less was read of some client and more of none, with the clients of whom.
 
     Args:
         trait: Its name on the map.
-        changes: Its value there -> what to do.
+        changes: Its value there -> what to do, without a full stop.
     """
     reference = shipped()
-    good = helps(reference.of(trait)) if reference else []
-    return " ".join(dict.fromkeys(words for value, words in changes.items() if value in good))
+    effects = reference.of(trait) if reference else []
+    good = helps(effects)
+    clients: dict[str, list[str]] = {}
+    for value, words in changes.items():
+        less = [effect.client for effect in effects if effect.value == value and effect.change == "less"]
+        if value in good:
+            clients[words] = list(dict.fromkeys([*clients.get(words, []), *less]))
+    return " ".join(f"{words} ({'; '.join(which)})." for words, which in clients.items())
 
 
 def _stem(traits: Traits) -> Iterator[Advice]:
@@ -90,7 +96,7 @@ def _stem(traits: Traits) -> Iterator[Advice]:
         yield Advice("stem", found, meaning, "Begin with a convolution.", "Phong et al. 2018")
         return
     plain = stem.stride * stem.pool_stride == 1
-    down = "Down-sample in the stem."
+    down = "Down-sample in the stem"
     yield Advice(
         "stem", found, _shown("stem"), _lower("stem", {"imagenet": down, "patch": down}) if plain else "", _MAP
     )
@@ -124,7 +130,7 @@ def _size(traits: Traits) -> Iterator[Advice]:
         "depth",
         f"{traits.depth} weight layers on the longest path",
         f"{_shown('depth')} {quoted('C4')}",
-        _lower("depth", {"2-2-2": "More layers.", "3-3-3": "More layers."}),
+        _lower("depth", {"2-2-2": "More layers", "3-3-3": "More layers"}),
         f"{_MAP}; {PAPER}",
     )
     if traits.stages:
@@ -132,7 +138,7 @@ def _size(traits: Traits) -> Iterator[Advice]:
             "width",
             ", ".join(_stage(s.positions, s.low, s.high) for s in traits.stages),
             f"{_shown('width')} {quoted('C4')}",
-            _lower("width", {"8": "Fewer channels."}),
+            _lower("width", {"8": "Fewer channels"}),
             f"{_MAP}; {PAPER}",
         )
     shares = ", ".join(
@@ -164,7 +170,7 @@ def _skips(traits: Traits) -> Iterator[Advice]:
         "skip connections",
         f"{traits.skips} ({held})" if held else "none",
         f"{_shown('skip')} {quoted('C5')}",
-        _lower("skip", {"none": "Leave them out, which makes training harder."}) if held else "",
+        _lower("skip", {"none": "Leave them out, which makes training harder"}) if held else "",
         f"{_MAP}; {PAPER}",
     )
 
@@ -175,7 +181,7 @@ def _placement(traits: Traits) -> Iterator[Advice]:
     if not traits.skips and traits.norms:
         found += "; without skip connections only the ends of the network tell the two apart"
     if traits.placement in ("inside", "none"):
-        yield Advice("normalization at", found, "What was measured compares the other two orders.", "", _MAP)
+        yield Advice("norm placement", found, "What was measured compares the other two orders.", "", _MAP)
         return
     batch = any(norm.kind == "BatchNorm" for norm in traits.norms)
     reference = shipped()
@@ -184,9 +190,11 @@ def _placement(traits: Traits) -> Iterator[Advice]:
     if batch and traits.placement == "pre" and raises(effects):
         change = "Normalize behind each convolution (post-activation)."
     elif batch and traits.placement == "post":
-        change = _lower("placement", {"pre-activation": "Normalize in front of each convolution (pre-activation)."})
+        change = _lower(
+            "placement", {"pre-activation": "Normalize in front of each convolution, as pre-activation does"}
+        )
     meaning = f"{_shown('placement')} {quoted('C2', 'C3')}"
-    yield Advice("normalization at", found, meaning, change, f"{_MAP}; {PAPER}")
+    yield Advice("norm placement", found, meaning, change, f"{_MAP}; {PAPER}")
 
 
 def _normalization(traits: Traits) -> Iterator[Advice]:

@@ -27,11 +27,11 @@ def conclusion(inspection: Inspection) -> str:
     told = [
         f"Pictures can be computed from an update without a search, by {', '.join(forms)}."
         if forms
-        else "No layer gives pictures away without a search."
+        else "No closed form reads pictures out of an update; what is left are attacks that are fitted, and searches."
     ]
     others = [advice for advice in inspection.advice if advice.trait != "closed form"]
     if cured := [advice.trait for advice in others if advice.change]:
-        told.append(f"Changing {', '.join(cured)} lowered what was read of other networks.")
+        told.append(f"Changing {' or '.join(cured)} lowered what was read of some clients of other networks.")
     flags = {name: mode for mode, check in inspection.probe.checks.items() for name in degenerate(check)}
     if flags:
         told.append(f"What a client sends is degenerate ({', '.join(flags)}): an audit of these weights would mislead.")
