@@ -248,7 +248,7 @@ def heat_map(found: Mapping[str, Entry]) -> Figure:
     panels = [
         (
             around,
-            {"inference": "inference", "training": "training,\nbuffers kept", "returned": "training,\nreturned"},
+            COLUMNS,
             "one client, one change",
         ),
         (crowd, {"brief": "small ResNet", "full": "ResNet-20"}, "production"),

@@ -242,8 +242,9 @@ def class_mean(pool: Pool, public: Tensor, public_y: Tensor, index: Tensor) -> d
 def chance_p(read: Mapping[str, Any]) -> float:
     """A one-sided p-value that relative ranks are lower than chance.
 
-    Of few clients that on record, the exact rank sum. Of many it is that of Student's t over clients, from the interval
-    on record: so all records are told alike, those too whose rank sum counted a client as one picture.
+    Of few clients that on record, the exact rank sum. Of many it is that of Student's t over clients, with the standard
+    error that the interval on record implies (of fewer than 200 clients the studentised bootstrap's, which is about as
+    wide): so all records are told alike, those too whose rank sum counted a client as one picture.
 
     Args:
         read: What :func:`figures` says of an attack.

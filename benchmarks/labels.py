@@ -72,10 +72,10 @@ def main() -> None:
                             continue
                         values = overlap(labels.y, batch.y), labels.confidence
                         found.setdefault((client, kind, public, name), []).append(values)
-    print(wrapped(page(rules, found, options.data)))
+    print(wrapped(page(rules, found)))
 
 
-def page(rules: list[str], found: dict[tuple[str, str, int, str], list[tuple[float, float]]], data: str) -> str:
+def page(rules: list[str], found: dict[tuple[str, str, int, str], list[tuple[float, float]]]) -> str:
     """Markdown."""
     lines = [
         "# Label recovery",

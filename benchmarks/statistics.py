@@ -28,6 +28,7 @@ from leakmap.runs.run import held_by
 from leakmap.runs.runner import Local, jobs_of, run_trials
 from leakmap.runs.store import Store
 from leakmap.runs.trial import Outcome, Trial
+from leakmap.scoring.effects import holm
 from leakmap.scoring.lineup import ncc
 from leakmap.scoring.statistics import paired_p, rank_sum_p
 from leakmap.threat import ThreatModel
@@ -139,7 +140,7 @@ def _finish(trials, prepared: Prepared, store: Store, options, report) -> dict[s
         report(len(outcomes) / len(everything))
 
     runner, jobs = jobs_of(missing, {"setup": prepared.main}, store, Local(options.workers))
-    run_trials(runner, jobs, done, lambda key, fraction: None)
+    run_trials(runner, jobs, done, lambda key, fraction: None, lambda fraction: None)
     for outcome in outcomes.values():
         if outcome.failure:
             raise SystemExit(f"A run failed with {': '.join(outcome.failure)}")
@@ -168,8 +169,8 @@ def page(cells: list[Cell], options: argparse.Namespace) -> str:
     compared: list[list[object]] = []
     for cell in cells:
         found = [_compared(cell, left, right) for left, right in COMPARED]
-        for (title, gains, p, decibels), holm in zip(found, _holm([row[2] for row in found]), strict=True):
-            differences = interval(gains, "+.3f"), f"{p:.2g}", f"{holm:.2g}", interval(decibels, "+.2f")
+        for (title, gains, p, decibels), corrected in zip(found, holm([row[2] for row in found]), strict=True):
+            differences = interval(gains, "+.3f"), f"{p:.2g}", f"{corrected:.2g}", interval(decibels, "+.2f")
             compared.append([cell.weights, cell.batch, title, *differences])
     accuracies = ", ".join(f"{cell.weights} {cell.accuracy:.0%}" for cell in cells if cell.batch == cells[0].batch)
     lines = [
@@ -190,15 +191,6 @@ def _compared(cell: Cell, left: str, right: str) -> tuple[str, list[float], floa
 
     gains = minus(cell.ncc[left], cell.ncc[right])
     return f"{left} − {right}", gains, paired_p(gains), minus(decibels(left), decibels(right))
-
-
-def _holm(values: list[float]) -> list[float]:
-    order = sorted(range(len(values)), key=values.__getitem__)
-    found, highest = [0.0] * len(values), 0.0
-    for place, i in enumerate(order):
-        highest = max(highest, min(1.0, values[i] * (len(values) - place)))
-        found[i] = highest
-    return found
 
 
 def main() -> None:

@@ -1,10 +1,9 @@
 """The page of ``benchmarks.strength``."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
 
 from benchmarks.markdown import interval, measured_with, table
 from benchmarks.peers.contestants import BREACHING_IG, BREACHING_MODERN, LEAKPRO_IG, LEAKPRO_RUNNING
@@ -168,4 +167,4 @@ def _choices(found: Mapping[str, Mapping[str, Any]], cases: Mapping[str, Mapping
 
 def _median(of: Sequence[float | None]) -> float:
     """Of the values that there are: the seconds of a failure are none."""
-    return float(torch.tensor([value for value in of if value is not None] or [math.nan]).median())
+    return statistics.median([value for value in of if value is not None] or [math.nan])

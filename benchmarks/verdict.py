@@ -8,6 +8,7 @@ It takes 1.5 hours of one core. Every audit is stored when it is finished, and t
 
 import argparse
 import io
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -111,7 +112,7 @@ def main() -> None:
 
 def measured(name: str, options: argparse.Namespace, told: Progress) -> Entry:
     """The levels and rules of all audits of a condition."""
-    folder = options.out / "audits"
+    folder = options.out / "audits" / re.sub(r"[^\w.-]+", "-", options.data)
     jobs = [AuditJob(name, seed, options.data, folder) for seed in range(CONDITIONS[name].audits)]
     run_all(jobs, options.workers, told)
     found = [job.found() for job in jobs]

@@ -17,7 +17,7 @@ def test_no_picture_serves_two_purposes():
     assert len(places.unique()) == len(places) == 3728
 
 
-def test_what_a_measure_does_is_told_by_intervals_of_the_attack_that_surely_reads_most():
+def test_what_a_measure_does_is_told_attack_by_attack():
     before = entry(0.1, 0.2)
     assert leaks(entry(0.45, 0.55), before) == "chance"
     assert leaks(entry(0.3, 0.4), before) == "less"
@@ -26,7 +26,9 @@ def test_what_a_measure_does_is_told_by_intervals_of_the_attack_that_surely_read
     assert leaks(entry(0.3, 0.4, searched=(0.45, 0.55)), before) == "chance", "corrected for two attacks"
     told = entry(0.45, 0.55, searched=(0.01, 0.05))
     told["searches"]["even_steps"]["whole"]["p"] = 0.01
-    assert leaks(told, before) == "more"
+    assert leaks(told, before) == "less"
+    assert leaks(told, entry(0.1, 0.2, searched=(0.3, 0.6))) == "more"
+    assert leaks({"searches": told["searches"]}, before) == "not compared"
     assert leaks({"searches": {}}, before) == "nothing tried applies"
 
 
