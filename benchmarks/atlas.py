@@ -2,8 +2,8 @@
 
     python -m benchmarks.atlas --data DIR [--only CELL ...] [--out FOLDER] [--page]
 
-DIR holds ``cifar10/cifar10_subset.npz`` and ``weights``. A cell takes one to six minutes of
-one core. Each is stored when it is finished, and the same command continues. With ``--page`` what is measured so far is
+DIR holds ``cifar10/cifar10_subset.npz`` and ``weights``. A cell takes one to six minutes of one
+core. Each is stored when it is finished, and the same command continues. With ``--page`` what is measured so far is
 written to docs/results/atlas.md, its heat map, and src/leakmap/inspection/reference.json, which ``leakmap inspect``
 shows.
 

@@ -204,6 +204,8 @@ def _counts(found: Mapping[str, Entry]) -> list[str]:
         "## Of whom more than chance is read",
         "",
         *table(("clients", "kinds", "more than chance", "share", "median relative rank"), rows),
+        "The last row is a part of the one before it.",
+        "",
     ]
 
 
