@@ -10,6 +10,7 @@ from scipy import stats
 from leakmap.errors import BadSetting
 from leakmap.scoring.effects import (
     axis_levels,
+    contrast,
     holm,
     interaction,
     marginal_effects,
@@ -241,3 +242,28 @@ def test_groups_of_different_clients_are_compared_by_welch():
     alone = [Cell({"size": 1}, {0: 1.0}), cells[1]]
     assert unpaired(alone, values, [(1.0, {"size": 1}), (-1.0, {"size": 4})]).difference.low == -np.inf
     assert unpaired(cells, values, [(1.0, {"size": 1}), (-1.0, {"size": 9})]) is None
+
+
+def test_seeds_have_clients_of_their_own_also_where_clients_are_not_paired():
+    random = np.random.default_rng(2)
+    cells = [
+        Cell({"size": size, "seed": seed}, {c: size + 3 * random.normal() for c in range(3)})
+        for size in (1, 4)
+        for seed in range(4)
+    ]
+    terms = [(1.0, {"size": 4}), (-1.0, {"size": 1})]
+    found = unpaired(cells, values, terms)
+    groups = [[one for cell in cells if cell.axes["size"] == size for one in cell.values.values()] for size in (4, 1)]
+    assert (found.clients, contrast(cells, values, terms).clients) == (12, 12)
+    assert found.p == pytest.approx(stats.ttest_ind(*groups, equal_var=False).pvalue)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-9])
+def test_groups_without_spread_are_no_surer_than_exchanging_their_clients_can_be(noise):
+    of = lambda mean, count: {c: mean + noise * (c % 2) for c in range(count)}  # noqa: E731
+    cells = [Cell({"size": 1}, of(1.0, 3)), Cell({"size": 4}, of(0.0, 4))]
+    two = unpaired(cells, values, [(1.0, {"size": 1}), (-1.0, {"size": 4})])
+    assert two.p == pytest.approx(2 / 35)  # of C(7, 3) ways to share the clients out
+    assert two.difference.value == pytest.approx(1.0)
+    # One group against a margin is what the sign-flip test is for.
+    assert unpaired(cells, values, [(1.0, {"size": 1})]).p == pytest.approx(two_sided_p([1.0] * 3))
