@@ -30,6 +30,9 @@ Rule = Literal[
 ]
 """Which rule of docs/verdict.md fired."""
 
+JUDGED = 1
+"""Raised whenever a rule of the verdict, a test or an interval changes: what was concluded before is concluded anew."""
+# The version of leakmap would do as well, but most releases change no rule, and a claim takes days to measure.
 RANK_SUM_ALPHA: Mapping[Pose, float] = {"plain": 0.02, "any": 0.01}
 RANK_ONE_ALPHA: Mapping[Pose, float] = {"plain": 0.006, "any": 0.004}
 GAIN_ALPHA = 0.005
