@@ -121,6 +121,8 @@ def test_the_exact_binomial_interval_is_the_textbook_one():
 def test_pictures_of_one_client_do_not_count_as_independent():
     assert share_of_cases(8, 16, 4).low < share_of_cases(8, 16, 16).low
     assert rank_sum_p([(1, 1, 1, 1)], [(20, 20, 20, 20)]) == pytest.approx(1 / 20)
+    assert rank_sum_p([(1, 1)], [(10, 100)]) == pytest.approx(1 / 100)
+    assert rank_sum_p([(1, 10)], [(10, 100)]) == pytest.approx(1 / 10)
 
 
 def test_the_rank_sum_test_is_exact_and_takes_line_ups_of_several_sizes():
@@ -139,6 +141,17 @@ def test_no_p_value_is_smaller_than_its_rate_on_null_ranks():
         draws = [[[int(rng.integers(1, g + 1))] for g in sizes] for _ in range(300)]
         rate = np.mean([rank_sum_p(ranks, [(g,) for g in sizes]) < 0.05 for ranks in draws])
         assert rate < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
+
+
+@pytest.mark.parametrize("sizes", [[(10, 100)], [(3, 50, 20), (100, 7), (12, 12)], [(5, 90)] * 7])
+def test_line_ups_of_several_sizes_of_few_clients_err_as_rarely_however_alike_the_pictures_are(sizes):
+    rng = np.random.default_rng(4)
+    for alike in (True, False):
+        draws = [[(rng.random(1) if alike else rng.random(len(own))) for own in sizes] for _ in range(800)]
+        ranks = [[1 + np.floor(at * own) for at, own in zip(draw, sizes, strict=True)] for draw in draws]
+        ps = np.array([rank_sum_p([own.tolist() for own in each], sizes) for each in ranks])
+        for alpha in (0.02, 0.1):
+            assert np.mean(ps <= alpha) < alpha + 3 * np.sqrt(alpha / 800)
 
 
 @pytest.mark.parametrize(("clients", "pictures"), [(9, 4), (12, 8), (30, 16)])
