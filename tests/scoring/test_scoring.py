@@ -25,6 +25,11 @@ def clients(ranks, **scores):
     return [client(r, **scores) for r in ranks]
 
 
+def posed(group, rank):
+    """The same in a line-up of any pose in which every picture has this rank."""
+    return [replace(one, pose_ranks=(float(rank),)) for one in group]
+
+
 LEAKY_CONTROL = clients([1] * 6)
 NULL = clients([50, 30, 80, 12, 95, 60, 44, 71])
 LOW = clients([5, 9, 3, 20, 7, 11, 2, 30])
@@ -32,6 +37,8 @@ LOWISH, LOW_AS_WELL = clients([20, 5, 30, 35, 40, 10, 35, 50]), clients([30, 45,
 ONE_OF_12 = [*clients([60, 30, 80, 12, 95, 60, 44, 71, 20, 55, 37]), client(1, psnr=60.0, ssim=1.0)]
 SEEN = [*ONE_OF_12[:11], client(1, psnr=20.0, ssim=0.8)]
 SAME_CAMERA = clients([1] * 5 + [4] * 7)
+HARDLY_SEEN = [client(rank, ssim=0.15) for rank in (60, 30, 80, 12, 95, 60, 44, 71, 20, 55, 37)]
+HARDLY_SEEN.append(client(1, psnr=10.0, ssim=0.8))
 NULL12 = clients([50, 30, 80, 12, 95, 60, 44, 71, 20, 66, 38, 89])
 
 
@@ -251,6 +258,18 @@ VERDICTS = {
     "one client of twelve is visible, of another camera": (
         Evidence(SEEN, NULL12, LEAKY_CONTROL, SAME_CAMERA),
         "inconclusive",
+    ),
+    "one client of twelve is visible, of another camera, and all are found in another pose": (
+        Evidence(posed(SEEN, 1), posed(NULL12, 50), LEAKY_CONTROL, posed(SAME_CAMERA, 50)),
+        "partial",
+    ),
+    "one client of twelve is visible, of another camera, and the others are not found in another pose": (
+        Evidence(HARDLY_SEEN, posed(NULL12, 50), LEAKY_CONTROL, posed(SAME_CAMERA, 50)),
+        "inconclusive",
+    ),
+    "one client of twelve is visible, of another camera, behind a broken defence": (
+        Evidence(SEEN, NULL12, LEAKY_CONTROL, SAME_CAMERA, broken=("Above.",)),
+        "statistical",
     ),
     "ranks a little low": (Evidence(LOWISH, LOW_AS_WELL, LEAKY_CONTROL), "statistical"),
     "ranks a little low in mixed line-ups": (Evidence(LOWISH, LOW_AS_WELL, LEAKY_CONTROL, mixed=True), "none_found"),

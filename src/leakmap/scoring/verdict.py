@@ -256,10 +256,7 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict("inconclusive", tuple(evidence.void.values()), "no_evidence")
     found = tuple(exposed(evidence.clients))
     ranks, (poses, why) = _ranks(evidence), _fair_poses(evidence)
-    if found:
-        level = found[0].level
-        if level == "visual" and "plain" not in poses:
-            return Verdict("inconclusive", (ranks, why), "control")
+    if found and ((level := found[0].level) == "exact" or "plain" in poses):
         open_ones = [one for one in found if one.level == level]
         above = f"{EXACT_PSNR:.0f} dB PSNR" if level == "exact" else f"{VISIBLE_SSIM} SSIM"
         n = sum(len(client.ranks) for client in evidence.clients)
@@ -276,7 +273,9 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict("statistical", (*evidence.broken, ranks), "ceiling")
     if evidence.blocking:
         return Verdict("inconclusive", (ranks, *evidence.blocking.values()), "flag")
-    return _weak(evidence, poses, ranks)
+    verdict = _weak(evidence, poses, ranks)
+    # A picture that is visible in an unfair line-up is no finding, but finding nothing it is neither.
+    return Verdict("inconclusive", (ranks, why), "control") if found and verdict.level == "none_found" else verdict
 
 
 def _fair_poses(evidence: Evidence) -> tuple[list[Pose], str]:
