@@ -199,9 +199,9 @@ def rank_sum_p(ranks: Sequence[Sequence[float]], galleries: Sequence[Sequence[in
     means = np.array([np.mean(client) for client in fractions])
     clients = len(galleries)
     middle = clients / 2
-    # A fraction (rank - 1/2) / n that is uniform over n ranks has mean 1/2 and variance (1 - 1 / n^2) / 12: the largest
-    # line-up of a client has the largest one.
-    variances = [(1 - 1 / max(client) ** 2) / 12 for client in galleries]
+    # A fraction (rank - 1/2) / n that is uniform over n ranks has mean 1/2 and variance (1 - 1 / n^2) / 12. What line-ups
+    # share is counted in units of that of each client's smallest one, as in :func:`spread`.
+    variances = [(1 - 1 / min(client) ** 2) / 12 for client in galleries]
     if clients >= FEW and any(len(client) > 1 for client in ranks):
         least = sum(one / len(client) for one, client in zip(variances, ranks, strict=True))
         variance = max(clients * float(means.var(ddof=1)), least) + (spread - 1) * sum(variances)
