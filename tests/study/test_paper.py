@@ -10,8 +10,8 @@ import pytest
 from leakmap.cli.main import command
 from leakmap.errors import StoreError, UnknownName
 from leakmap.runs.store import Store
-from leakmap.study import paper as paper_module
 from leakmap.study import claims, paper_runs
+from leakmap.study import paper as paper_module
 from leakmap.study.judgement import Column, Judgement, path_of, read_judgement
 from leakmap.study.paper import reproduce, still_open
 from leakmap.study.paper_page import page

@@ -179,8 +179,9 @@ def rank_sum_p(ranks: Sequence[Sequence[float]], galleries: Sequence[Sequence[in
     A rank counts as its fraction ``(rank - 1/2) / gallery``, and a client as the mean fraction of its pictures. Where
     every client has one picture, or there are fewer than 8, the pictures of a client count as fully dependent, each at
     the same fraction of its line-up, and the sum over clients has its exact distribution under chance on a grid of
-    1/2000, rounded so that p can only come out larger; the normal one from 200 clients on. Else it is studentised by how much the clients' means differ,
-    which shows how alike the pictures of a client are: but by no less than if these were independent.
+    1/2000, rounded so that p can only come out larger; the normal one from 200 clients on. Else it is studentised by
+    how much the clients' means differ, which shows how alike the pictures of a client are: but by no less than if these
+    were independent.
 
     Of ranks that are not independent from client to client the deviation counts as that much smaller.
 
@@ -199,8 +200,8 @@ def rank_sum_p(ranks: Sequence[Sequence[float]], galleries: Sequence[Sequence[in
     means = np.array([np.mean(client) for client in fractions])
     clients = len(galleries)
     middle = clients / 2
-    # A fraction (rank - 1/2) / n that is uniform over n ranks has mean 1/2 and variance (1 - 1 / n^2) / 12. What line-ups
-    # share is counted in units of that of each client's smallest one, as in :func:`spread`.
+    # A fraction (rank - 1/2) / n that is uniform over n ranks has mean 1/2 and variance (1 - 1 / n^2) / 12. Of a client
+    # the smallest line-up counts, in units of which :func:`spread` tells what line-ups share.
     variances = [(1 - 1 / min(client) ** 2) / 12 for client in galleries]
     if clients >= FEW and any(len(client) > 1 for client in ranks):
         least = sum(one / len(client) for one, client in zip(variances, ranks, strict=True))
