@@ -14,7 +14,6 @@ from leakmap.scoring.effects import (
     holm,
     interaction,
     marginal_effects,
-    spearman_interval,
     two_sided_p,
     unpaired,
 )
@@ -201,27 +200,6 @@ def test_a_lack_of_data_is_no_equivalence():
     assert not equivalent([2.0, 2.0], 1.0).equivalent
     with pytest.raises(BadSetting, match="must be positive"):
         equivalent([0.0, 0.1], 0.0)
-
-
-def test_rank_correlation_against_scipy_and_its_interval_by_the_formula():
-    random = np.random.default_rng(1)
-    x = random.normal(size=25)
-    y = x + random.normal(size=25)
-    found = spearman_interval(list(x), list(y))
-    r = stats.spearmanr(x, y).statistic
-    half = 1.959964 * np.sqrt((1 + r**2 / 2) / 22)
-    assert found.value == pytest.approx(r)
-    assert (found.low, found.high) == pytest.approx((np.tanh(np.arctanh(r) - half), np.tanh(np.arctanh(r) + half)))
-
-
-def test_a_perfect_order_of_few_pairs_is_not_certain():
-    found = spearman_interval([1, 2, 3, 4, 5, 6], [1, 4, 9, 16, 25, 36])
-    assert found.value == pytest.approx(1)
-    assert 0.5 < found.low < 1
-    assert found.high == 1
-    assert (spearman_interval([1, 2, 3], [3, 1, 2]).low, spearman_interval([1, 1, 1, 1], [1, 2, 3, 4]).high) == (-1, 1)
-    with pytest.raises(BadSetting, match="as many"):
-        spearman_interval([1, 2], [1])
 
 
 def test_levels_are_ordered_by_size_and_names_as_they_come():

@@ -1,4 +1,4 @@
-"""What difference does a setting make? Contrasts over the cells of a study, equivalence, correlation, many tests.
+"""What difference does a setting make? Contrasts over the cells of a study, and corrections for many tests.
 
 A study audits many cells, the product of axes. A cell has coordinates, ``axis -> level``, and a value for each of its
 clients. Cells are compared only where they agree on every other axis, and client by client: within a seed, a client
@@ -314,35 +314,3 @@ def holm(ps: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(ps) - place) * ps[i]))
         corrected[i] = least
     return corrected
-
-
-def spearman_interval(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Spearman's rank correlation with its interval by Fisher's transformation, variance ``(1 + r²/2) / (n - 3)``.
-
-    For perfectly ordered pairs, where the transformation is infinite, the limit is that of a correlation half an
-    exchange of neighbours away. Fewer than four pairs, or a constant, give the interval from -1 to 1.
-
-    Args:
-        x: ``n`` values.
-        y: The value that belongs to each.
-        confidence: Of the interval.
-
-    Raises:
-        BadSetting: x and y have different lengths.
-
-    Source: Bonett and Wright 2000, "Sample size requirements for estimating Pearson, Kendall and Spearman
-    correlations", Psychometrika 65.
-    """
-    if len(x) != len(y):
-        raise BadSetting(f"A correlation needs as many x as y; got {len(x)} and {len(y)}.")
-    n = len(x)
-    if n < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Interval(math.nan, -1.0, 1.0)
-    r = float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
-    if n < 4:
-        return Interval(r, -1.0, 1.0)
-    most = 1 - 6 / (n * (n**2 - 1))
-    inner = max(-most, min(most, r))
-    half = float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt((1 + inner**2 / 2) / (n - 3))
-    low, high = math.tanh(math.atanh(inner) - half), math.tanh(math.atanh(inner) + half)
-    return Interval(r, -1.0 if r <= -most else low, 1.0 if r >= most else high)

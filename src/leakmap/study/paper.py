@@ -185,14 +185,6 @@ def versions(folder: Path) -> dict[str, str]:
     return next((outcome.versions for outcome in outcomes if outcome is not None and outcome.versions), {})
 
 
-def ran_on(folder: Path) -> str:
-    """Versions, device, number of runs and what they took."""
-    store = Store(folder)
-    seconds = [outcome.seconds for outcome in map(store.read, store.keys()) if outcome is not None]
-    told = ", ".join(f"{name} {version}" for name, version in versions(folder).items())
-    return f"{told}; {len(seconds):,} runs, {sum(seconds) / 3600:.1f} hours of computing on one core each"
-
-
 def command_of(paper: str, scale: str, data: Sequence[str]) -> str:
     """The command line."""
     return shlex.join(

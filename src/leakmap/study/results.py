@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from leakmap.attacker.reconstruction import Tick
 from leakmap.auditing.conclude import Audit, conclude
 from leakmap.auditing.perform import probe
 from leakmap.auditing.prepare import prepare
@@ -22,7 +23,6 @@ from leakmap.plan.plan import Plan, Progress
 from leakmap.report.study import Cell as Shown
 from leakmap.result.evidence import GainResult, LineUpResult
 from leakmap.result.result import RESULT_SCHEMA, Result
-from leakmap.runs.jobs import Tick
 from leakmap.runs.runner import Runner, run_jobs
 from leakmap.runs.store import OUTCOME_LIMIT, Store
 from leakmap.runs.trial import Outcome, Trial
