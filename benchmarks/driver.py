@@ -24,9 +24,9 @@ import torch
 from benchmarks.machine import held, processor
 from benchmarks.markdown import publish, table, versions
 from leakmap import Spec, read_study
+from leakmap.attacker.reconstruction import Tick
 from leakmap.files import write_json
 from leakmap.local_rule import LocalRule
-from leakmap.runs.jobs import Tick
 from leakmap.runs.layout import scored_at
 from leakmap.runs.ray import Ray
 from leakmap.runs.runner import HERE, Local, Runner, run_jobs

@@ -7,9 +7,10 @@ floors, and the effect of every step. With another --study only OUT/ladder.md is
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.markdown import publish, table
@@ -19,8 +20,10 @@ from leakmap.auditing.prepare import prepare
 from leakmap.plan.plan import Plan
 from leakmap.report import study as study_report
 from leakmap.report.page import interval
-from leakmap.result.values import gain_over_best_floor, object_rank_score
+from leakmap.result.result import Result
+from leakmap.result.values import gain_over_best_floor
 from leakmap.runs.run import held_by, seen_by_server
+from leakmap.runs.store import Store
 from leakmap.runs.trial import Trial
 from leakmap.runs.workers import default_workers
 from leakmap.scoring.effects import contrast
@@ -29,7 +32,7 @@ from leakmap.scoring.power import ALPHA, detectable_margin
 from leakmap.scoring.score import overlap
 from leakmap.study.claims import MATTERS, VALUES
 from leakmap.study.file import read_study
-from leakmap.study.paper import ran_on
+from leakmap.study.paper import versions
 from leakmap.study.planning import pictures_of
 
 STUDY, PAGE = Path("studies/ladder.toml"), Path("docs/results/ladder.md")
@@ -132,6 +135,23 @@ def _judged(cells: list[Cell], own: dict[str, Any]) -> str:
         return "more than chance"
     small = equivalent_mean(effect.difference.value, effect.error, effect.clients, MATTERS["over_chance"])
     return "chance" if small.equivalent else f"open, {detectable_margin(effect.error, effect.clients):.2f}"
+
+
+def object_rank_score(result: Result) -> dict[Hashable, float]:
+    """Client -> share of the others that the true objects beat, mean over the large ones; without any left out."""
+    return {
+        one.client: fmean((n - rank) / (n - 1) for rank, n in zip(one.object_ranks, one.object_galleries, strict=True))
+        for one in result.finished
+        if one.object_ranks
+    }
+
+
+def ran_on(folder: Path) -> str:
+    """Versions, device, number of runs and what they took."""
+    store = Store(folder)
+    seconds = [outcome.seconds for outcome in map(store.read, store.keys()) if outcome is not None]
+    told = ", ".join(f"{name} {version}" for name, version in versions(folder).items())
+    return f"{told}; {len(seconds):,} runs, {sum(seconds) / 3600:.1f} hours of computing on one core each"
 
 
 _VALUES = {

@@ -17,7 +17,7 @@ from leakmap.attacker.matching.masks import Masked
 from leakmap.attacker.matching.priors import SamePictures, TotalVariation
 from leakmap.attacker.matching.starts import first_guess
 from leakmap.attacker.matching.terms import TaskLoss
-from leakmap.attacker.matching.weighting import ByDepth, Largest, Partial, Support
+from leakmap.attacker.matching.weighting import ByDepth, Largest, Partial
 from leakmap.errors import BadSetting, UsageError
 from tests.conftest import batch_of, matching_term, observed, pictures
 
@@ -79,20 +79,6 @@ def test_largest_keeps_the_largest_tensors_and_partial_its_share():
     assert not torch.equal(kept, Partial(0.3)(target, 1, 0)[1])
     source = torch.arange(10.0)
     assert Partial(0.3, "magnitude")([source], 0, 0)[0].tolist() == [0] * 7 + [1] * 3
-    assert Support()([torch.tensor([0.0, 1.0, -1e-9])], 0, 0)[0].tolist() == [0, 1, 0]
-
-
-def test_masked_matching_ignores_what_pruning_removed(task):
-    """The distance at the truth is 0 on the support of a pruned update, and is not without the weighting."""
-    round, observation = observed("convnet,width=8", task)
-    pruned = {name: t * (t.abs() > t.abs().median()) for name, t in observation.update.tensors.items()}
-    observation = replace(observation, update=replace(observation.update, tensors=pruned))
-    truth = Guess(task.normalize(round.batch.pictures), round.batch.y)
-    context = SearchContext(observation, LocalRule(), round.batch.y, 0)
-    plain, masked = (
-        Engine(context, DISTANCES["cosine"], kind="exact", weighting=e).value(truth) for e in (None, Support(0.0))
-    )
-    assert float(masked) < 1e-6 < 1e-3 < float(plain)
 
 
 class Recorder(nn.Module):

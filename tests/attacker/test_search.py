@@ -19,7 +19,7 @@ from leakmap.attacker.protocol import Fitted, nothing_kept
 from leakmap.attacker.reconstruction import Reconstruction
 from leakmap.attacker.setting import setting_of
 from leakmap.attacker.suite import PORTFOLIO, Strongest
-from leakmap.errors import BadSetting, NotGranted
+from leakmap.errors import BadSetting, NotApplicable, NotGranted
 from leakmap.observation.contents import Public
 from leakmap.observation.observation import Observation
 from leakmap.seeds import generator
@@ -153,6 +153,25 @@ def test_seconds_become_iterations_and_rehearsals_split_them(task):
     assert suite.cost.parts[-1].seconds == 0.05
     with pytest.raises(BadSetting, match="budget"):
         strongest(budget=1.0, steps=3)
+
+
+@dataclass(frozen=True)
+class Refusing(Failing):
+    def fit(self, setting, seed, tick, kept):
+        raise NotApplicable("it reads no such layer")
+
+
+@dataclass(frozen=True)
+class Unfit(Failing):
+    def why_not(self, observation):
+        return "it reads no such layer"
+
+
+@pytest.mark.parametrize("member", [Refusing(), Unfit()])
+def test_a_suite_of_which_no_member_can_rehearse_has_no_time_to_split(task, member):
+    setting = setting_of(shown(observed("convnet,width=4", task, threat=ThreatModel("known"))[1], 40))
+    suite = Strongest((("own", member),), "v1", rehearses="own", seconds=0.05)
+    assert not [key for key in fit(suite, setting, 0, lambda fraction: None).state if not key.startswith("refused/")]
 
 
 def test_without_rehearsals_the_seconds_are_shared_and_the_term_chooses_among_no_portfolio(task):

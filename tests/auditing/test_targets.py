@@ -14,7 +14,8 @@ import leakmap
 from leakmap import Facts, LocalRule, Plan, RuleFacts, ThreatModel, audit, build_network
 from leakmap.auditing.prepare import prepare
 from leakmap.cli.main import app
-from leakmap.client.data import load_pictures
+from leakmap.client.data import Pictures, load_pictures
+from leakmap.client.targets import labelled, outputs_of
 from leakmap.doctor.replay import replay
 from leakmap.errors import BadSetting, DataError, ModelError
 from leakmap.registry.spec import Spec
@@ -118,6 +119,19 @@ def test_what_a_suite_lacks_is_said_before_any_run(tmp_path, monkeypatch):
             leakmap.run_plan(replace(plan, threat=threat), foretold=foretold)
     assert "--labels known" in told[0]
     assert told[1] == ""
+
+
+def test_classes_given_as_numbers_are_counted_over_all_sets():
+    def of(labels, **others):
+        values = torch.tensor(labels)
+        count = len(values)
+        images = torch.zeros(count, 3, 16, 16, dtype=torch.uint8)
+        return Pictures(images, torch.zeros(count, dtype=torch.int64), ("picture",), values=values, **others)
+
+    for others in ({"spare": of([0.0, 4.0])}, {"elsewhere": of([4.0])}, {"spare": of([1.0]), "elsewhere": of([4.0])}):
+        found = labelled(of([0.0, 1.0, 2.0], **others), "class", "these")
+        assert outputs_of(found, "class") == 5
+        assert {one.classes for one in (found, found.spare, found.elsewhere) if one} == {tuple("01234")}
 
 
 @pytest.mark.parametrize(

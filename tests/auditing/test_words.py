@@ -9,7 +9,9 @@ from leakmap import Spec, ThreatModel
 from leakmap.auditing.flags import flags_of
 from leakmap.auditing.words import statement, what_leaks
 from leakmap.plan.plan import Captured, Plan
-from leakmap.scoring.verdict import Client, Verdict
+from leakmap.scoring.verdict import Client, Rule, Verdict
+
+RULES: tuple[Rule, ...] = ("ranks", "floors")
 
 
 @pytest.mark.parametrize(
@@ -64,3 +66,11 @@ def test_a_partial_leak_is_counted_in_the_pose_that_showed_it():
     assert "first in 4 of 12 line-ups in any pose (" in statement(plan, partial, clients, [])
     upright = [Client((1.0,), (100,), {}, pose_ranks=(50.0,))] * 12
     assert "first in 12 of 12 line-ups (" in statement(plan, partial, upright, [])
+
+
+def test_what_lies_above_the_floors_alone_is_not_said_to_tell_pictures_apart():
+    clients = [Client((50.0,), (100,), {})] * 12
+    told = {r: statement(Plan("resnet", "samples"), Verdict("statistical", (), r), clients, []) for r in RULES}
+    assert "tell pictures apart better than chance: first in 0 of 12" in told["ranks"]
+    assert "is closer to their pictures than any floor" in told["floors"]
+    assert "better than chance" not in told["floors"]

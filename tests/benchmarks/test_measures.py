@@ -1,7 +1,9 @@
 import torch
+from benchmarks.ladder import object_rank_score
 from benchmarks.measures import MEASURES, leaks, split, trained_in_part
 
 from leakmap import Task, build_network
+from tests.result.made_up import finished, made_up
 
 
 def entry(low, high, searched=None):
@@ -40,3 +42,8 @@ def test_what_is_not_trained_is_not_sent():
         sent = trained_in_part(network, measure.trained).trained()
         assert sent == names if names else not [name for name in sent if name.startswith(("embedding", "position"))]
         assert set(sent) < set(network.trained())
+
+
+def test_objects_are_ranked_as_pictures_are_and_clients_without_any_are_left_out():
+    some = finished(3, (1.0,), (20,), object_ranks=(1.0, 3.0), object_galleries=(3, 3))
+    assert object_rank_score(made_up(some, finished(0, (1.0,), (20,)))) == {3: 0.5}

@@ -336,6 +336,36 @@ def test_rounds_are_pooled_and_alarms_survive_a_restart(federation, tmp_path, mo
     assert [alarm.kind for alarm in pooled_rounds(seen).alarms] == ["exposed"]
 
 
+def test_a_late_capture_of_an_early_round_undoes_no_alarm(tmp_path, monkeypatch):
+    folder, out, lucky = tmp_path / "captures", tmp_path / "out", {"level": "none_found", "advantage": 0.9}
+    scores = {f"round-{number:04d}/client-0": lucky for number in range(2, 9)}
+    scores |= {f"round-0001/client-{number}": lucky | {"advantage": -0.9} for number in range(3)}
+    monkeypatch.setattr(watching, "write_watch", lambda *a: None)
+    steps = {"checking": lambda *a: {}, "auditing": lambda watch, capture, progress: dict(scores[capture.name])}
+    monkeypatch.setattr(watching, "STEPS", steps)
+
+    def arrive(names):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.safetensors").write_bytes(name.encode())
+        return pooled_rounds(look(Watch(folder, out, PLAN)))
+
+    before = arrive([name for name in scores if "0001" not in name])
+    assert [alarm.kind for alarm in before.alarms] == ["pooled"]
+    # One more each time: those of a look before it keep their places, whatever its round.
+    for name in [name for name in scores if "0001" in name]:
+        after = arrive([name])
+        assert (after.alarms, after.evidence) == (before.alarms, before.evidence)
+    assert [row.place for row in look(Watch(folder, out, PLAN))] == [8, 9, 10, *range(1, 8)]
+    # Of an earlier version the order is that in which captures are stored; scored anew, a capture keeps its place.
+    stored = json.loads((out / "watch.json").read_text())
+    for row in stored["captures"].values():
+        del row["place"]
+    (out / "watch.json").write_text(json.dumps(stored))
+    (folder / "round-0001" / "client-0.safetensors").write_bytes(b"another")
+    assert [row.place for row in look(Watch(folder, out, PLAN))] == [*range(1, 11)]
+
+
 def test_without_the_clients_pictures_captures_are_checked_not_scored(federation, tmp_path, monkeypatch):
     files = federation[1]
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ from leakmap.errors import StoreError
 from leakmap.result.clients import FinishedClient, LostClient
 from leakmap.result.part import Estimate
 from leakmap.result.result import Result
-from leakmap.result.values import first_ranks, gain_over_best_floor, mean_score, object_rank_score, rank_score
+from leakmap.result.values import first_ranks, gain_over_best_floor, mean_score, rank_score
 from tests.result.made_up import finished, gain, line_up, made_up
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -99,13 +99,11 @@ def test_the_schema_takes_a_result_and_no_other_key():
 def test_the_line_up_score_is_half_by_chance_whatever_the_gallery():
     for size in (5, 100):
         ranks = tuple(float(rank) for rank in range(1, size + 1))
-        client = finished(3, ranks, (size,) * size, object_ranks=(1.0, 3.0), object_galleries=(3, 3))
+        client = finished(3, ranks, (size,) * size)
         result = made_up(client, LostClient(client=4, failure=""))
         assert rank_score(result) == {3: pytest.approx(0.5)}
-        assert object_rank_score(result) == {3: 0.5}
         assert first_ranks(result) == {3: 1 / size}
     assert rank_score(made_up(finished(0, (1.0,), (20,)))) == {0: 1.0}
-    assert object_rank_score(made_up(finished(0, (1.0,), (20,)))) == {}
 
 
 def test_the_gain_is_over_the_floor_that_is_best_in_this_audit_where_all_values_are_finite():

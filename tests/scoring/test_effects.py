@@ -10,10 +10,10 @@ from scipy import stats
 from leakmap.errors import BadSetting
 from leakmap.scoring.effects import (
     axis_levels,
+    contrast,
     holm,
     interaction,
     marginal_effects,
-    spearman_interval,
     two_sided_p,
     unpaired,
 )
@@ -202,27 +202,6 @@ def test_a_lack_of_data_is_no_equivalence():
         equivalent([0.0, 0.1], 0.0)
 
 
-def test_rank_correlation_against_scipy_and_its_interval_by_the_formula():
-    random = np.random.default_rng(1)
-    x = random.normal(size=25)
-    y = x + random.normal(size=25)
-    found = spearman_interval(list(x), list(y))
-    r = stats.spearmanr(x, y).statistic
-    half = 1.959964 * np.sqrt((1 + r**2 / 2) / 22)
-    assert found.value == pytest.approx(r)
-    assert (found.low, found.high) == pytest.approx((np.tanh(np.arctanh(r) - half), np.tanh(np.arctanh(r) + half)))
-
-
-def test_a_perfect_order_of_few_pairs_is_not_certain():
-    found = spearman_interval([1, 2, 3, 4, 5, 6], [1, 4, 9, 16, 25, 36])
-    assert found.value == pytest.approx(1)
-    assert 0.5 < found.low < 1
-    assert found.high == 1
-    assert (spearman_interval([1, 2, 3], [3, 1, 2]).low, spearman_interval([1, 1, 1, 1], [1, 2, 3, 4]).high) == (-1, 1)
-    with pytest.raises(BadSetting, match="as many"):
-        spearman_interval([1, 2], [1])
-
-
 def test_levels_are_ordered_by_size_and_names_as_they_come():
     cells = [Cell({"a": 2, "b": "z", "c": True}, {}), Cell({"a": 1, "b": "y", "c": False}, {})]
     assert axis_levels(cells) == {"a": [1, 2], "b": ["z", "y"], "c": [False, True]}
@@ -241,3 +220,28 @@ def test_groups_of_different_clients_are_compared_by_welch():
     alone = [Cell({"size": 1}, {0: 1.0}), cells[1]]
     assert unpaired(alone, values, [(1.0, {"size": 1}), (-1.0, {"size": 4})]).difference.low == -np.inf
     assert unpaired(cells, values, [(1.0, {"size": 1}), (-1.0, {"size": 9})]) is None
+
+
+def test_seeds_have_clients_of_their_own_also_where_clients_are_not_paired():
+    random = np.random.default_rng(2)
+    cells = [
+        Cell({"size": size, "seed": seed}, {c: size + 3 * random.normal() for c in range(3)})
+        for size in (1, 4)
+        for seed in range(4)
+    ]
+    terms = [(1.0, {"size": 4}), (-1.0, {"size": 1})]
+    found = unpaired(cells, values, terms)
+    groups = [[one for cell in cells if cell.axes["size"] == size for one in cell.values.values()] for size in (4, 1)]
+    assert (found.clients, contrast(cells, values, terms).clients) == (12, 12)
+    assert found.p == pytest.approx(stats.ttest_ind(*groups, equal_var=False).pvalue)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-9])
+def test_groups_without_spread_are_no_surer_than_exchanging_their_clients_can_be(noise):
+    of = lambda mean, count: {c: mean + noise * (c % 2) for c in range(count)}  # noqa: E731
+    cells = [Cell({"size": 1}, of(1.0, 3)), Cell({"size": 4}, of(0.0, 4))]
+    two = unpaired(cells, values, [(1.0, {"size": 1}), (-1.0, {"size": 4})])
+    assert two.p == pytest.approx(2 / 35)  # of C(7, 3) ways to share the clients out
+    assert two.difference.value == pytest.approx(1.0)
+    # One group against a margin is what the sign-flip test is for.
+    assert unpaired(cells, values, [(1.0, {"size": 1})]).p == pytest.approx(two_sided_p([1.0] * 3))

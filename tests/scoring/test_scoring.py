@@ -25,6 +25,11 @@ def clients(ranks, **scores):
     return [client(r, **scores) for r in ranks]
 
 
+def posed(group, rank):
+    """The same in a line-up of any pose in which every picture has this rank."""
+    return [replace(one, pose_ranks=(float(rank),)) for one in group]
+
+
 LEAKY_CONTROL = clients([1] * 6)
 NULL = clients([50, 30, 80, 12, 95, 60, 44, 71])
 LOW = clients([5, 9, 3, 20, 7, 11, 2, 30])
@@ -32,6 +37,8 @@ LOWISH, LOW_AS_WELL = clients([20, 5, 30, 35, 40, 10, 35, 50]), clients([30, 45,
 ONE_OF_12 = [*clients([60, 30, 80, 12, 95, 60, 44, 71, 20, 55, 37]), client(1, psnr=60.0, ssim=1.0)]
 SEEN = [*ONE_OF_12[:11], client(1, psnr=20.0, ssim=0.8)]
 SAME_CAMERA = clients([1] * 5 + [4] * 7)
+HARDLY_SEEN = [client(rank, ssim=0.15) for rank in (60, 30, 80, 12, 95, 60, 44, 71, 20, 55, 37)]
+HARDLY_SEEN.append(client(1, psnr=10.0, ssim=0.8))
 NULL12 = clients([50, 30, 80, 12, 95, 60, 44, 71, 20, 66, 38, 89])
 
 
@@ -121,6 +128,8 @@ def test_the_exact_binomial_interval_is_the_textbook_one():
 def test_pictures_of_one_client_do_not_count_as_independent():
     assert share_of_cases(8, 16, 4).low < share_of_cases(8, 16, 16).low
     assert rank_sum_p([(1, 1, 1, 1)], [(20, 20, 20, 20)]) == pytest.approx(1 / 20)
+    assert rank_sum_p([(1, 1)], [(10, 100)]) == pytest.approx(1 / 100)
+    assert rank_sum_p([(1, 10)], [(10, 100)]) == pytest.approx(1 / 10)
 
 
 def test_the_rank_sum_test_is_exact_and_takes_line_ups_of_several_sizes():
@@ -139,6 +148,17 @@ def test_no_p_value_is_smaller_than_its_rate_on_null_ranks():
         draws = [[[int(rng.integers(1, g + 1))] for g in sizes] for _ in range(300)]
         rate = np.mean([rank_sum_p(ranks, [(g,) for g in sizes]) < 0.05 for ranks in draws])
         assert rate < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
+
+
+@pytest.mark.parametrize("sizes", [[(10, 100)], [(3, 50, 20), (100, 7), (12, 12)], [(5, 90)] * 7])
+def test_line_ups_of_several_sizes_of_few_clients_err_as_rarely_however_alike_the_pictures_are(sizes):
+    rng = np.random.default_rng(4)
+    for alike in (True, False):
+        draws = [[(rng.random(1) if alike else rng.random(len(own))) for own in sizes] for _ in range(800)]
+        ranks = [[1 + np.floor(at * own) for at, own in zip(draw, sizes, strict=True)] for draw in draws]
+        ps = np.array([rank_sum_p([own.tolist() for own in each], sizes) for each in ranks])
+        for alpha in (0.02, 0.1):
+            assert np.mean(ps <= alpha) < alpha + 3 * np.sqrt(alpha / 800)
 
 
 @pytest.mark.parametrize(("clients", "pictures"), [(9, 4), (12, 8), (30, 16)])
@@ -238,6 +258,18 @@ VERDICTS = {
     "one client of twelve is visible, of another camera": (
         Evidence(SEEN, NULL12, LEAKY_CONTROL, SAME_CAMERA),
         "inconclusive",
+    ),
+    "one client of twelve is visible, of another camera, and all are found in another pose": (
+        Evidence(posed(SEEN, 1), posed(NULL12, 50), LEAKY_CONTROL, posed(SAME_CAMERA, 50)),
+        "partial",
+    ),
+    "one client of twelve is visible, of another camera, and the others are not found in another pose": (
+        Evidence(HARDLY_SEEN, posed(NULL12, 50), LEAKY_CONTROL, posed(SAME_CAMERA, 50)),
+        "inconclusive",
+    ),
+    "one client of twelve is visible, of another camera, behind a broken defence": (
+        Evidence(SEEN, NULL12, LEAKY_CONTROL, SAME_CAMERA, broken=("Above.",)),
+        "statistical",
     ),
     "ranks a little low": (Evidence(LOWISH, LOW_AS_WELL, LEAKY_CONTROL), "statistical"),
     "ranks a little low in mixed line-ups": (Evidence(LOWISH, LOW_AS_WELL, LEAKY_CONTROL, mixed=True), "none_found"),

@@ -10,8 +10,8 @@ import pytest
 from leakmap.cli.main import command
 from leakmap.errors import StoreError, UnknownName
 from leakmap.runs.store import Store
+from leakmap.study import claims, paper_runs
 from leakmap.study import paper as paper_module
-from leakmap.study import paper_runs
 from leakmap.study.judgement import Column, Judgement, path_of, read_judgement
 from leakmap.study.paper import reproduce, still_open
 from leakmap.study.paper_page import page
@@ -115,13 +115,18 @@ def test_claims_are_run_one_after_the_other_and_never_again(studies, tmp_path, n
     assert re.search(r"What is missing of fitted: \S+: This attack needs public", text.replace("\n", " "))
 
 
-def test_a_claim_that_was_changed_is_run_again_and_its_words_may_change(studies, tmp_path, no_reports):
+def test_a_claim_that_was_changed_is_run_again_and_its_words_may_change(studies, tmp_path, no_reports, monkeypatch):
     out = tmp_path / "out"
     reproduce("paper", out, claims=["C1"])
     path = studies / "c1.toml"
     path.write_text(path.read_text().replace("a test", "another test"))
     assert [one.part.claim.id for one in still_open(parts_of("paper", "cpu"), out)] == ["C2"]
     path.write_text(path.read_text().replace('value = "ncc"', 'value = "psnr"'))
+    assert [one.part.claim.id for one in still_open(parts_of("paper", "cpu"), out)] == ["C1", "C2"]
+    path.write_text(path.read_text().replace('value = "psnr"', 'value = "ncc"'))
+    assert [one.part.claim.id for one in still_open(parts_of("paper", "cpu"), out)] == ["C2"]
+    # So does a claim whose rules of judging were changed.
+    monkeypatch.setattr(claims, "JUDGED", 99)
     assert [one.part.claim.id for one in still_open(parts_of("paper", "cpu"), out)] == ["C1", "C2"]
     # What the file says of the former claim is on no page.
     assert [one.judgement for one in reproduce("paper", out, claims=["C2"], limit=1)] == [None]

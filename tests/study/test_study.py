@@ -13,6 +13,7 @@ from leakmap.plan.plan import Plan
 from leakmap.runs.ray import Ray
 from leakmap.runs.runner import HERE
 from leakmap.runs.store import Store
+from leakmap.study import results
 from leakmap.study.file import parse_study, read_study
 from leakmap.study.planning import of_shard, only, planned
 from leakmap.study.results import cell_rows, conclusions, score_rows, write_table
@@ -328,7 +329,7 @@ def test_tables_hold_a_row_for_each_picture_and_each_cell(tiny, tmp_path):
     assert parquet.read_table(tmp_path / "cells.parquet").column("level").to_pylist() == [r["level"] for r in table]
 
 
-def test_a_conclusion_is_drawn_anew_only_when_runs_were_added(tiny, tmp_path):
+def test_a_conclusion_is_drawn_anew_only_when_runs_or_rules_were_changed(tiny, tmp_path, monkeypatch):
     study = read_study(tiny)
     run_study(study, tmp_path, HERE, filters=["client.mode=train"], limit=3)
     cells, _ = conclusions(planned(study), tmp_path, HERE)
@@ -338,10 +339,21 @@ def test_a_conclusion_is_drawn_anew_only_when_runs_were_added(tiny, tmp_path):
     assert [cell.result.unfinished for cell in cells] == [0, 0]
 
     def nobody(jobs, done, report):
-        raise AssertionError("nothing is left to conclude")
+        raise AssertionError("something is left to conclude")
 
     again, _ = conclusions(planned(study), tmp_path, nobody)
     assert [cell.result for cell in again] == [cell.result for cell in cells]
+    for rules in ("JUDGED", "RESULT_SCHEMA"):
+        with monkeypatch.context() as changed:
+            changed.setattr(results, rules, 99)
+            with pytest.raises(AssertionError, match="left to conclude"):
+                conclusions(planned(study), tmp_path, nobody)
+    # A run with another score, as of an attack that was corrected.
+    store, trial = Store(tmp_path), planned(study)[0].all()[0]
+    old = store.get(trial)
+    store.put(replace(old, score=replace(old.score, ranks=tuple(rank + 1 for rank in old.score.ranks))))
+    with pytest.raises(AssertionError, match="left to conclude"):
+        conclusions(planned(study), tmp_path, nobody)
 
 
 @pytest.mark.slow

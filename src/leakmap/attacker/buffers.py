@@ -35,22 +35,6 @@ class BatchStatistics:
     variance: Tensor
     mixture: Tensor
 
-    def biased(self, n: int) -> Tensor:
-        """``(C,)`` variance with the denominator n, which the layer normalizes with, from a single pass.
-
-        Args:
-            n: Elements of a channel at the layer's input: batch size times height times width.
-
-        Raises:
-            NotApplicable: there were several passes, whose variances cannot be told apart.
-        """
-        if len(self.mixture) > 1:
-            raise NotApplicable(
-                f"The client made {len(self.mixture)} forward passes, of which the buffers show only the weighted "
-                "mean; simulate the passes instead of inverting them."
-            )
-        return self.variance * (n - 1) / n
-
 
 @dataclass(frozen=True)
 class Assumed:

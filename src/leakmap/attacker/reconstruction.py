@@ -9,7 +9,7 @@ from torch import Tensor
 from leakmap.drawing import card
 
 Tick = Callable[[float], None]
-"""Called now and then with the finished fraction, in [0, 1]."""
+"""Called now and then with the finished fraction, in [0, 1]; may raise KeyboardInterrupt to stop."""
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ class Strongest:
     ) -> None:
         """Has the best member rehearse other ways to spend its time, and keeps the best one."""
         name = _best(state)
-        member, usual = able[name], state.get(f"pace/{name}")
+        member, usual = able.get(name), state.get(f"pace/{name}")  # no member where every one is unfit or refused
         if usual is None or not isinstance(member, Paced):
             return
         for shorter, restarts in SPLITS:

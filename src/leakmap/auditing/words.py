@@ -60,6 +60,11 @@ def _found(verdict: Verdict, clients: Sequence[Client]) -> str:
         )
     if verdict.rule == "ceiling":
         return f"The defence of {_clients(n)} does not hide what its noise promises to hide. {verdict.reasons[0]}"
+    if verdict.rule == "floors":
+        return (
+            f"What the updates of {_clients(n)} give is closer to their pictures than any floor, by brightness or "
+            f"blur; it does not tell pictures apart: {first}."
+        )
     said = {
         "inconclusive": f"This audit of {_clients(n)} does not show whether the update leaks",
         "statistical": f"The updates of {_clients(n)} tell pictures apart better than chance: {first}",

@@ -70,11 +70,14 @@ def labelled(pictures: Pictures, target: Target, where: str) -> Pictures:
     """
     if pictures.objects is not None:
         return pictures
-    return replace(
-        _labelled(pictures, target, where),
-        spare=pictures.spare and _labelled(pictures.spare, target, where),
-        elsewhere=pictures.elsewhere and _labelled(pictures.elsewhere, target, where),
-    )
+    spare, elsewhere = (one and _labelled(one, target, where) for one in (pictures.spare, pictures.elsewhere))
+    found = replace(_labelled(pictures, target, where), spare=spare, elsewhere=elsewhere)
+    if target not in ("class", "binary") or pictures.values is None:
+        return found
+    # Whichever set holds the highest class: the model has an output for it.
+    classes = max((one.classes for one in _sets(found)), key=len)
+    spare, elsewhere = (one and replace(one, classes=classes) for one in (spare, elsewhere))
+    return replace(found, classes=classes, spare=spare, elsewhere=elsewhere)
 
 
 def _labelled(pictures: Pictures, target: Target, where: str) -> Pictures:

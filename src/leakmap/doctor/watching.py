@@ -23,7 +23,7 @@ from leakmap.registry.spec import Spec
 from leakmap.registry.user_code import user_code_digest
 from leakmap.report.watch import write_watch
 from leakmap.result.values import advantage, gain_over_best_floor, rank_score
-from leakmap.result.watched import CheckedFact, Digests, Watched, read_watched, write_watched
+from leakmap.result.watched import CheckedFact, Digests, Watched, last_place, read_watched, write_watched
 from leakmap.runs.runner import HERE, Runner
 from leakmap.runs.store import Store
 
@@ -153,13 +153,16 @@ def _look(watch: Watch, progress: Progress, drawn: list[Watched] | None) -> list
         digests = Digests(checking=_digest(watch, capture, None), auditing=_digest(watch, capture, listed))
         own = known.get(capture.name)
         rows[capture.name] = own if own and own.digests == digests else _new(capture, digests, own)
-    begun = time.monotonic()
+    begun, last = time.monotonic(), last_place(known.values())
     try:
         for what, step in STEPS.items():
             waiting = [one for one in there if what not in rows[one.name].done]
             for i, capture in enumerate(waiting):
                 row = rows[capture.name]
                 changes = step(watch, capture, _part_of(progress, capture.name, i, len(waiting)))
+                if changes.get("level") and row.place is None:
+                    last += 1
+                    changes |= {"place": last}
                 rows[capture.name] = row.model_copy(update=changes | {"done": (*row.done, what)})
                 write_watched(watch.out / FILE, list(rows.values()))
                 if time.monotonic() - begun > PAUSE:  # a figure takes longer than the check of a small capture
@@ -219,7 +222,12 @@ def _content(file: Path, size: int, changed: int) -> str:
 def _new(capture: Capture, digests: Digests, before: Watched | None) -> Watched:
     """A row with what still holds of the one before: an audit that changes does not repeat the checks."""
     row = Watched(
-        name=capture.name, round=capture.round, client=capture.client, file=plain(str(capture.file)), digests=digests
+        name=capture.name,
+        round=capture.round,
+        client=capture.client,
+        file=plain(str(capture.file)),
+        digests=digests,
+        place=before and before.place,
     )
     if before is None or before.digests.checking != digests.checking:
         return row

@@ -8,7 +8,7 @@ from statistics import fmean
 from leakmap.errors import BadSetting
 from leakmap.plan.plan import Plan
 from leakmap.result.result import Result, read_result
-from leakmap.result.values import gain_over_best_floor, rank_score
+from leakmap.result.values import exposed_any, gain_over_best_floor, rank_score
 from leakmap.scoring.statistics import paired_p
 from leakmap.scoring.verdict import Level
 
@@ -120,7 +120,7 @@ def compared(baseline: Result, path: Path, result: Result, *, broken: bool = Fal
             "new baseline."
         )
     measures: dict[str, Callable[[Result], dict[Hashable, float]]] = {
-        "exposed clients": _exposed,
+        "exposed clients": exposed_any,
         "line-up score": rank_score,
         PSNR: lambda of: gain_over_best_floor(of, "psnr"),
         SSIM: lambda of: gain_over_best_floor(of, "ssim"),
@@ -136,11 +136,6 @@ def _compared(name: str, before: dict[Hashable, float], now: dict[Hashable, floa
         return Compared(name, 0.0, 0.0, 1.0)
     was, became = (fmean(values[client] for client in clients) for values in (before, now))
     return Compared(name, was, became, paired_p([now[client] - before[client] for client in clients]))
-
-
-def _exposed(result: Result) -> dict[Hashable, float]:
-    found = {one.client for one in result.exposure.found} if result.exposure else set[int]()
-    return {one.client: float(one.client in found) for one in result.finished}
 
 
 def _enough(clients: int, whose: str) -> None:

@@ -44,7 +44,6 @@ class _Registered(Generic[T]):
     constructor: Callable[..., T]
     examples: tuple[Example, ...] = ()
     objects: bool = False
-    targets: tuple[str, ...] = ("class", "binary")
 
 
 class Registry(Generic[T]):
@@ -69,12 +68,7 @@ class Registry(Generic[T]):
         self._discovered = False
 
     def add(
-        self,
-        name: str,
-        *,
-        examples: Sequence[Example] = (),
-        objects: bool = False,
-        targets: Sequence[str] = ("class", "binary"),
+        self, name: str, *, examples: Sequence[Example] = (), objects: bool = False
     ) -> Callable[[Constructor], Constructor]:
         """Registers the decorated constructor under a name that must be free.
 
@@ -82,15 +76,13 @@ class Registry(Generic[T]):
             name: As it is written in a specification; a family ends in ``/`` or ``:``.
             examples: What the contract tests try it with: quick settings, members of a family. None: the name alone.
             objects: Whether it is for pictures with objects, see :mod:`leakmap.problem.objects`, rather than classes.
-            targets: Of a label rule, what pictures are labelled with where it reads labels, see
-                :mod:`leakmap.problem.targets`.
 
         Raises:
             ValueError: the name is taken.
         """
 
         def register(constructor: Constructor) -> Constructor:
-            self._register(name, _Registered(constructor, tuple(examples), objects, tuple(targets)))
+            self._register(name, _Registered(constructor, tuple(examples), objects))
             return constructor
 
         return register
@@ -120,10 +112,6 @@ class Registry(Generic[T]):
     def of_objects(self, name: str) -> bool:
         """Whether ``name`` is for pictures with objects."""
         return self._find(name)[0].objects
-
-    def targets_of(self, name: str) -> tuple[str, ...]:
-        """What pictures are labelled with where ``name`` reads labels."""
-        return self._find(name)[0].targets
 
     def settings(self, name: str) -> dict[str, inspect.Parameter]:
         """The settings that ``name`` takes, in the order of its signature."""

@@ -9,7 +9,7 @@ from leakmap.models.network import IN_MEMORY
 from leakmap.plan.written import settings, values_of
 from leakmap.result.part import Part
 from leakmap.result.result import Result
-from leakmap.result.values import first_ranks, mean_score, rank_score
+from leakmap.result.values import exposed_any, first_ranks, mean_score, rank_score
 from leakmap.scoring.effects import holm, two_sided_p
 from leakmap.scoring.statistics import Interval, clopper_pearson, mean_interval
 
@@ -129,16 +129,11 @@ def _quantities(first: Result, second: Result) -> list[tuple[str, bool, Callable
     """Name, whether it is a share, and the value of each client."""
     metrics = [name for name in first.metrics if name in second.metrics]
     return [
-        ("exposed clients", True, _exposed),
+        ("exposed clients", True, exposed_any),
         ("first in line-up", True, first_ranks),
         ("line-up score", False, rank_score),
         *((name, False, partial(mean_score, metric=name)) for name in metrics),
     ]
-
-
-def _exposed(result: Result) -> Values:
-    found = {one.client for one in result.exposure.found} if result.exposure else set()
-    return {one.client: float(one.client in found) for one in result.finished}
 
 
 def _interval(differences: list[float], share: bool) -> Interval:

@@ -42,7 +42,7 @@ It holds the audited pictures: treat it as you treat them.
 | code | what happened |
 |---|---|
 | 0 | done; with `--gate LEVEL` the level is not reached, with `--baseline` nothing is worse |
-| 1 | `--gate` is reached, or `defence_broken`; worse than `--baseline`; of `doctor`, `bundle --verify` and `entry check`: a mismatch; of `watch --alarm`: an alarm |
+| 1 | `--gate` is reached, or `defence_broken`; worse than `--baseline`; a check finds a wrong file; `watch --alarm` |
 | 2 | with `--gate` or `--baseline`: the audit is inconclusive |
 | 3 | wrong usage or input; code of your own that ended Python; a folder that cannot be written |
 | 4 | no result for another reason: no room on the disk, no memory, or a mistake of leakmap |

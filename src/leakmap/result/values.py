@@ -15,11 +15,6 @@ def rank_score(result: Result) -> dict[Hashable, float]:
     return {one.client: _beaten(one.ranks, one.galleries) for one in result.finished}
 
 
-def object_rank_score(result: Result) -> dict[Hashable, float]:
-    """The same of the line-ups of objects; clients without a large object are left out."""
-    return {one.client: _beaten(one.object_ranks, one.object_galleries) for one in result.finished if one.object_ranks}
-
-
 def first_ranks(result: Result) -> dict[Hashable, float]:
     """Client -> share of its pictures that are ranked first."""
     return {one.client: _mean([float(rank == 1) for rank in one.ranks]) for one in result.finished}
@@ -29,6 +24,11 @@ def exposed_share(result: Result) -> dict[Hashable, float]:
     """Client -> share of its pictures that are exposed: first, recognisable, above its floors and other clients'."""
     exposed = Counter(one.client for one in (result.exposure.found if result.exposure else ()))
     return {one.client: exposed[one.client] / len(one.ranks) for one in result.finished}
+
+
+def exposed_any(result: Result) -> dict[Hashable, float]:
+    """Client -> 1 where any of its pictures is exposed, else 0."""
+    return {client: float(share > 0) for client, share in exposed_share(result).items()}
 
 
 def advantage(result: Result) -> dict[Hashable, float]:

@@ -1,9 +1,9 @@
 """The content of ``watch.json``, typed: a row for every capture in a watched folder."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -65,6 +65,7 @@ class Watched(Part):
         gain: PSNR over the best floor, dB.
         note: Why it is not scored, or inconclusive.
         report: Its ``report.html``, relative to ``watch.json``; None while not scored.
+        place: Its place among all captures in the order in which they were first scored, from 1; None while not scored.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Watched(Part):
     gain: Number = None
     note: str = ""
     report: str | None = None
+    place: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def exposed(self) -> bool:
@@ -109,7 +111,8 @@ class PooledRounds(Part):
         captures: That were scored beside a swapped update.
         evidence: The highest wealth of the bets so far, from 1.
         p: Its inverse: a p-value that holds however often one looks.
-        alarms: The first exposed capture and the one at which the pooled evidence sufficed, by round.
+        alarms: The first exposed capture and the one at which the pooled evidence sufficed, in the order in
+            which captures were scored.
     """
 
     captures: int
@@ -119,8 +122,12 @@ class PooledRounds(Part):
 
 
 def pooled_rounds(rows: Sequence[Watched]) -> PooledRounds:
-    """Pools captures by round and name. Inconclusive ones count: leaving out what failed would choose by outcome."""
-    scored = [row for row in _in_order(rows) if row.advantage is not None]
+    """Pools captures in the order in which they were scored: of whatever round one comes late, it undoes no alarm.
+
+    Inconclusive ones count: leaving out what failed would choose by outcome.
+    """
+    rows = sorted(rows, key=lambda row: row.place or len(rows) + 1)
+    scored = [row for row in rows if row.advantage is not None]
     found = pooled([row.advantage or 0.0 for row in scored])
     alarms: list[Alarm] = []
     if found.alarm is not None:
@@ -129,21 +136,17 @@ def pooled_rounds(rows: Sequence[Watched]) -> PooledRounds:
             f"by more than chance allows anybody who looks after every capture (error {ERROR:.0%})."
         )
         alarms.append(Alarm(capture=scored[found.alarm].name, kind="pooled", sentence=sentence))
-    first = next((row for row in _in_order(rows) if row.exposed), None)
+    first = next((row for row in rows if row.exposed), None)
     if first is not None:
         sentence = f"A picture of {first.name} came back from its update so that it can be seen ({first.level})."
         alarms.append(Alarm(capture=first.name, kind="exposed", sentence=sentence))
-    places = {row.name: place for place, row in enumerate(_in_order(rows))}
+    places = {row.name: place for place, row in enumerate(rows)}
     return PooledRounds(
         captures=found.captures,
         evidence=found.evidence,
         p=found.p,
         alarms=tuple(sorted(alarms, key=lambda alarm: places[alarm.capture])),
     )
-
-
-def _in_order(rows: Sequence[Watched]) -> list[Watched]:
-    return sorted(rows, key=lambda row: (row.round, row.name))
 
 
 class _WatchFile(Part):
@@ -153,14 +156,25 @@ class _WatchFile(Part):
 
 
 def read_watched(path: Path) -> dict[str, Watched]:
-    """The rows of a ``watch.json`` by name; none where it is absent, and none with a word where it is damaged."""
+    """The rows of a ``watch.json`` by name; none where it is absent, and none with a word where it is damaged.
+
+    Scored captures without a place, as leakmap 0.1.0 left them, get those in which they are stored.
+    """
     if not path.exists():
         return {}
     try:
-        return read_typed(path, _WatchFile, "the captures of a watched folder").captures
+        rows = read_typed(path, _WatchFile, "the captures of a watched folder").captures
+        last = last_place(rows.values())
+        without = [row for row in rows.values() if row.level is not None and row.place is None]
+        return rows | {row.name: row.model_copy(update={"place": place}) for place, row in enumerate(without, last + 1)}
     except StoreError as error:
         _log.warning("%s All captures are looked at again; what was audited is kept.", error)
         return {}
+
+
+def last_place(rows: Iterable[Watched]) -> int:
+    """The highest place of a capture that was scored; 0 while none was."""
+    return max((row.place for row in rows if row.place is not None), default=0)
 
 
 def write_watched(path: Path, rows: Sequence[Watched]) -> None:

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from leakmap.attacker.attacks import attacks
 from leakmap.attacker.protocol import Attack
+from leakmap.attacker.reconstruction import Tick
 from leakmap.errors import in_words
 from leakmap.models.network import user_code
 from leakmap.registry.spec import Spec
@@ -18,10 +19,6 @@ from leakmap.runs.trial import Outcome, Trial
 
 Report = Callable[[str, float], None]
 """``(key of a job, finished fraction)``."""
-
-
-Tick = Callable[[float], None]
-"""``(finished fraction)``; may raise KeyboardInterrupt to stop."""
 
 
 Made = TypeVar("Made", covariant=True)

@@ -7,9 +7,10 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from leakmap.attacker.reconstruction import Tick
 from leakmap.errors import WorkerDied
 from leakmap.runs.fitting import FOLDER, forget_fitted
-from leakmap.runs.jobs import InMemory, Job, Report, SetupFile, Source, Tick, TrialJob, fit_jobs, forget_setups
+from leakmap.runs.jobs import InMemory, Job, Report, SetupFile, Source, TrialJob, fit_jobs, forget_setups
 from leakmap.runs.pool import run_in_pool
 from leakmap.runs.run import failed
 from leakmap.runs.setup import Setup

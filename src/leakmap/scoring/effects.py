@@ -1,4 +1,4 @@
-"""What difference does a setting make? Contrasts over the cells of a study, equivalence, correlation, many tests.
+"""What difference does a setting make? Contrasts over the cells of a study, and corrections for many tests.
 
 A study audits many cells, the product of axes. A cell has coordinates, ``axis -> level``, and a value for each of its
 clients. Cells are compared only where they agree on every other axis, and client by client: within a seed, a client
@@ -191,7 +191,7 @@ def _contrast(
         combination = tuple(at[axis] for axis in axes)
         if combination not in weights:
             continue
-        seed = tuple((axis, at[axis]) for axis in sorted(set(replicates) & set(at)))
+        seed = _seed(at, replicates)
         compared = set(at if matched is None else matched) - set(axes) - set(replicates)
         rest = frozenset((axis, at[axis]) for axis in compared)
         of_set = sets.setdefault((rest, seed), defaultdict(lambda: defaultdict(list)))
@@ -210,21 +210,29 @@ def _contrast(
     return mean_interval(per_client), two_sided_p(per_client), pairs, len(per_client), standard_error(per_client)
 
 
+def _seed(at: Mapping[str, AxisLevel], replicates: Collection[str]) -> Hashable:
+    """Where a cell stands on the axes that only repeat it: a number of a client means another client elsewhere."""
+    return tuple((axis, at[axis]) for axis in sorted(set(replicates) & set(at)))
+
+
 def unpaired(
     cells: Sequence[C],
     value: Value[C],
     terms: Sequence[tuple[float, Mapping[str, AxisLevel]]],
     name: str = "",
+    replicates: Collection[str] = REPLICATES,
 ) -> Effect | None:
     """A weighted sum over cells that hold different clients: Welch's interval and test.
 
-    A client's values in all cells of a term are averaged first.
+    A client's values in all cells of a term are averaged first. However small the spread, p is no smaller than a
+    permutation test of as many clients could find it.
 
     Args:
         cells: Of a study.
         value: Of a cell's clients.
         terms: ``(weight, coordinates)`` each.
         name: Of the effect.
+        replicates: Axes that only repeat cells, such as seeds: each level has clients of its own.
 
     Returns:
         The contrast; None where a term has no client. With one client in a group its interval is infinite.
@@ -238,7 +246,7 @@ def unpaired(
         of_client: dict[Hashable, list[float]] = defaultdict(list)
         for cell in alike:
             for client, one in value(cell).items():
-                of_client[client].append(one)
+                of_client[(_seed(cell.axes, replicates), client)].append(one)
         if not of_client:
             return None
         group = [float(np.mean(values)) for values in of_client.values()]
@@ -248,14 +256,27 @@ def unpaired(
         found.append(len(alike))
     low, high = ([tuple(at.values()) for weight, at in terms if (weight > 0) == above] for above in (False, True))
     mean, error = math.fsum(means), math.sqrt(math.fsum(e**2 for e in errors))
+    least = _least_p([(weight, size) for (weight, _), size in zip(terms, sizes, strict=True)])
     if not error > 0:
         difference = Interval(mean, *((mean, mean) if error == 0 else (-math.inf, math.inf)))
-        return Effect(name, low, high, difference, float(error != 0 or mean == 0), min(found), min(sizes), error)
+        p = least if error == 0 and mean else 1.0
+        return Effect(name, low, high, difference, p, min(found), min(sizes), error)
     freedom = error**4 / math.fsum(e**4 / (n - 1) for e, n in zip(errors, sizes, strict=True))
     t = stats.t(freedom)
     half = float(t.ppf(0.975)) * error
-    p = 2 * float(t.sf(abs(mean) / error))
+    p = max(least, 2 * float(t.sf(abs(mean) / error)))
     return Effect(name, low, high, Interval(mean, mean - half, mean + half), p, min(found), min(sizes), error)
+
+
+def _least_p(groups: Sequence[tuple[float, int]]) -> float:
+    """The smallest two-sided p that exchanging clients between groups, or flipping the signs of one, can give.
+
+    Args:
+        groups: Weight and number of clients of each.
+    """
+    clients = sum(size for _, size in groups)
+    above = sum(size for weight, size in groups if weight > 0)
+    return min(1.0, 2 / (math.comb(clients, above) if 0 < above < clients else 2**clients))
 
 
 def standard_error(values: Sequence[float]) -> float:
@@ -293,35 +314,3 @@ def holm(ps: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(ps) - place) * ps[i]))
         corrected[i] = least
     return corrected
-
-
-def spearman_interval(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Spearman's rank correlation with its interval by Fisher's transformation, variance ``(1 + r²/2) / (n - 3)``.
-
-    For perfectly ordered pairs, where the transformation is infinite, the limit is that of a correlation half an
-    exchange of neighbours away. Fewer than four pairs, or a constant, give the interval from -1 to 1.
-
-    Args:
-        x: ``n`` values.
-        y: The value that belongs to each.
-        confidence: Of the interval.
-
-    Raises:
-        BadSetting: x and y have different lengths.
-
-    Source: Bonett and Wright 2000, "Sample size requirements for estimating Pearson, Kendall and Spearman
-    correlations", Psychometrika 65.
-    """
-    if len(x) != len(y):
-        raise BadSetting(f"A correlation needs as many x as y; got {len(x)} and {len(y)}.")
-    n = len(x)
-    if n < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Interval(math.nan, -1.0, 1.0)
-    r = float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
-    if n < 4:
-        return Interval(r, -1.0, 1.0)
-    most = 1 - 6 / (n * (n**2 - 1))
-    inner = max(-most, min(most, r))
-    half = float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt((1 + inner**2 / 2) / (n - 3))
-    low, high = math.tanh(math.atanh(inner) - half), math.tanh(math.atanh(inner) + half)
-    return Interval(r, -1.0 if r <= -most else low, 1.0 if r >= most else high)

@@ -31,7 +31,7 @@ def detectable_margin(error: float, clients: int) -> float:
         error: Standard error of the mean.
         clients: Independent values; fewer than two give infinity.
 
-    Source: Schuirmann 1987, see :func:`leakmap.scoring.effects.equivalent`.
+    Source: Schuirmann 1987, see :func:`leakmap.scoring.equivalence.equivalent`.
     """
     if clients < 2 or not math.isfinite(error):
         return math.inf

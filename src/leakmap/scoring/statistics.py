@@ -2,7 +2,9 @@
 makes a statement more cautious, unless there are clients enough to see how alike they are."""
 
 import functools
+import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -175,10 +177,11 @@ def rank_sum_p(ranks: Sequence[Sequence[float]], galleries: Sequence[Sequence[in
     """One-sided p-value that ranks are lower than chance.
 
     A rank counts as its fraction ``(rank - 1/2) / gallery``, and a client as the mean fraction of its pictures. Where
-    every client has one picture, or there are fewer than 8, a client counts as one picture with its smallest gallery,
-    and the sum over clients has its exact distribution under chance on a grid of 1/2000, rounded so that p can only
-    come out larger; the normal one from 200 clients on. Else it is studentised by how much the clients' means differ,
-    which shows how alike the pictures of a client are: but by no less than if these were independent.
+    every client has one picture, or there are fewer than 8, the pictures of a client count as fully dependent, each at
+    the same fraction of its line-up, and the sum over clients has its exact distribution under chance on a grid of
+    1/2000, rounded so that p can only come out larger; the normal one from 200 clients on. Else it is studentised by
+    how much the clients' means differ, which shows how alike the pictures of a client are: but by no less than if these
+    were independent.
 
     Of ranks that are not independent from client to client the deviation counts as that much smaller.
 
@@ -195,33 +198,44 @@ def rank_sum_p(ranks: Sequence[Sequence[float]], galleries: Sequence[Sequence[in
         for client in zip(ranks, galleries, strict=True)
     ]
     means = np.array([np.mean(client) for client in fractions])
-    sizes = [min(client) for client in galleries]
-    middle = len(sizes) / 2
-    # A fraction (rank - 1/2) / n that is uniform over n ranks has mean 1/2 and variance (1 - 1 / n^2) / 12.
-    variances = [(1 - 1 / size**2) / 12 for size in sizes]
-    if len(sizes) >= FEW and any(len(client) > 1 for client in ranks):
+    clients = len(galleries)
+    middle = clients / 2
+    # A fraction (rank - 1/2) / n that is uniform over n ranks has mean 1/2 and variance (1 - 1 / n^2) / 12. Of a client
+    # the smallest line-up counts, in units of which :func:`spread` tells what line-ups share.
+    variances = [(1 - 1 / min(client) ** 2) / 12 for client in galleries]
+    if clients >= FEW and any(len(client) > 1 for client in ranks):
         least = sum(one / len(client) for one, client in zip(variances, ranks, strict=True))
-        variance = max(len(sizes) * float(means.var(ddof=1)), least) + (spread - 1) * sum(variances)
-        return float(stats.t.cdf((means.sum() - middle) / math.sqrt(variance), len(sizes) - 1))
+        variance = max(clients * float(means.var(ddof=1)), least) + (spread - 1) * sum(variances)
+        return float(stats.t.cdf((means.sum() - middle) / math.sqrt(variance), clients - 1))
     observed = middle + (float(means.sum()) - middle) / math.sqrt(spread)
-    if len(sizes) >= MANY:
+    if clients >= MANY:
         return float(stats.norm.cdf((observed - middle) / math.sqrt(sum(variances))))
-    distribution = _rank_sums(tuple(sorted(sizes)))
+    distribution = _rank_sums(tuple(sorted(tuple(sorted(client)) for client in galleries)))
     reached = math.floor(observed * GRID + 1e-6)
     return float(np.clip(distribution[: reached + 1].sum(), ROUNDING, 1.0))
 
 
 @functools.lru_cache(maxsize=64)
-def _rank_sums(sizes: tuple[int, ...]) -> NDArray[np.float64]:
-    """Probability of every sum of uniform fractions on the grid, one fraction for each size."""
+def _rank_sums(galleries: tuple[tuple[int, ...], ...]) -> NDArray[np.float64]:
+    """Probability of every sum of clients' mean fractions on the grid, from the line-ups of each client."""
     distribution = np.ones(1)
-    for size in sizes:
-        one = np.zeros(GRID)
+    for client in galleries:
+        distribution = signal.fftconvolve(distribution, _mean_fractions(client))
+    return distribution
+
+
+@functools.lru_cache(maxsize=64)
+def _mean_fractions(client: tuple[int, ...]) -> NDArray[np.float64]:
+    """Probability of every mean fraction on the grid where one uniform number gives all ranks of a client."""
+    counts, whole = Counter(client), math.lcm(*client)
+    edges = sorted({place for size in counts for place in range(0, whole + 1, whole // size)})
+    found = np.zeros(GRID)
+    for low, high in itertools.pairwise(edges):
+        told = (count * (low // (whole // size) + 0.5) / size for size, count in counts.items())
         # Rounded down, a sum that is at most the observed one stays so: p can only grow.
         # 1e-9 keeps a fraction that lies on the grid from falling one step below it.
-        np.add.at(one, np.floor((np.arange(size) + 0.5) / size * GRID + 1e-9).astype(int), 1 / size)
-        distribution = signal.fftconvolve(distribution, one)
-    return distribution
+        found[math.floor(sum(told) / len(client) * GRID + 1e-9)] += (high - low) / whole
+    return found
 
 
 def rank_one_p(hits: Sequence[int], galleries: Sequence[Sequence[int]], spread: float = 1.0) -> float:

@@ -30,6 +30,9 @@ Rule = Literal[
 ]
 """Which rule of docs/verdict.md fired."""
 
+JUDGED = 1
+"""Raised whenever a rule of the verdict, a test or an interval changes: what was concluded before is concluded anew."""
+# The version of leakmap would do as well, but most releases change no rule, and a claim takes days to measure.
 RANK_SUM_ALPHA: Mapping[Pose, float] = {"plain": 0.02, "any": 0.01}
 RANK_ONE_ALPHA: Mapping[Pose, float] = {"plain": 0.006, "any": 0.004}
 GAIN_ALPHA = 0.005
@@ -253,10 +256,7 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict("inconclusive", tuple(evidence.void.values()), "no_evidence")
     found = tuple(exposed(evidence.clients))
     ranks, (poses, why) = _ranks(evidence), _fair_poses(evidence)
-    if found:
-        level = found[0].level
-        if level == "visual" and "plain" not in poses:
-            return Verdict("inconclusive", (ranks, why), "control")
+    if found and ((level := found[0].level) == "exact" or "plain" in poses):
         open_ones = [one for one in found if one.level == level]
         above = f"{EXACT_PSNR:.0f} dB PSNR" if level == "exact" else f"{VISIBLE_SSIM} SSIM"
         n = sum(len(client.ranks) for client in evidence.clients)
@@ -273,7 +273,9 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict("statistical", (*evidence.broken, ranks), "ceiling")
     if evidence.blocking:
         return Verdict("inconclusive", (ranks, *evidence.blocking.values()), "flag")
-    return _weak(evidence, poses, ranks)
+    verdict = _weak(evidence, poses, ranks)
+    # A picture that is visible in an unfair line-up is no finding, but finding nothing it is neither.
+    return Verdict("inconclusive", (ranks, why), "control") if found and verdict.level == "none_found" else verdict
 
 
 def _fair_poses(evidence: Evidence) -> tuple[list[Pose], str]:

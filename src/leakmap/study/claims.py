@@ -22,6 +22,7 @@ from leakmap.result.values import (
     rank_score,
 )
 from leakmap.scoring.effects import AxisLevel
+from leakmap.scoring.verdict import JUDGED
 
 Rule = Literal["above", "below", "within"]
 SEARCH = "search"
@@ -123,7 +124,7 @@ class Claim(_Strict):
     @property
     def deciding(self) -> dict[str, Any]:
         """All that decides what is run and how it is judged; words are left out."""
-        return self.model_dump(exclude={"statement", "source", "expected", "clients", "note"})
+        return {**self.model_dump(exclude={"statement", "source", "expected", "clients", "note"}), "judged": JUDGED}
 
 
 def read_claim(content: Mapping[str, Any], axes: Mapping[str, Sequence[AxisLevel]]) -> Claim:

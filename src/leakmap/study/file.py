@@ -243,9 +243,7 @@ def _checked(kind: str, fields: Mapping[str, Any], given: Any) -> Table:
 def _alternatives(kind: str, given: Any, own: Mapping[str, Table]) -> Iterator[_Choice]:
     """Every choice of one side, with its place on the axes."""
     if not isinstance(given, list):
-        for axes, settings in _product(_table(kind, given, own), kind):
-            axes.pop(kind, None)
-            yield axes, settings
+        yield from _product(_table(kind, given, own), kind)
         return
     if not given:
         raise BadSetting(f"{kind} is an empty list; give at least one alternative.")
@@ -258,8 +256,8 @@ def _alternatives(kind: str, given: Any, own: Mapping[str, Table]) -> Iterator[_
         if label in seen:
             raise BadSetting(f"Two alternatives of {kind} are called {label!r}; give each a label of its own.")
         seen.add(label)
-        for axes, settings in _product(table, kind):
-            yield {kind: label, **axes}, settings
+        for axes, chosen in _product(table, kind):
+            yield {kind: label, **axes}, chosen
 
 
 def _table(kind: str, given: Any, own: Mapping[str, Table]) -> Table:

@@ -67,8 +67,8 @@ class Judgement(Part):
 
     Args:
         id: Of the claim.
-        study: SHA-256 of its study at this scale, without the pictures, and of its rules.
-        digest: SHA-256 of all that was run for it, pictures included, and of its rules.
+        study: SHA-256 of its study at this scale, without the pictures, of its rules, and of those of judging.
+        digest: SHA-256 of all that was run for it, pictures included, and of the same rules.
         search: For attacks that search.
         any: For any attack that was tried.
         left_out: Attack -> why it could not be tried, or how many of its runs failed.

@@ -129,7 +129,9 @@ def _of(laid: Laid, progress: Progress) -> Progress:
 def _judge(laid: Laid, done: Standing, folder: Path, command: str, here: Runner, progress: Progress) -> None:
     """Judges a claim all of whose runs are there, and writes its outcome and the report over its search."""
     part = laid.part
-    cells = {label: conclusions(own, folder, here, progress)[0] for label, own in laid.cells.items()}
+    concluded = {label: conclusions(own, folder, here, progress) for label, own in laid.cells.items()}
+    cells = {label: own for label, (own, _) in concluded.items()}
+    missing = {label: why for label, (_, why) in concluded.items() if why}
     search, of_any = judge_claim(part.claim, cells)
     if cells[SEARCH]:
         place = folder / part.path.stem
@@ -141,7 +143,7 @@ def _judge(laid: Laid, done: Standing, folder: Path, command: str, here: Runner,
         digest=laid.digest,
         search=search,
         any=of_any,
-        left_out={**laid.left_out, **_failed(cells)},
+        left_out={**laid.left_out, **_failed(cells), **_unconcluded(missing)},
         runs=len(laid.keys),
         seconds=sum(done.seconds.values()),
         versions=versions(folder),
@@ -158,6 +160,15 @@ def _failed(cells: Mapping[str, Sequence[Concluded]]) -> dict[str, str]:
             found[label] = (
                 f"{len(failures)} of its runs failed, the first with {failures[0].kind}: {failures[0].message}"
             )
+    return found
+
+
+def _unconcluded(missing: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Attack -> how many of its cells could not be concluded, and why the first one could not."""
+    found: dict[str, str] = {}
+    for label, why in missing.items():
+        cell, reason = next(iter(why.items()))
+        found[label] = f"{len(why)} of its cells could not be concluded, the first, {cell}, as {reason}"
     return found
 
 
@@ -183,14 +194,6 @@ def versions(folder: Path) -> dict[str, str]:
     store = Store(folder)
     outcomes = (store.read(key) for key in sorted(store.keys()))
     return next((outcome.versions for outcome in outcomes if outcome is not None and outcome.versions), {})
-
-
-def ran_on(folder: Path) -> str:
-    """Versions, device, number of runs and what they took."""
-    store = Store(folder)
-    seconds = [outcome.seconds for outcome in map(store.read, store.keys()) if outcome is not None]
-    told = ", ".join(f"{name} {version}" for name, version in versions(folder).items())
-    return f"{told}; {len(seconds):,} runs, {sum(seconds) / 3600:.1f} hours of computing on one core each"
 
 
 def command_of(paper: str, scale: str, data: Sequence[str]) -> str:

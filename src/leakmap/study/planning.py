@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
+from leakmap.attacker.reconstruction import Tick
 from leakmap.auditing.prepare import gather, granting, planted, prepare
 from leakmap.auditing.recipe import Names, in_order, names_of, trials
 from leakmap.client.data import Pictures, load_pictures
@@ -18,7 +19,7 @@ from leakmap.plan.plan import Plan, Progress, check
 from leakmap.problem.task import Task
 from leakmap.registry.spec import near_misses
 from leakmap.registry.user_code import is_user_code, local_files
-from leakmap.runs.jobs import Tick, TrialJob
+from leakmap.runs.jobs import TrialJob
 from leakmap.runs.setup import Setup
 from leakmap.runs.trial import Trial
 from leakmap.study.file import Cell, Study

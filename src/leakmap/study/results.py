@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from leakmap.attacker.reconstruction import Tick
 from leakmap.auditing.conclude import Audit, conclude
 from leakmap.auditing.perform import probe
 from leakmap.auditing.prepare import prepare
@@ -21,11 +22,11 @@ from leakmap.files import DAMAGED, read_tensors, write_tensors, write_text, writ
 from leakmap.plan.plan import Plan, Progress
 from leakmap.report.study import Cell as Shown
 from leakmap.result.evidence import GainResult, LineUpResult
-from leakmap.result.result import Result
-from leakmap.runs.jobs import Tick
+from leakmap.result.result import RESULT_SCHEMA, Result
 from leakmap.runs.runner import Runner, run_jobs
 from leakmap.runs.store import OUTCOME_LIMIT, Store
-from leakmap.runs.trial import Trial
+from leakmap.runs.trial import Outcome, Trial
+from leakmap.scoring.verdict import JUDGED
 from leakmap.study.planning import Planned, pictures_of
 
 Row = dict[str, Any]
@@ -104,13 +105,17 @@ def conclusions(
 
 
 def _state(one: Planned, store: Store) -> str | None:
-    """A fingerprint of what is known of a cell's runs; None where none of them is there."""
-    known = []
-    for trial in one.all():
-        outcome = store.get(trial)
-        if outcome is not None:
-            known.append(f"{trial.key} {outcome.failure}")
-    return hashlib.sha256("\n".join(known).encode()).hexdigest() if known else None
+    """A fingerprint of the rules of judging and of what a cell's runs came to; None where none of them is there."""
+    known = [_content(outcome) for trial in one.all() if (outcome := store.get(trial)) is not None]
+    rules = f"{JUDGED} {RESULT_SCHEMA}"
+    return hashlib.sha256("\n".join([rules, *known]).encode()).hexdigest() if known else None
+
+
+def _content(outcome: Outcome) -> str:
+    """What a run came to, but for its pictures, of which the scores are."""
+    score = outcome.score
+    scored = score and {name: told for name, told in vars(score).items() if name != "pictures"}
+    return f"{outcome.trial.key} {outcome.failure} {scored} {outcome.deranged}"
 
 
 def _path(folder: Path, one: Planned) -> Path:

@@ -8,7 +8,7 @@ from leakmap.errors import NotApplicable
 from leakmap.observation.observation import GRANT_LABELS, Observation
 
 
-@label_rules.add("single", targets=("multilabel", "regression"))
+@label_rules.add("single")
 def single() -> LabelRule:
     """The labels, or the values, of one example: each output's gradient is its residual.
 

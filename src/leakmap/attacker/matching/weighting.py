@@ -77,24 +77,6 @@ class ByDepth:
 
 
 @dataclass(frozen=True)
-class Support:
-    """Only the entries that the client sent: for pruned updates.
-
-    Args:
-        above: Magnitude up to which an entry counts as not sent.
-
-    Source: the masked cosine against gradient pruning, Huang et al. 2021, arXiv:2112.00059.
-    """
-
-    above: float = 1e-6
-    every = 0
-
-    def __call__(self, target: Sequence[Tensor], draw: int, seed: int) -> Weights:
-        """One or zero for each entry."""
-        return [(tensor.abs() > self.above).to(tensor.dtype) for tensor in target]
-
-
-@dataclass(frozen=True)
 class Partial:
     """A share of the entries of every tensor.
 
