@@ -119,6 +119,7 @@ def test_hostile_files_are_refused_before_anything_of_them_is_used(copy, tmp_pat
         ("attack.0", torch.full_like(tensors["attack.0"], torch.nan), "outside of"),
         ("attack.0", tensors["attack.0"].double(), "no float32"),
         ("attack.0", tensors["attack.0"][0], "no float32"),
+        ("attack.0", tensors["attack.0"][:0].clone(), "no float32"),
         ("attack.0", tensors["attack.0"][..., :8].contiguous(), "shape"),
         ("attack.9", tensors["attack.0"], "differ in the reconstruction"),
     ):

@@ -116,8 +116,9 @@ def attached(entry: Entry, folder: Path) -> dict[str, Tensor]:
                 raise StoreError(f"{path} and the entry differ in the reconstruction {odd[:80]!r}; make it again.")
             for name in names:
                 there = file.get_slice(name)
-                if there.get_dtype() != "F32" or len(there.get_shape()) != 4:
-                    raise StoreError(f"{path}: {name} is {there.get_dtype()} {there.get_shape()}, no float32 pictures.")
+                kind, shape = there.get_dtype(), there.get_shape()
+                if kind != "F32" or len(shape) != 4 or 0 in shape:
+                    raise StoreError(f"{path}: {name} is {kind} {shape}, no float32 pictures.")
             found = {name: file.get_tensor(name).clone() for name in sorted(names)}
     except (SafetensorError, OSError, ValueError) as error:
         raise StoreError(f"{path} is no safetensors file ({' '.join(str(error).split())[:200]}).") from None
