@@ -385,6 +385,13 @@ def test_a_hostile_run_is_one_sentence(run, tmp_path):
     for trial in (copy / "trials").iterdir():
         trial.write_bytes(trial.read_bytes()[:-9])
     refused("stored runs of client 1")
+    code, marker = tmp_path / "own.py", tmp_path / "ran"
+    code.write_text(f"open({str(marker)!r}, 'w').close()\n")
+    for name, held in (("result.json", result), ("plan.json", {"plan": json.loads((run / "plan.json").read_text())})):
+        held = held | {"plan": held["plan"] | {"attack": {"name": f"{code}:build", "params": {}}}}
+        (copy / name).write_text(json.dumps(held if name == "result.json" else held["plan"]))
+    refused("stored runs of client 1")
+    assert not marker.exists()
     statement = {"verdict": result["verdict"] | {"worst": "data:image/png;base64,iVBORw0KGgo"}}
     (copy / "result.json").write_text(json.dumps(result | statement))
     refused("looks like a picture", pictures=False)
