@@ -289,6 +289,18 @@ def test_a_changed_bundle_is_noticed(made, tmp_path):
         bomb.writestr("manifest.json", json.dumps(manifest))
         bomb.writestr("report.html", b"0" * 10**8)
     assert "report.html was changed: it is larger than" in " ".join(verify_bundle(tmp_path / "bomb.zip").problems)
+    # Python unpacks these whole, however little of them is read.
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        for packed in (["report.html"], ["report.html", "manifest.json"]):
+            with zipfile.ZipFile(tmp_path / "bomb.zip", "w") as bomb:
+                for name in ("manifest.json", "report.html"):
+                    content = json.dumps(manifest) if name == "manifest.json" else b"0" * 10**4
+                    bomb.writestr(name, content, method if name in packed else None)
+            if "manifest.json" in packed:
+                with pytest.raises(StoreError, match="packed by another method"):
+                    verify_bundle(tmp_path / "bomb.zip")
+            else:
+                assert "packed by another method" in " ".join(verify_bundle(tmp_path / "bomb.zip").problems)
 
 
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="there is no program ssh-keygen here")
