@@ -252,7 +252,7 @@ def refusal(error: ValidationError, where: str, what: str) -> str:
     """
     first = error.errors(include_url=False)[0]
     place = f"{'.'.join(map(str, first['loc']))[:80]!r}: " if first["loc"] else ""
-    return f"{where} does not hold {what} ({place}{first['msg']}); make it again."
+    return f"{where} does not hold {what} ({place}{first['msg'].removeprefix('Value error, ')}); make it again."
 
 
 def finite(value: Any) -> Any:
