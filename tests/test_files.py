@@ -10,7 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from leakmap import Observation
-from leakmap.files import write_tensors, write_text, written
+from leakmap.capturing.files import read_order
+from leakmap.errors import BadSetting
+from leakmap.files import read_json, write_tensors, write_text, written
+from leakmap.study.file import read_study
 from tests.conftest import observed
 
 
@@ -38,6 +41,27 @@ def test_no_reader_sees_a_torn_file_whoever_else_writes_it(task, tmp_path):
     assert not torn
     assert not failed
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "large"])
+def test_no_reader_waits_for_a_pipe_or_takes_in_a_file_of_any_size(kind, tmp_path):
+    path = tmp_path / "x.json"
+    os.mkfifo(path) if kind == "pipe" else path.touch()
+    if kind == "large":
+        os.truncate(path, 2**40)
+    found: list[object] = []
+
+    def read_each():
+        found.append(read_json(path))
+        for read in (read_order, read_study):
+            with pytest.raises(BadSetting, match="is no file" if kind == "pipe" else "is larger than"):
+                read(path)
+            found.append(read)
+
+    reader = threading.Thread(target=read_each, daemon=True)
+    reader.start()
+    reader.join(5)
+    assert found == [None, read_order, read_study]
 
 
 def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -6,7 +6,8 @@
     │   ├── BadSetting        a setting that does not exist or has an impossible value
     │   ├── DataError         pictures that cannot be read, or too few of them
     │   ├── ModelError        a model or its weights that do not fit the task
-    │   └── StoreError        a results folder that belongs to something else
+    │   ├── StoreError        a results folder that belongs to something else
+    │   └── NoRoom            what takes more memory than is free now
     ├── ObservationError      a file that is not a sound Observation
     ├── NotGranted            an attack asked for a fact that the threat model withholds
     ├── NotApplicable         the precondition of a closed form or a label rule does not hold
@@ -101,6 +102,10 @@ class ModelError(UsageError):
 
 class StoreError(UsageError):
     """A results folder that holds something else than what was asked for."""
+
+
+class NoRoom(UsageError):
+    """What takes more memory than is free now; where more is free, the same works."""
 
 
 class ObservationError(LeakmapError):

@@ -198,10 +198,10 @@ def _checksum(parts: Mapping[str, tuple[str, tuple[int, ...], memoryview]], meta
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON; None where the file is absent, too large or damaged."""
+    """Reads JSON; None where the file is absent, too large, damaged or no file."""
     try:
-        return None if path.stat().st_size > JSON_LIMIT else json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return json.loads(read_limited(path, "JSON"))
+    except (StoreError, ValueError, RecursionError):
         return None
 
 
@@ -222,21 +222,22 @@ def read_typed(path: Path, kind: type[T], what: str) -> T:
         raise StoreError(refusal(error, str(path), what)) from None
 
 
-def read_limited(path: Path, what: str) -> bytes:
-    """The bytes of a file of at most :data:`JSON_LIMIT`.
+def read_limited(path: Path, what: str, limit: int = JSON_LIMIT) -> bytes:
+    """The bytes of a file that anybody may have put there.
 
     Args:
         path: The file.
         what: What the file should hold, for the message.
+        limit: Most bytes that it may have.
 
     Raises:
-        StoreError: there is no such file, or it is larger.
+        StoreError: there is no such file, it is larger, or it is a pipe, which would be waited for.
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise StoreError(f"{path} is no file; expected {what}.")
-        if path.stat().st_size > JSON_LIMIT:
-            raise StoreError(f"{path} is larger than {JSON_LIMIT} bytes; expected {what}.")
+        if path.stat().st_size > limit:
+            raise StoreError(f"{path} is larger than {limit} bytes; expected {what}.")
         return path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}); expected {what}.") from None
@@ -252,7 +253,7 @@ def refusal(error: ValidationError, where: str, what: str) -> str:
     """
     first = error.errors(include_url=False)[0]
     place = f"{'.'.join(map(str, first['loc']))[:80]!r}: " if first["loc"] else ""
-    return f"{where} does not hold {what} ({place}{first['msg']}); make it again."
+    return f"{where} does not hold {what} ({place}{first['msg'].removeprefix('Value error, ')}); make it again."
 
 
 def finite(value: Any) -> Any:

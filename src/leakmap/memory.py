@@ -7,7 +7,7 @@ import os
 import resource
 from pathlib import Path
 
-from leakmap.errors import UsageError
+from leakmap.errors import NoRoom
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -30,11 +30,11 @@ def check_fits(needed: int, what: str, advice: str) -> None:
         advice: What to do about it, as the rest of a sentence.
 
     Raises:
-        UsageError: it does not fit.
+        NoRoom: it does not fit.
     """
     free = free_memory()
     if free is not None and needed > free:
-        raise UsageError(f"{what} {needed / 1e9:.1f} GB of memory, and {max(free, 0) / 1e9:.1f} GB are free: {advice}.")
+        raise NoRoom(f"{what} {needed / 1e9:.1f} GB of memory, and {max(free, 0) / 1e9:.1f} GB are free: {advice}.")
 
 
 def _of_machine() -> int | None:

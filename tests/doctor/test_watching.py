@@ -1,6 +1,7 @@
 """Real updates: attacked from the file alone, audited beside the truth, watched round after round."""
 
 import copy
+import errno
 import json
 import os
 import socket
@@ -27,7 +28,7 @@ from leakmap.doctor.attacking import attack_file
 from leakmap.doctor.examine import concluded
 from leakmap.doctor.finding import Finding
 from leakmap.doctor.watching import Watch, captures, look
-from leakmap.errors import BadSetting, DataError, ModelError, ObservationError, StoreError, UsageError
+from leakmap.errors import BadSetting, DataError, ModelError, NoRoom, ObservationError, StoreError, UsageError
 from leakmap.plan.command import command
 from leakmap.plan.plan import Plan
 from leakmap.registry.spec import Spec
@@ -473,6 +474,50 @@ def test_one_bad_file_is_a_row_and_the_others_go_on(federation, tmp_path, caplog
     (watch.out / "watch.json").write_text("{")
     assert [row.level for row in look(watch)] == [row.level for row in rows.values()]
     assert "All captures are looked at again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("no memory"),
+        NoRoom("2 GB are free."),
+        OSError(errno.EMFILE, "Too many open files"),
+        PermissionError(errno.EACCES, "Permission denied"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_this_machine_lacks_now_is_tried_again_and_stops_no_other_capture(
+    error, federation, tmp_path, monkeypatch
+):
+    root, files, _, others = federation
+    watch = Watch(files[0].parents[1], tmp_path, PLAN, root / "truth", others)
+    found, calls = Audit(made_up(finished(0, (1.0,), (20,))), []), []
+
+    def lacking(name, work):
+        def once(*args, **kwargs):
+            calls.append(name)
+            if calls.count(name) == 1 and name == "prepare_captured":
+                raise DataError("The pictures cannot be read.") from error
+            if calls.count(name) == 1:
+                raise error
+            return work(*args, **kwargs)
+
+        monkeypatch.setattr(watching, name, once)
+
+    lacking("read_observation", read_observation)
+    lacking("prepare_captured", lambda *a: (None, None))
+    lacking("perform", lambda *a, **k: found)
+    monkeypatch.setattr(watching, "write_watch", lambda *a: None)
+    first, second = look(watch)
+    assert (first.done, second.done) == ((), ("checking",))
+    assert first.findings == ()
+    assert all("not finished: " in row.note and "The next look tries again." in row.note for row in (first, second))
+    rows = look(watch)
+    assert all({*row.done} == {"checking", "auditing"} and row.findings and not row.note for row in rows)
+    before = list(calls)
+    assert look(watch) == rows
+    assert calls == before
 
 
 def test_a_number_of_pictures_that_no_memory_holds_is_refused(federation, tmp_path, monkeypatch):

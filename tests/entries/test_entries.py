@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import jsonschema
@@ -21,6 +22,8 @@ from leakmap.errors import BadSetting, StoreError
 
 ROOT = Path(__file__).parents[2]
 PLAN = Plan("mlp,hidden=16", image_size=16, victims=3, attack=Spec("linear"), seed=5)
+
+PLAN_AS_JSON = json.loads(json.dumps(asdict(PLAN)))
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +119,7 @@ def test_hostile_files_are_refused_before_anything_of_them_is_used(copy, tmp_pat
         ("attack.0", torch.full_like(tensors["attack.0"], torch.nan), "outside of"),
         ("attack.0", tensors["attack.0"].double(), "no float32"),
         ("attack.0", tensors["attack.0"][0], "no float32"),
+        ("attack.0", tensors["attack.0"][:0].clone(), "no float32"),
         ("attack.0", tensors["attack.0"][..., :8].contiguous(), "shape"),
         ("attack.9", tensors["attack.0"], "differ in the reconstruction"),
     ):
@@ -142,6 +146,36 @@ def test_hostile_files_are_refused_before_anything_of_them_is_used(copy, tmp_pat
     copy.write_text("[" * 10**5)
     with pytest.raises(StoreError, match="does not hold a leakmap entry"):
         read_entry(copy)
+
+
+def test_no_code_that_an_entry_names_is_run_and_nothing_is_fetched(copy, run, tmp_path):
+    code, marker = tmp_path / "own.py", tmp_path / "ran"
+    code.write_text(f"open({str(marker)!r}, 'w').close()\n")
+    own, hidden = f"{code}:build", json.dumps(f"{code}:build").replace(".py", "\\u002epy")
+    for named in (
+        {"model": own},
+        {"model": f" {own} ,hidden=3"},
+        {"loss": f"{own},smoothing=0.1"},
+        {"metrics": [own]},
+        {"attack": {"name": own, "params": {}}},
+        {"attack": {"name": "prior_only", "params": {"of": own}}},
+        {"attack": {"name": "generator", "params": {"build": own}}},
+        {"model": f"mlp,activation={hidden}"},
+        {"attack": {"name": "linear", "params": {"deep": [{"deeper": ["x", f"a=b,{own}"]}]}}},
+    ):
+        changed(copy, lambda entry, named=named: entry["plan"].update(PLAN_AS_JSON | named))
+        with pytest.raises(StoreError, match="nothing of it was run: .*own.py:build is a file of its maker's own"):
+            check_entry(copy)
+    changed(copy, lambda entry: entry["plan"].update(PLAN_AS_JSON | {"data": f"cifar10:{tmp_path},download=true"}))
+    with pytest.raises(BadSetting, match="would fetch its pictures"):
+        check_entry(copy)
+    copied = shutil.copytree(run, tmp_path / "run")
+    for name in ("plan.json", "result.json"):
+        plan = {"attack": {"name": "prior_only", "params": {"of": own}}}
+        changed(copied / name, lambda held, plan=plan: held.get("plan", held).update(plan))
+    with pytest.raises(BadSetting, match="own.py:build is a file of its maker's own"):
+        make_entry(copied, tmp_path / "new.json")
+    assert not marker.exists()
 
 
 def test_only_what_others_can_repeat_becomes_an_entry(run, tmp_path):

@@ -2,10 +2,12 @@
 
 import io
 import json
+import mmap
 import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -24,11 +26,13 @@ from leakmap import (
     ThreatModel,
     attack,
     build_network,
+    memory,
     observe,
     simulate,
 )
-from leakmap.errors import BadSetting, ModelError, NotGranted, ObservationError
+from leakmap.errors import BadSetting, ModelError, NotGranted, ObservationError, UsageError
 from leakmap.observation.contents import SHOWN
+from leakmap.observation.observation import HEADER_LIMIT, PARSED
 from leakmap.threat import known_before
 from tests.conftest import batch_of, observed
 
@@ -175,6 +179,27 @@ def test_absent_and_empty_files(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     with pytest.raises(ObservationError, match="header"):
         Observation.from_file(tmp_path / "empty")
+
+
+def test_a_header_is_measured_before_it_is_parsed(monkeypatch):
+    size = HEADER_LIMIT + 1
+    claiming = mmap.mmap(-1, 8 + size)  # takes no memory until it is written
+    claiming[:8] = struct.pack("<Q", size)
+    with pytest.raises(ObservationError, match=f"the header claims {size} bytes; at most {HEADER_LIMIT} are read"):
+        Observation.from_bytes(claiming)
+    deep = "[" * 300 + "]" * 300
+    data = save({}, metadata={"leakmap": f"[{','.join([deep] * 100)}]"})
+    tracemalloc.start()
+    try:
+        with pytest.raises(ObservationError, match="manifest"):
+            Observation.from_bytes(data)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert taken < PARSED * len(data)
+    monkeypatch.setattr(memory, "free_memory", lambda: taken)
+    with pytest.raises(UsageError, match="The header of These bytes may take .* are free"):
+        Observation.from_bytes(data)
 
 
 @settings(max_examples=150, deadline=None)

@@ -15,7 +15,9 @@ def finished(client, ranks, galleries, scores=None, floors=None, **changes):
         "object_ranks": (), "object_galleries": (),
         "labels_right": 1.0, "objective": 0.1, "curve": (1.0, 0.1), "seconds": 3.0, "used": ("rule",), "notes": {},
     }  # fmt: skip
-    own = {"client": client, "ranks": ranks, "galleries": galleries, "scores": scores or {}, "floors": floors or {}}
+    scores = {"psnr": (20.0,) * len(ranks), "ssim": (0.5,) * len(ranks)} | (scores or {})
+    floors = {name: {} for name in scores} | (floors or {})
+    own = {"client": client, "ranks": ranks, "galleries": galleries, "scores": scores, "floors": floors}
     return FinishedClient(**usual | own | changes)
 
 

@@ -67,6 +67,50 @@ def test_what_is_no_result_of_this_schema_ends_in_a_sentence(text, said):
         Result.from_json(text, "result.json")
 
 
+@pytest.mark.parametrize(
+    ("client", "said"),
+    [
+        ({"galleries": [1]}, "candidates; got one of 1"),
+        ({"galleries": [10**400]}, "candidates; got one of 1000"),
+        ({"galleries": [20, 20]}, "ranks holds 1 numbers, and there are 2 line-ups"),
+        ({"ranks": [0.5]}, "ranks holds 0.5, which is no place in a line-up of 20"),
+        ({"ranks": [21]}, "ranks holds 21, which"),
+        ({"ranks": [], "galleries": []}, "at least one picture"),
+        ({"pose_ranks": [1, 1]}, "pose_ranks holds 2"),
+        ({"swapped_ranks": [-3]}, "swapped_ranks holds -3"),
+        ({"band_ranks": {"detail": [1e300]}}, r"detail holds 1e\+300"),
+        ({"object_ranks": [1]}, "object_ranks holds 1 numbers, and there are 0 line-ups"),
+        ({"scores": {"psnr": [9]}}, "scores holds no ssim for each of 1 pictures"),
+        ({"scores": {"psnr": [9, 9], "ssim": [1]}}, "scores holds no psnr for each of 1 pictures"),
+        ({"floors": {"psnr": {}}}, "floors holds nothing about ssim"),
+    ],
+)
+def test_a_client_that_no_audit_has_ends_in_a_sentence(client, said):
+    first, lost = json.loads(whole().as_json())["clients"]
+    with pytest.raises(StoreError, match=rf"audit \(of client 0, .*{said}.*; make it again"):
+        Result.from_json(changed(clients=[first | client, lost]), "result.json")
+
+
+def test_parts_of_a_result_that_do_not_fit_each_other_end_in_a_sentence():
+    told = json.loads(gain("mean").model_dump_json())
+    for changes, said in (
+        ({"metrics": {"ncc": told}}, "metrics holds ncc, which client 0 has no scores of"),
+        ({"metrics": {"psnr": told | {"best_floor": "nothing"}}}, "psnr is nothing, which is none of its floors"),
+        ({"exposure": exposing(client=1)}, "picture 0 of client 1, which is not there"),
+        ({"exposure": exposing(picture=-1)}, "picture -1 of client 0"),
+    ):
+        with pytest.raises(StoreError, match=f"{said}.*; make it again"):
+            Result.from_json(changed(**changes), "result.json")
+    Result.from_json(changed(metrics={"psnr": told}, exposure=exposing()))
+
+
+def exposing(client=0, picture=0):
+    share = {"value": 1.0, "low": 0.0, "high": 1.0}
+    found = {"client": client, "picture": picture, "level": "exact", "psnr": 60.0, "ssim": 1.0}
+    counts = dict.fromkeys(("clients", "of_clients", "pictures", "of_pictures"), 1)
+    return {**counts, "client_share": share, "picture_share": share, "found": [found]}
+
+
 def test_a_missing_file_ends_in_a_sentence(tmp_path):
     with pytest.raises(StoreError, match="cannot be read"):
         read_result(tmp_path / "none.json")

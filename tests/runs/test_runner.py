@@ -1,5 +1,6 @@
 """Where jobs are computed: one that dies takes no other with it, and what lives in this process stays here."""
 
+import multiprocessing
 from dataclasses import dataclass, replace
 
 import pytest
@@ -13,6 +14,7 @@ from leakmap.auditing.prepare import prepare
 from leakmap.errors import WorkerDied
 from leakmap.models.network import IN_MEMORY
 from leakmap.plan.plan import Plan
+from leakmap.runs import pool
 from leakmap.runs import runner as room
 from leakmap.runs.runner import HERE, Local, run_jobs
 from leakmap.runs.store import Store
@@ -57,6 +59,33 @@ def test_results_depend_on_no_number_of_threads_unless_asked():
     finally:
         torch.set_num_threads(before)
     assert made == [1, 2]
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """The job of reporting progress, more of it than a pipe holds."""
+
+    key: str = "a" * 64
+
+    def __call__(self, device, told):
+        for _ in range(10**4):
+            told(0.5)
+
+
+def _as_worker(queue, stop):
+    pool._start("cpu", queue, stop)
+    pool._run(Ticks())
+
+
+def test_a_worker_ends_though_nobody_reads_its_progress_as_after_an_interruption():
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    worker = context.Process(target=_as_worker, args=(queue, context.Event()))
+    worker.start()
+    worker.join(10)
+    code = worker.exitcode
+    worker.kill()
+    assert code == 0
 
 
 @pytest.mark.parametrize("own", ["module", "loss"])

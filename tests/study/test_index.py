@@ -160,6 +160,17 @@ def test_a_failure_that_lies_where_scores_do_is_set_apart_by_the_next_run(tiny, 
     assert failed_at(begun, trial.key).is_file()
     assert not scored_at(begun, trial.key).exists()
     assert set(told(tiny, begun).failed) == {trial.key}
+    scored_at(begun, trial.key).write_bytes(b"damaged")
+    run_study(read_study(tiny), begun, HERE, limit=1)
+    kept = Store(begun).get(trial)
+    assert kept is not None, "what is damaged takes no place of what is sound"
+    assert kept.failure == failed(trial).failure
+    assert not scored_at(begun, trial.key).exists()
+    assert set(told(tiny, begun).failed) == {trial.key}
+    Store(begun).put(scored(trial))
+    Store(begun).set_apart(trial.key)
+    assert Store(begun).get(trial).score is not None
+    assert scored_at(begun, trial.key).is_file()
 
 
 def test_what_the_study_rests_on_is_watched(tiny, tmp_path, monkeypatch):

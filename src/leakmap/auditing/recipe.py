@@ -36,6 +36,18 @@ def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
     is known to leak: an architecture that leaks to this attack, in inference mode unless buffers are read, one picture.
     ``informed`` stands beside a ceiling, so it is run where a defence with Gaussian noise has one.
     """
+    how = attacks.build(plan.attack)
+    # What leaks without public pictures needs none, and then nothing is fitted and rehearsed for the control alone.
+    threat = plan.threat if "public" in how.needs else replace(plan.threat, public=0)
+    # An attack that is fitted is proved on what it reads of the audited clients: buffers where they move and come back.
+    buffers = bool(how.fits) and threat.buffers and threat.public != 0
+    rule = LocalRule(mode=plan.rule.mode if buffers else "eval")
+    planted = replace(_trial(plan, control, plan.attack), rule=rule, threat=threat, group="controls")
+    return {**trials_of_clients(plan, main), "control": [replace(planted, client=k) for k in range(CONTROLS)]}
+
+
+def trials_of_clients(plan: Plan, main: str) -> dict[str, list[Trial]]:
+    """The runs on the audited clients, by role, from the digest of their setup; the attack is not built for it."""
     own = 1 if plan.null else 0
     base = replace(_trial(plan, main, plan.attack), metrics=(*ALWAYS, *plan.metrics))
     prior = plan.attack
@@ -44,19 +56,11 @@ def trials(plan: Plan, main: str, control: str) -> dict[str, list[Trial]]:
     victims = range(plan.victims)
     gaussian = defence_of(plan.rule.defence).gaussian
     noisy = gaussian is not None and gaussian.noise > 0
-    how = attacks.build(plan.attack)
-    # What leaks without public pictures needs none, and then nothing is fitted and rehearsed for the control alone.
-    threat = plan.threat if "public" in how.needs else replace(plan.threat, public=0)
-    # An attack that is fitted is proved on what it reads of the audited clients: buffers where they move and come back.
-    buffers = bool(how.fits) and threat.buffers and threat.public != 0
-    rule = LocalRule(mode=plan.rule.mode if buffers else "eval")
-    planted = replace(base, setup=control, rule=rule, threat=threat, group="controls", metrics=ALWAYS)
     return {
         "attack": [replace(base, client=v, swap=own) for v in victims],
         "swapped": [replace(base, client=v, swap=own + 1, scoring="line-ups") for v in victims],
         "prior_only": [replace(base, client=v, swap=own, attack=prior, scoring="metrics") for v in victims],
         "informed": [replace(base, client=v, swap=own, scoring="informed") for v in (victims if noisy else ())],
-        "control": [replace(planted, client=k) for k in range(CONTROLS)],
     }
 
 

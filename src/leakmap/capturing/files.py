@@ -12,7 +12,8 @@ from torch import Tensor
 from leakmap.capturing.capture import Kind, capture, tensors_of
 from leakmap.capturing.facts import LONGEST, read_facts
 from leakmap.capturing.typed import typed_code
-from leakmap.errors import BadSetting, LeakmapError, ObservationError
+from leakmap.errors import BadSetting, LeakmapError, ObservationError, StoreError
+from leakmap.files import read_limited
 from leakmap.models.weights import LONGEST_NAME, MOST_TENSORS, WEIGHTS_LIMIT, read_weights
 from leakmap.observation.observation import Observation
 from leakmap.registry.spec import Spec
@@ -114,11 +115,9 @@ def read_order(path: Path | str) -> list[str]:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > 8 * LONGEST:
-            raise BadSetting(f"{path} is larger than {8 * LONGEST} bytes; expected one name on each line.")
-        names = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadSetting(f"The names in {path} cannot be read: {error}.") from None
+        names = read_limited(path, "one name on each line", 8 * LONGEST).decode("utf-8").split()
+    except (StoreError, UnicodeDecodeError) as error:
+        raise BadSetting(f"The names in {path} cannot be read: {str(error).rstrip('.')}.") from None
     if not names or len(set(names)) < len(names) or max(map(len, names)) > LONGEST_NAME:
         raise BadSetting(f"{path} holds {len(names)} names, {len(set(names))} of them different; expected each once.")
     return names

@@ -11,11 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from leakmap.auditing.captured import prepare_captured, typed_in
 from leakmap.auditing.perform import perform
 from leakmap.capturing.typed import read_observation
 from leakmap.doctor.checks import check
-from leakmap.errors import LeakmapError, ObservationError, WorkerDied, in_words, plain
+from leakmap.errors import LeakmapError, NoRoom, ObservationError, WorkerDied, in_words, plain
 from leakmap.files import FULL, file_digest
 from leakmap.observation.observation import FILE_LIMIT
 from leakmap.plan.plan import Plan, Progress
@@ -29,6 +31,8 @@ from leakmap.runs.store import Store
 
 Listed = list[tuple[str, int, int]]
 """Name, size and time of change of files."""
+PASSING = (errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Numbers of errors that another moment, or another right to read, does away with."""
 PAUSE = 5.0
 """Seconds between two looks into the folder."""
 FILE, AUDITS = "watch.json", "audits"
@@ -159,11 +163,17 @@ def _look(watch: Watch, progress: Progress, drawn: list[Watched] | None) -> list
             waiting = [one for one in there if what not in rows[one.name].done]
             for i, capture in enumerate(waiting):
                 row = rows[capture.name]
-                changes = step(watch, capture, _part_of(progress, capture.name, i, len(waiting)))
+                try:
+                    changes = step(watch, capture, _part_of(progress, capture.name, i, len(waiting)))
+                    changes["done"] = (*row.done, what)
+                except Exception as error:
+                    if not _passes(error):
+                        raise
+                    changes = {"note": f"not finished: {_sentence(error)} The next look tries again."}
                 if changes.get("level") and row.place is None:
                     last += 1
                     changes |= {"place": last}
-                rows[capture.name] = row.model_copy(update=changes | {"done": (*row.done, what)})
+                rows[capture.name] = row.model_copy(update=changes)
                 write_watched(watch.out / FILE, list(rows.values()))
                 if time.monotonic() - begun > PAUSE:  # a figure takes longer than the check of a small capture
                     write_watch(watch.out, list(rows.values()), str(watch.plan.attack))
@@ -231,7 +241,8 @@ def _new(capture: Capture, digests: Digests, before: Watched | None) -> Watched:
     )
     if before is None or before.digests.checking != digests.checking:
         return row
-    return row.model_copy(update={"done": before.done[:1], "findings": before.findings})
+    done = tuple(step for step in before.done if step == "checking")
+    return row.model_copy(update={"done": done, "findings": before.findings})
 
 
 def _checked(watch: Watch, capture: Capture, progress: Progress) -> dict[str, Any]:
@@ -239,6 +250,8 @@ def _checked(watch: Watch, capture: Capture, progress: Progress) -> dict[str, An
         findings = check(read_observation(capture.file, *typed_in(watch.plan)))
         return {"findings": tuple(CheckedFact.model_validate(finding) for finding in findings)}
     except (Exception, SystemExit) as error:  # whatever one file does, the others go on
+        if _passes(error):
+            raise
         return {"findings": (CheckedFact(name="readable", level="wrong", sentence=_sentence(error)),)}
 
 
@@ -252,7 +265,8 @@ def _audited(watch: Watch, capture: Capture, progress: Progress) -> dict[str, An
         plan, prepared = prepare_captured(watch.plan, [capture.file], [truth], watch.others)
         found = perform(plan, prepared, Store(folder), watch.runner, progress)
     except (Exception, SystemExit) as error:
-        if isinstance(error, WorkerDied) or (isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS)):
+        ends = isinstance(error, WorkerDied) or (isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS))
+        if ends or _passes(error):
             raise  # about this machine, not about this capture
         return {"note": f"not scored: {_sentence(error)}"}
     scores, gains = rank_score(found.result), gain_over_best_floor(found.result)
@@ -265,6 +279,17 @@ def _audited(watch: Watch, capture: Capture, progress: Progress) -> dict[str, An
         "note": "; ".join(found.result.verdict.reasons) if found.level == "inconclusive" else "",
         "report": str((folder / "report.html").relative_to(watch.out)),
     }
+
+
+def _passes(error: BaseException | None) -> bool:
+    """Whether an error is about what this machine lacks now, so that the same may work later."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError | NoRoom):
+            return True
+        if isinstance(error, OSError) and error.errno in PASSING:
+            return True
+        error = error.__cause__  # pictures that cannot be read are told in a sentence of their own
+    return False
 
 
 def _sentence(error: BaseException) -> str:

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from leakmap.auditing.prepare import Prepared, prepare
 from leakmap.auditing.provenance import architecture_of, parameters_of
-from leakmap.entries.entry import Entry, expected_names, read_entry, truth_digest
+from leakmap.entries.entry import Entry, expected_names, read_entry, truth_digest, why_not_repeatable
 from leakmap.entries.scored import Named, named_runs, rescored
 from leakmap.errors import BadSetting, StoreError
 from leakmap.evidence.measured import quantities, records
 from leakmap.files import checksum
 from leakmap.plan.plan import Plan, Progress
+from leakmap.registry.spec import Spec
 from leakmap.result.result import Result
 from leakmap.runs.run import run, versions_of
 
@@ -67,13 +68,14 @@ def check_entry(
 
     Raises:
         StoreError: the entry or its reconstructions cannot be read or are not what the entry says.
-        UsageError: the pictures or the weights are not here.
+        UsageError: the pictures or the weights are not here, or the entry would run code of its maker's own or fetch
+            something from the network.
     """
     entry = read_entry(path)
-    pictures = attached(entry, Path(path).parent)
+    if why := why_not_repeatable(entry.plan):
+        raise StoreError(f"{path} cannot be checked, and nothing of it was run: {why}.")
     plan = _here(entry.plan, data, weights)
-    if plan.captured is not None:
-        raise StoreError(f"{path} names captured updates, which an entry cannot; make it again.")
+    pictures = attached(entry, Path(path).parent)
     prepared = prepare(plan, progress=progress)
     problems, notes = _of_setup(entry, plan, prepared)
     if entry.data != prepared.main.groups.digest:
@@ -114,8 +116,9 @@ def attached(entry: Entry, folder: Path) -> dict[str, Tensor]:
                 raise StoreError(f"{path} and the entry differ in the reconstruction {odd[:80]!r}; make it again.")
             for name in names:
                 there = file.get_slice(name)
-                if there.get_dtype() != "F32" or len(there.get_shape()) != 4:
-                    raise StoreError(f"{path}: {name} is {there.get_dtype()} {there.get_shape()}, no float32 pictures.")
+                kind, shape = there.get_dtype(), there.get_shape()
+                if kind != "F32" or len(shape) != 4 or 0 in shape:
+                    raise StoreError(f"{path}: {name} is {kind} {shape}, no float32 pictures.")
             found = {name: file.get_tensor(name).clone() for name in sorted(names)}
     except (SafetensorError, OSError, ValueError) as error:
         raise StoreError(f"{path} is no safetensors file ({' '.join(str(error).split())[:200]}).") from None
@@ -140,6 +143,8 @@ def _opened(path: Path) -> Any:
 def _here(plan: Plan, data: str | None, weights: str | None) -> Plan:
     if weights is not None and plan.weights is None:
         raise BadSetting("The entry's weights are drawn from its seed; leave --weights out.")
+    if data is None and Spec.parse(plan.data).params.get("download"):
+        raise BadSetting(f"The entry would fetch its pictures, {plan.data}; give --data with where they lie here.")
     return replace(plan, data=data or plan.data, weights=weights or plan.weights)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,9 @@ from leakmap.defences import NONE
 from leakmap.errors import LeakmapError, StoreError
 from leakmap.evidence.evidence import Quantity, Record
 from leakmap.files import read_limited, refusal
+from leakmap.models.network import IN_MEMORY
 from leakmap.plan.plan import Plan
+from leakmap.registry.user_code import user_code_in
 from leakmap.result.clients import Role
 from leakmap.result.part import Part
 from leakmap.result.schema import schema_of
@@ -173,6 +176,17 @@ def board_of(plan: Plan) -> Board:
     if plan.rule.share == "delta":
         return "FedAvg"
     return "training" if plan.rule.mode == "train" else "inference"
+
+
+def why_not_repeatable(plan: Plan) -> str:
+    """Why nobody else can repeat a plan, as the rest of a sentence; empty if they can."""
+    if plan.captured is not None:
+        return "its updates were captured from real clients, whose pictures others do not have"
+    if IN_MEMORY in (plan.model, plan.data):
+        return "its model or its pictures were in memory"
+    if own := user_code_in(asdict(plan)):
+        return f"{own[0]} is a file of its maker's own, which no entry holds; make it a package with an entry point"
+    return ""
 
 
 def read_entry(path: Path | str) -> Entry:

@@ -9,15 +9,12 @@ from torch import Tensor
 from leakmap.auditing.prepare import Prepared, prepare
 from leakmap.auditing.provenance import architecture_of, parameters_of
 from leakmap.entries.check import differences
-from leakmap.entries.entry import Attached, Claimed, Entry, RunOf, Where, truth_digest
+from leakmap.entries.entry import Attached, Claimed, Entry, RunOf, Where, truth_digest, why_not_repeatable
 from leakmap.entries.scored import named_runs, rescored
 from leakmap.errors import BadSetting, StoreError
 from leakmap.evidence.measured import quantities, records
 from leakmap.evidence.run import Run, read_run
 from leakmap.files import checksum, write_tensors, write_text
-from leakmap.models.network import IN_MEMORY
-from leakmap.registry.spec import Spec
-from leakmap.registry.user_code import is_user_code
 from leakmap.result.provenance import Provenance
 from leakmap.runs.store import Store
 
@@ -109,16 +106,8 @@ def _repeatable(run: Run) -> Provenance:
     Raises:
         BadSetting: they cannot.
     """
-    plan = run.result.plan
-    own = [name for name in (plan.model, plan.loss, str(plan.attack)) if is_user_code(Spec.parse(name).name)]
-    why = ""
-    if plan.captured is not None:
-        why = "its updates were captured from real clients, whose pictures others do not have"
-    elif IN_MEMORY in (plan.model, plan.data):
-        why = "its model or its pictures were in memory"
-    elif own:
-        why = f"{own[0]} is a file of your own, which the entry does not hold; make it a package with an entry point"
-    elif run.provenance is None:
+    why = why_not_repeatable(run.result.plan)
+    if not why and run.provenance is None:
         why = "an earlier leakmap ran it and did not write where it comes from; run it again in another folder"
     if why:
         raise BadSetting(f"{run.folder} cannot become an entry that others check: {why}.")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from leakmap.auditing.conclude import row_of, stills
-from leakmap.auditing.recipe import trials
+from leakmap.auditing.recipe import trials_of_clients
 from leakmap.errors import LeakmapError, StoreError
 from leakmap.files import DAMAGED, finite, read_json
 from leakmap.result.provenance import FILE, Provenance
@@ -83,7 +83,7 @@ def pictures_of(run: Run) -> tuple[Rows, str]:
         setup = Setup.load(path)
         if run.provenance is not None and setup.digest != run.provenance.contents:
             return [], f"{SETUP} is of another audit"
-        planned = trials(run.result.plan, setup.digest, "")
+        planned = trials_of_clients(run.result.plan, setup.digest)
         return [_row(run, setup, planned, client.client) for client in run.result.finished], ""
     except StoreError:
         raise

@@ -19,6 +19,8 @@ from leakmap.evidence.evidence import WHAT, Evidence
 from leakmap.files import JSON_LIMIT, refusal
 
 MOST_FILES, SIGNATURE_LIMIT, CHUNK = 64, 2**16, 2**20
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""What a bundle is packed by; Python unpacks other methods without regard to how much is read."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class _Archive:
     @contextmanager
     def open(self, name: str) -> Any:
         try:
+            if self.archive.getinfo(name).compress_type not in _PACKED:
+                raise OSError("it is packed by another method than bundles are; pack it with deflate or not at all")
             with self.archive.open(name) as file:
                 yield file
         except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError, ValueError) as error:

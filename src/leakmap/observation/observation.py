@@ -41,6 +41,10 @@ from leakmap.problem.task import Task
 from leakmap.registry.spec import Spec
 
 FILE_LIMIT = 32 * 2**30
+HEADER_LIMIT = 100_000_000
+"""Bytes of a header, as in safetensors itself."""
+PARSED = 50
+"""Most bytes of memory that a byte of JSON takes as Python objects: 44 where it is lists in lists, and its text."""
 GRANT_LABELS = (
     "grant the labels with --labels known in an audit, with --labels 3,0,… in leakmap attack, with "
     "ThreatModel(labels='known') in Python"
@@ -184,6 +188,7 @@ class Observation:
 
         Raises:
             ObservationError: the bytes are not a sound Observation; the sentence names the field.
+            UsageError: its header, read, does not fit into memory.
         """
         return _read(data, code or Code(), where)
 
@@ -193,6 +198,7 @@ class Observation:
 
         Raises:
             ObservationError: the file is absent, too large, or not a sound Observation.
+            UsageError: it does not fit into memory.
         """
         check_type(path, (str, Path), "The path of an Observation", "text or a pathlib.Path")
         path = Path(path)
@@ -228,6 +234,9 @@ def _header(data: bytes, where: str) -> dict[str, Any]:
         raise ObservationError(f"{where}: this is a pickle or zip archive, which is never read; expected safetensors.")
     if len(data) < 8 or (size := int.from_bytes(data[:8], "little")) > len(data) - 8:
         raise ObservationError(f"{where}: the header is cut off or absent; expected a safetensors file.")
+    if size > HEADER_LIMIT:
+        raise ObservationError(f"{where}: the header claims {size} bytes; at most {HEADER_LIMIT} are read.")
+    check_fits(PARSED * size, f"The header of {where} may take", "read it on a machine with more")
     try:
         header = json.loads(data[8 : 8 + size])
         return json.loads(header["__metadata__"]["leakmap"])

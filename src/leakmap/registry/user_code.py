@@ -7,12 +7,12 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from leakmap.errors import UsageError, in_words
+from leakmap.errors import BadSetting, UsageError, in_words
 from leakmap.files import file_digest
 from leakmap.registry.spec import Spec, near_misses
 
@@ -23,6 +23,31 @@ _brought: dict[str, tuple[Path, str]] = {}
 def is_user_code(name: str) -> bool:
     """Whether a name points to a function in a Python file: ``path/to/file.py:function``."""
     return re.search(r"\.py:[A-Za-z_]\w*\Z", name) is not None
+
+
+def user_code_in(value: Any) -> list[str]:
+    """Every function in a Python file that a value names: as a text, in a specification, in settings at any depth."""
+    found, waiting = [], [value]
+    while waiting:  # a loop, as what others wrote may be nested deeper than Python recurses
+        one = waiting.pop()
+        if isinstance(one, Mapping):
+            waiting += [*one, *one.values()]
+        elif isinstance(one, list | tuple):
+            waiting += one
+        elif isinstance(one, str) and (parts := _parts_of(one)):
+            waiting += parts
+        elif isinstance(one, str) and is_user_code(one):
+            found.append(one)
+    return found
+
+
+def _parts_of(text: str) -> list[Any]:
+    """What a text consists of if it is read as a specification; empty if that is the text itself."""
+    try:
+        spec = Spec.parse(text)
+    except BadSetting:
+        return text.split(",")
+    return [spec.name, spec.params] if spec.name != text else []
 
 
 def user_code_digest(spec: Spec) -> str:

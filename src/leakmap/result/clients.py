@@ -1,15 +1,18 @@
 """Client by client: what was reached, and what failed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
 from leakmap.files import finite
 from leakmap.result.part import Number, Part
+from leakmap.scoring.metrics import ALWAYS
 
 Role = Literal["attack", "swapped", "prior_only", "informed", "control"]
 """What a run is for."""
+
+LARGEST_LINE_UP = 10**9
 
 Notes = Annotated[dict[str, Any], BeforeValidator(finite)]
 
@@ -55,6 +58,36 @@ class FinishedClient(Part):
     seconds: float
     used: tuple[str, ...]
     notes: Notes
+
+    def check(self) -> None:
+        """Refuses what no audit comes to.
+
+        Raises:
+            ValueError: lists are not of one length, a rank is no place in its line-up, or PSNR or SSIM is missing.
+        """
+        count = len(self.ranks)
+        if not count:
+            raise ValueError("a finished client has at least one picture")
+        _check_ranks("ranks", self.ranks, self.galleries)
+        _check_ranks("object_ranks", self.object_ranks, self.object_galleries)
+        others = {"pose_ranks": self.pose_ranks, "swapped_ranks": self.swapped_ranks, **self.band_ranks}
+        for name, ranks in others.items():
+            _check_ranks(name, ranks, self.galleries if ranks else ())
+        for metric in {*ALWAYS, *self.scores}:
+            if len(self.scores.get(metric, ())) != count:
+                raise ValueError(f"scores holds no {metric[:80]} for each of {count} pictures")
+            if metric not in self.floors:
+                raise ValueError(f"floors holds nothing about {metric[:80]}")
+
+
+def _check_ranks(name: str, ranks: Sequence[float], galleries: Sequence[int]) -> None:
+    if len(ranks) != len(galleries):
+        raise ValueError(f"{name[:80]} holds {len(ranks)} numbers, and there are {len(galleries)} line-ups")
+    for rank, size in zip(ranks, galleries, strict=True):
+        if not 2 <= size <= LARGEST_LINE_UP:
+            raise ValueError(f"a line-up has from 2 to {LARGEST_LINE_UP} candidates; got one of {str(size)[:20]}")
+        if not 1 <= rank <= size:
+            raise ValueError(f"{name[:80]} holds {rank:g}, which is no place in a line-up of {size}")
 
 
 class LostClient(Part):

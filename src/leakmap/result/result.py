@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from leakmap.drawing import card
 from leakmap.errors import LeakmapError, StoreError, check_type
@@ -104,6 +104,26 @@ class Result(Part):
     seconds_of_runs: float
     resumed_runs: int
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        pictures = {one.client: len(one.ranks) for one in self.finished}
+        for one in self.finished:
+            try:
+                one.check()
+            except ValueError as error:
+                raise ValueError(f"of client {one.client}, {error}") from None
+            if missing := sorted(self.metrics.keys() - one.scores.keys()):
+                raise ValueError(f"metrics holds {missing[0][:80]}, which client {one.client} has no scores of")
+        for name, gain in self.metrics.items():
+            if gain.best_floor not in gain.floors:
+                raise ValueError(
+                    f"the best floor of {name[:80]} is {gain.best_floor[:80]}, which is none of its floors"
+                )
+        for one in self.exposure.found if self.exposure else ():
+            if not 0 <= one.picture < pictures.get(one.client, 0):
+                raise ValueError(f"exposure names picture {one.picture} of client {one.client}, which is not there")
+        return self
 
     @property
     def finished(self) -> list[FinishedClient]:

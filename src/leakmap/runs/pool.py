@@ -106,6 +106,8 @@ def _start(device: str, queue: Any, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    # Else an ending process waits until its reports of progress are read, which nobody does after an interruption.
+    queue.cancel_join_thread()
     _worker.update(device=device, queue=queue, stop=stop)
 
 

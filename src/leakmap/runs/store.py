@@ -110,9 +110,20 @@ class Store:
             other.unlink(missing_ok=True)
 
     def set_apart(self, key: str) -> None:
-        """Gives a failure that lies where scores do, as leakmap 0.1.0 left it, the name of a failure."""
-        with suppress(FileNotFoundError):
-            scored_at(self.folder, key).replace(failed_at(self.folder, key))
+        """Leaves a failure under the name of a failure alone.
+
+        One that lies where scores do, as leakmap 0.1.0 left it, is renamed. Where a failure has its name and what lies
+        where scores do cannot be read, that is removed.
+        """
+        own, other = failed_at(self.folder, key), scored_at(self.folder, key)
+        if not other.is_file():
+            return
+        found = _read(other, key)
+        if found is None and _read(own, key) is not None:
+            other.unlink(missing_ok=True)
+        elif found is not None and found.failure is not None:
+            with suppress(FileNotFoundError):
+                other.replace(own)
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[Outcome], None]]:

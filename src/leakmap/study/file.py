@@ -22,7 +22,8 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from leakmap.attacker.attacks import DEFAULT
 from leakmap.capturing.facts import parse_toml
-from leakmap.errors import BadSetting, LeakmapError
+from leakmap.errors import BadSetting, LeakmapError, StoreError
+from leakmap.files import read_limited
 from leakmap.plan.plan import Plan
 from leakmap.plan.written import plan_of, settings
 from leakmap.registry.declared import Entry
@@ -103,12 +104,10 @@ def read_study(path: Path | str, scale: str | None = None) -> Study:
     """
     path = file_of(path)
     try:
-        if path.stat().st_size > FILE_LIMIT:
-            raise BadSetting(f"{path} is larger than {FILE_LIMIT} bytes; a study file is a page of TOML.")
-        data = path.read_bytes()
+        data = read_limited(path, "a study file, a page of TOML", FILE_LIMIT)
         content = parse_toml(data)
-    except OSError as error:
-        raise BadSetting(f"The study file {path} cannot be read: {error.strerror}.") from None
+    except StoreError as error:
+        raise BadSetting(str(error)) from None
     except ValueError as error:
         raise BadSetting(f"The study file {path} is not TOML: {error}.") from None
     try:
