@@ -75,6 +75,15 @@ def test_leaving_the_finite_numbers_is_an_error_and_not_a_result(task):
         attack(observation, broken)
 
 
+def test_a_search_that_leaves_the_finite_numbers_begins_anew_at_its_best_pictures(task):
+    _, observation = observed("convnet,width=8", task)
+    calls = iter(range(10**6))
+    lapse = GradientMatching(steps=60, priors=(lambda x: x.sum() * (math.nan if 8 <= next(calls) < 55 else 0),))
+    found = attack(observation, lapse)
+    assert (found.notes or {})["back at the best pictures at iteration"] == "50"
+    assert math.isfinite(found.objective)
+
+
 def test_a_leaking_network_is_inverted(task):
     """A published behaviour, small: cosine matching recovers a single picture from a shallow wide network."""
     network = build_network(task, "convnet,width=32")

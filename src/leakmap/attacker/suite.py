@@ -208,7 +208,7 @@ class Strongest:
                 clients=rehearsals.first,
                 best=best,
             )
-            if float(found.mean()) > float(best.mean()):
+            if _mean(found) > _mean(best):
                 state |= {f"rehearsed/{name}": found, f"pace/{name}": pace.tensor()}
 
     def _cost(self, member: Attack) -> Cost:
@@ -233,7 +233,7 @@ class Strongest:
     def restored(self, setting: Setting, state: Mapping[str, Tensor]) -> Fitted:
         """The same members from their states, whose names begin with that of the member."""
         refused = dict(key.removeprefix("refused/").split("/", 1) for key in state if key.startswith("refused/"))
-        rehearsed = {name: float(ncc.mean()) for name, ncc in _own("rehearsed", state).items()}
+        rehearsed = {name: _mean(ncc) for name, ncc in _own("rehearsed", state).items()}
         if not self.sees:
             return replace(self._floor(setting, state, rehearsed), state=state)
         in_time = partial(self._in_time, setting, state)
@@ -369,8 +369,13 @@ def _open(one: Tensor, other: Tensor) -> bool:
 
 def _best(state: Mapping[str, Tensor]) -> str:
     """The member that rehearsed best; empty if none did."""
-    rehearsed = {name: float(ncc.mean()) for name, ncc in _own("rehearsed", state).items()}
+    rehearsed = {name: _mean(ncc) for name, ncc in _own("rehearsed", state).items()}
     return max(rehearsed, key=lambda name: _ncc(rehearsed, name), default="")
+
+
+def _mean(ncc: Tensor) -> float:
+    """What a member reached on all clients that it rehearsed on, 0 where it failed; NaN where it always failed."""
+    return math.nan if bool(ncc.isnan().all()) else float(ncc.nan_to_num().mean())
 
 
 def _ncc(rehearsed: Mapping[str, float], name: str) -> float:

@@ -131,7 +131,7 @@ def _half(client: Hashable) -> int:
 
 
 def _effect(claim: Claim, one: Contrast, cells: Sequence[Spoken]) -> Effect | None:
-    """The contrast; its test is against the margin."""
+    """The contrast; its test is against the margin, or against 0 where the weights of its terms sum to 0."""
     name, margin = claim.value_of(one), claim.margin_of(one)
     whole = _contrast(one, cells, name)
     if whole is None:

@@ -142,6 +142,8 @@ class GradientMatching(Search):
         }
         if plateaus := [search.plateau for search in alive if search.plateau is not None]:
             notes["plateau at iteration"] = ", ".join(map(str, plateaus))
+        if returns := [step for search in alive for step in search.returns]:
+            notes["back at the best pictures at iteration"] = ", ".join(map(str, returns))
         if engine is not None and self.match:
             notes["engine"] = str(engine)
         if len(alive) < len(searches):

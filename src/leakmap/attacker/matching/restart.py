@@ -111,6 +111,7 @@ class Restart:
         self.how, self.context, self.engine, self.restart = how, context, engine, restart
         self.lost: NonFinite | None = None
         self.plateau: int | None = None
+        self.returns: list[int] = []
         self.marks: list[float] = []
         network, count = context.observation.network, len(context.y)
         self.task = network.task
@@ -144,7 +145,7 @@ class Restart:
 
     def _enter(self, stage: Decoder, start: Tensor, before: Free | None) -> None:
         context = replace(self.context, seed=derive(self.context.seed, "stage", self.restart))
-        self.free = stage(context, start, before)
+        self.stage, self.free = stage, stage(context, start, before)
         self.leaves = [*self.free.tensors, *([] if self.logits is None else [self.logits]), *self.masks]
         self.optimizer = self.descent.start(self.leaves)
 
@@ -192,7 +193,13 @@ class Restart:
                     tensor.copy_(median_filter(tensor))
         last = step == how.steps - 1
         if (step % CHECK_EVERY == 0 or last) and int(self.lapses) > min(step, CHECK_EVERY):
-            self.lost = NonFinite(f"The search left the finite numbers by iteration {step} of {how.steps}.")
+            begun = self.returns[-1] + 1 if self.returns else 0
+            if not bool(torch.isfinite(self.best)) or int(self.lapses) > step - begun:
+                self.lost = NonFinite(f"The search left the finite numbers by iteration {step} of {how.steps}.")
+            elif not last:  # inertia did not carry it out of there: it begins anew at the best pictures so far
+                self.returns.append(step)
+                self.lapses.zero_()
+                self._enter(self.stage, self.best_x, self.free)
         elif last and self.values and not bool(torch.isfinite(self.best)):
             self.lost = NonFinite(f"The matching term was never finite in {how.steps} iterations.")
         elif how.patience and step % CHECK_EVERY == 0 and self._stands_still():
