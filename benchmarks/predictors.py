@@ -2,8 +2,8 @@
 
     python -m benchmarks.predictors --data DIR [--map FOLDER] [--only CELL ...] [--out FOLDER] [--page]
 
-DIR is that of ``benchmarks.atlas``, which measured what is to be told. A configuration takes about a quarter of a
-minute of one core, all of them about half an hour. Each is stored when it is finished, and the same command continues.
+DIR is that of ``benchmarks.atlas``, which measured what is to be told. A configuration takes about half a
+minute of one core, all of them 50 minutes. Each is stored when it is finished, and the same command continues.
 With ``--page`` what is measured so far is compared with the map, and written to docs/results/predictors.md and to
 src/leakmap/inspection/predictors.json, which ``leakmap inspect --measure`` reads.
 
@@ -11,8 +11,10 @@ Configurations are the cells of the map in which a client sends the gradient of 
 its buffers: networks drawn at random, briefly and fully trained, in inference and in training mode. Predictors see
 public pictures that no attack of the map was judged by; the outcome is the mean relative rank of the true pictures by
 the attack that speaks for the cell. One family of architectures is left out at a time: a line from the predictor's rank
-to the outcome is fitted to the others and read for the one left out. The correlation is that of all such readings with
-the outcomes, Spearman's; intervals are a bootstrap over configurations.
+to the outcome is fitted to the others and read for the one left out, without its level. With it, readings of one
+that says nothing would be turned against the outcomes, as the mean of the others is higher where a family of low ranks
+is left out. The correlation is that of all such readings with the outcomes, Spearman's; intervals are a bootstrap over
+configurations.
 """
 
 import argparse
@@ -39,8 +41,8 @@ from leakmap.plan.plan import Progress
 
 PAGE = Path("docs/results/predictors.md")
 COMMAND = "python -m benchmarks.predictors --data DIR --page"
-DRAWS = 2000
-"""Of the bootstrap."""
+DRAWS, CHANCE = 2000, 500
+"""Of the bootstrap, and of random numbers as a predictor."""
 Values = NDArray[np.float64]
 
 
@@ -85,13 +87,14 @@ def measured(key: str, data: Path, told: Progress) -> Entry:
     return {"values": values, "seconds": seconds, "versions": versions()}
 
 
-def read_out(values: Values, outcomes: Values, families: Sequence[str]) -> Values:
+def read_out(values: Values, outcomes: Values, families: Sequence[str], *, level: bool = False) -> Values:
     """What is told of each configuration by a line that was fitted to all other families.
 
     Args:
         values: Of the predictor.
         outcomes: What is to be told.
         families: Of each configuration.
+        level: Whether the mean outcome of the others is added, which the family left out pulls the other way.
     """
     told = np.empty(len(values))
     names = np.asarray(families)
@@ -99,10 +102,8 @@ def read_out(values: Values, outcomes: Values, families: Sequence[str]) -> Value
         own, rest = names == one, names != one
         ordered = np.sort(values[rest])
         places = (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / 2
-        slope, intercept = (
-            np.polyfit(places[rest], outcomes[rest], 1) if np.ptp(ordered) else (0.0, outcomes[rest].mean())
-        )
-        told[own] = intercept + slope * places[own]
+        slope = np.polyfit(places[rest], outcomes[rest], 1)[0] if np.ptp(ordered) else 0.0
+        told[own] = level * outcomes[rest].mean() + slope * (places[own] - places[rest].mean())
     return told
 
 
@@ -182,21 +183,46 @@ def main() -> None:
         list(CONFIGURATIONS),
         PAGE,
         lambda key, own, told: measured(key, own.data, told),
-        lambda found: page(found, predicted(given.map, found)),
+        lambda found: page(found, predicted(given.map, found), _outcomes(given.map, found)),
         lambda found: write_json(FILE, json.loads(TypeAdapter(Predicted).dump_json(predicted(given.map, found)))),
     )
 
 
+def _outcomes(folder: Path, found: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The cells of the map that belong to configurations."""
+    return {key: entry for key in found if isinstance(entry := read_json(folder / f"{key}.json"), dict)}
+
+
+def by_chance(outcomes: Mapping[str, Entry], *, level: bool) -> tuple[float, float, float]:
+    """What random numbers come to as a predictor: the mean correlation, and where 95 % of them lie."""
+    source = np.random.default_rng(5)
+    outcome, families = (
+        np.array([_rank(entry) for entry in outcomes.values()]),
+        [family(CELLS[key]) for key in outcomes],
+    )
+    found = [
+        spearman(read_out(source.standard_normal(len(outcome)), outcome, families, level=level), outcome)
+        for _ in range(CHANCE)
+    ]
+    return float(np.mean(found)), *map(float, np.percentile(found, (2.5, 97.5)))
+
+
+def _rank(entry: Entry) -> float:
+    """The mean relative rank by the attack that speaks."""
+    return entry["attacks"][entry["speaks"]]["whole"]["relative"][0]
+
+
 def predicted(folder: Path, found: Mapping[str, Entry]) -> Predicted:
     """What ``leakmap inspect --measure`` reads."""
-    outcomes = {key: entry for key in found if isinstance(entry := read_json(folder / f"{key}.json"), dict)}
+    outcomes = _outcomes(folder, found)
     families = {family(CELLS[key]) for key in outcomes}
     some = next(iter(found.values()))
     return Predicted(COMMAND, some["versions"], len(outcomes), len(families), compared(found, outcomes))
 
 
-def page(found: Mapping[str, Entry], told: Predicted) -> str:
+def page(found: Mapping[str, Entry], told: Predicted, outcomes: Mapping[str, Entry]) -> str:
     """The page."""
+    chance, with_level = (ranged(by_chance(outcomes, level=level), ".2f") for level in (False, True))
     answers = told.predictors
     accepted = [name for name, one in answers.items() if one.accepted]
     seconds = {name: np.mean([entry["seconds"][name] for entry in found.values()]) for name in PREDICTORS}
@@ -208,13 +234,15 @@ def page(found: Mapping[str, Entry], told: Predicted) -> str:
     lines = [
         "# What tells leakage beforehand",
         "",
-        f"    {COMMAND}     # half an hour of one core",
+        f"    {COMMAND}     # 50 minutes of one core",
         "",
         *(__doc__ or "").split("\n\n", 2)[2].strip().split("\n"),
         "",
         verdict,
         "Accepted is a predictor whose interval leaves out 0 and whose correlation is above those of the number of "
         "parameters and of the rules of traits.",
+        "",
+        f"Random numbers come to a correlation of {chance}; with the level of the line, to {with_level}.",
         "",
         f"{told.configurations} configurations of {told.families} families. {told.versions}.",
         "",
