@@ -4,6 +4,7 @@ from leakmap.scoring.statistics import clopper_pearson
 
 INSTRUMENT: tuple[tuple[str, str, int, int], ...] = (
     ("false_alarms", "Null audits called statistical or more (false alarms)", 9, 620),
+    ("false_alarms_visible", "Null audits called visual or exact", 3, 620),
     ("detection", "Networks known to leak called partial or more (detection)", 200, 200),
     ("detection_of_one", "Audits with one exposed client of 12 called visual or more", 200, 200),
 )
