@@ -99,7 +99,8 @@ def _answered(entry: Mapping[str, Any]) -> str:
 
 
 def _section(name: str, entry: Mapping[str, Any]) -> list[str]:
-    rehearsed = {who: math.fsum(ncc) / len(ncc) for who, ncc in entry["rehearsed"].items()}
+    # A rehearsal that failed is on record as none, and counts as 0.
+    rehearsed = {who: math.fsum(one or 0 for one in ncc) / len(ncc) for who, ncc in entry["rehearsed"].items()}
     paces = entry["paces"]
     fit = ", ".join(f"{who} {steps} x {restarts}" for who, (steps, restarts) in paces.items())
     failed = [f"{where}: {why}." for where, why in entry.get("failures", {}).items()]

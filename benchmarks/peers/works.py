@@ -113,8 +113,10 @@ class Case:
         folder.mkdir(parents=True, exist_ok=True)
         self.observation.to_file(folder / "observation.safetensors")
         save_file({"guess": self.guess, "pictures": self.pictures}, folder / "truth.safetensors")
+        own = folder / OWN_MODEL
+        own.unlink(missing_ok=True)  # that of an earlier case
         if ".py:" in (model := str(self.observation.network.model)):
-            (folder / OWN_MODEL).write_text(model, encoding="utf-8")
+            own.write_text(model, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> "Case":

@@ -193,9 +193,10 @@ class Restart:
                     tensor.copy_(median_filter(tensor))
         last = step == how.steps - 1
         if (step % CHECK_EVERY == 0 or last) and int(self.lapses) > min(step, CHECK_EVERY):
-            begun = self.returns[-1] + 1 if self.returns else 0
-            if not bool(torch.isfinite(self.best)) or int(self.lapses) > step - begun:
+            if not bool(torch.isfinite(self.best)) or int(self.lapses) > step:
                 self.lost = NonFinite(f"The search left the finite numbers by iteration {step} of {how.steps}.")
+            elif self.returns and int(self.lapses) >= step - self.returns[-1]:
+                self.plateau = step + 1  # nor does it come away from these: they are the answer
             elif not last:  # inertia did not carry it out of there: it begins anew at the best pictures so far
                 self.returns.append(step)
                 self.lapses.zero_()
