@@ -222,13 +222,13 @@ def read_typed(path: Path, kind: type[T], what: str) -> T:
         raise StoreError(refusal(error, str(path), what)) from None
 
 
-def read_limited(path: Path, what: str, limit: int = JSON_LIMIT) -> bytes:
+def read_limited(path: Path, what: str, limit: int | None = None) -> bytes:
     """The bytes of a file that anybody may have put there.
 
     Args:
         path: The file.
         what: What the file should hold, for the message.
-        limit: Most bytes that it may have.
+        limit: Most bytes that it may have; None: :data:`JSON_LIMIT`.
 
     Raises:
         StoreError: there is no such file, it is larger, or it is a pipe, which would be waited for.
@@ -236,8 +236,8 @@ def read_limited(path: Path, what: str, limit: int = JSON_LIMIT) -> bytes:
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise StoreError(f"{path} is no file; expected {what}.")
-        if path.stat().st_size > limit:
-            raise StoreError(f"{path} is larger than {limit} bytes; expected {what}.")
+        if path.stat().st_size > (most := JSON_LIMIT if limit is None else limit):
+            raise StoreError(f"{path} is larger than {most} bytes; expected {what}.")
         return path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}); expected {what}.") from None
