@@ -1,5 +1,6 @@
 """Attacks that are fitted before any client answers: what they read, what they keep, how a suite chooses."""
 
+import math
 import statistics
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from leakmap import LocalRule, Plan, Spec, ThreatModel, attack, attacks, build_n
 from leakmap.attacker.attack import fit
 from leakmap.attacker.attacks.strongest import member_specs
 from leakmap.attacker.learned import simulation
-from leakmap.attacker.learned.rehearsal import mean_ncc
+from leakmap.attacker.learned.rehearsal import mean_ncc, rehearsals_of
 from leakmap.attacker.setting import Setting
 from leakmap.auditing.prepare import prepare
 from leakmap.client.simulate import Batch
@@ -136,11 +137,27 @@ def test_the_suite_answers_with_the_member_that_rehearsed_best(setup):
     assert "below the" in told["inverting_gradients"]
     assert "dropout_inversion" not in rehearsed, "what does not apply to such clients is not rehearsed"
     assert "convolution" in told["linear"]
+    once = ready.state["rehearsed/inverting_gradients"].clone()
+    once[0] = math.nan
+    lost = attack(seen, suite.restored(setting, {**ready.state, "rehearsed/inverting_gradients": once}), seed=1)
+    assert lost.notes["won"] == won
+    assert lost.notes["rehearsals that failed of inverting_gradients"] == 1
+    (attempt,) = (one for one in lost.attempts if one.name == "inverting_gradients")
+    assert attempt.note.endswith(f"1 of {len(once)} rehearsals failed")
     floor = attack(seen, suite.blind().restored(setting, ready.state), seed=1)
     (member,) = (m for m in member_specs(Spec.parse("strongest,steps=2,learned_inverse.clients=150")) if m.name == won)
     fitted = {n.removeprefix("learned_inverse/"): t for n, t in ready.state.items() if n.startswith("learned_inverse/")}
     blind = attacks.build(member).blind().restored(setting, fitted)
     assert torch.equal(floor.pictures, attack(seen, blind, seed=1).pictures)
+
+
+def test_a_member_that_stays_behind_is_not_called_failed_where_it_was_not_tried(setup):
+    reached = iter([0.1, math.nan, 0.2, 0.3, 0.4, 0.5])
+    found = rehearsals_of(setting_of(setup), 5).ncc(
+        None, "member", 5, lambda name, make: {"ncc": torch.tensor(next(reached))}, quiet,
+        clients=range(6), best=torch.tensor([0.5, 0.5, 0.5, math.nan, 0.5, 0.5]),
+    )  # fmt: skip
+    assert found.isnan().tolist() == [False, True, *[False] * 4]
 
 
 def test_a_member_that_fails_in_its_rehearsal_is_run_and_its_failure_recorded(setup):

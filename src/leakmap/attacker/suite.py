@@ -175,7 +175,7 @@ class Strongest:
     def _final(self, rehearsals: Rehearsals, state: dict[str, Tensor], seed: int, kept: Kept, tick: Tick) -> None:
         """Has the two best members rehearse on further clients, where the first leave open which of them is better."""
         rehearsed = _own("rehearsed", state)
-        pair = sorted(rehearsed, key=lambda name: float(rehearsed[name].nan_to_num().mean()), reverse=True)[:2]
+        pair = sorted(rehearsed, key=lambda name: _ncc(rehearsed, name), reverse=True)[:2]
         further = rehearsals.all[len(rehearsals.first) :]
         if len(pair) < 2 or not further or not _open(*(rehearsed[name] for name in pair)):
             return
@@ -233,9 +233,9 @@ class Strongest:
     def restored(self, setting: Setting, state: Mapping[str, Tensor]) -> Fitted:
         """The same members from their states, whose names begin with that of the member."""
         refused = dict(key.removeprefix("refused/").split("/", 1) for key in state if key.startswith("refused/"))
-        rehearsed = {name: _mean(ncc) for name, ncc in _own("rehearsed", state).items()}
+        rehearsed = _own("rehearsed", state)
         if not self.sees:
-            return replace(self._floor(setting, state, rehearsed), state=state)
+            return replace(self._floor(setting, state), state=state)
         in_time = partial(self._in_time, setting, state)
         return Fitted(self.needs, partial(self._attack, self.ready(setting, state), in_time, refused, rehearsed), state)
 
@@ -269,7 +269,7 @@ class Strongest:
     def _able(self, setting: Setting) -> dict[str, Attack]:
         return {name: member for name, member in self.members if member.needs <= setting.granted}
 
-    def _floor(self, setting: Setting, state: Mapping[str, Tensor], rehearsed: Mapping[str, float]) -> Fitted:
+    def _floor(self, setting: Setting, state: Mapping[str, Tensor]) -> Fitted:
         members = dict(self.members)
         best = _best(state)
         if best in (*FITTED, *PORTFOLIO):
@@ -282,7 +282,7 @@ class Strongest:
         fitted: Mapping[str, Fitted],
         in_time: Callable[[Sequence[str], Observation, int], dict[str, Fitted]],
         refused: Mapping[str, str],
-        rehearsed: Mapping[str, float],
+        rehearsed: Mapping[str, Tensor],
         observation: Observation,
         seed: int,
         tick: Tick,
@@ -314,7 +314,7 @@ class Strongest:
                 attempts[name] = Attempt(name, note=f"the update is already explained to {SOLVED:g}")
                 continue
             better = [other for other in results if _ncc(rehearsed, other) >= _ncc(rehearsed, name)]
-            if rehearsed and better and name not in CLOSED_FORMS and not math.isnan(rehearsed.get(name, 0.0)):
+            if rehearsed and better and name not in CLOSED_FORMS and not _always_failed(rehearsed, name):
                 attempts[name] = Attempt(name, note=_outdone(name, better[0], rehearsed))
                 continue
             started = time.perf_counter()
@@ -344,7 +344,11 @@ class Strongest:
         else:
             name = min(results, key=lambda name: (math.isnan(attempts[name].term), attempts[name].term))
         best = results[name]
-        chosen = {f"rehearsed NCC of {name}": ncc for name, ncc in rehearsed.items()}
+        chosen: dict[str, float] = {}
+        for member, ncc in rehearsed.items():
+            chosen[f"rehearsed NCC of {member}"] = math.nan if _always_failed(rehearsed, member) else _mean(ncc)
+            if lost := int(ncc.isnan().sum()):
+                chosen[f"rehearsals that failed of {member}"] = lost
         return replace(
             best,
             objective=attempts[name].term,
@@ -369,26 +373,32 @@ def _open(one: Tensor, other: Tensor) -> bool:
 
 def _best(state: Mapping[str, Tensor]) -> str:
     """The member that rehearsed best; empty if none did."""
-    rehearsed = {name: _mean(ncc) for name, ncc in _own("rehearsed", state).items()}
+    rehearsed = _own("rehearsed", state)
     return max(rehearsed, key=lambda name: _ncc(rehearsed, name), default="")
 
 
 def _mean(ncc: Tensor) -> float:
-    """What a member reached on all clients that it rehearsed on, 0 where it failed; NaN where it always failed."""
-    return math.nan if bool(ncc.isnan().all()) else float(ncc.nan_to_num().mean())
+    """What a member reached on all clients that it rehearsed on, 0 where it failed."""
+    return float(ncc.nan_to_num().mean())
 
 
-def _ncc(rehearsed: Mapping[str, float], name: str) -> float:
-    """What a member rehearsed; 0 where it failed or did not rehearse."""
-    ncc = rehearsed.get(name, 0.0)
-    return 0.0 if math.isnan(ncc) else ncc
+def _ncc(rehearsed: Mapping[str, Tensor], name: str) -> float:
+    """What a member rehearsed; 0 where it did not."""
+    return _mean(rehearsed[name]) if name in rehearsed else 0.0
 
 
-def _outdone(name: str, better: str, rehearsed: Mapping[str, float]) -> str:
+def _always_failed(rehearsed: Mapping[str, Tensor], name: str) -> bool:
+    """Whether a member rehearsed and failed each time: then it is run on real clients, so that they show why."""
+    return name in rehearsed and bool(rehearsed[name].isnan().all())
+
+
+def _outdone(name: str, better: str, rehearsed: Mapping[str, Tensor]) -> str:
     """Why a member is not run on a client."""
     if name not in rehearsed:
         return f"it did not rehearse, as {better} read the pictures of every rehearsal"
-    return f"rehearsed at NCC {_ncc(rehearsed, name):.2f}, below the {_ncc(rehearsed, better):.2f} of {better}"
+    lost = int(rehearsed[name].isnan().sum())
+    failed = f", {lost} of {len(rehearsed[name])} rehearsals failed" if lost else ""
+    return f"rehearsed at NCC {_ncc(rehearsed, name):.2f}, below the {_ncc(rehearsed, better):.2f} of {better}{failed}"
 
 
 def _under(member: str, kept: Kept) -> Kept:

@@ -89,9 +89,12 @@ class Rehearsals:
             if exact and found[-1] < READ:
                 break
             if best is not None and len(found) == min(ENOUGH, len(best)):
-                behind = torch.stack(found) - best[: len(found)]
+                tried, usual = torch.stack(found), best.nan_to_num()
+                behind = tried.nan_to_num() - usual[: len(found)]
                 if not bool((behind >= 0).any()):
-                    return torch.cat([torch.stack(found), best[len(found) :] + behind.mean()])
+                    rest = usual[len(found) :] + behind.mean()
+                    # What failed each time is taken to fail on the others too.
+                    return torch.cat([tried, torch.full_like(rest, torch.nan) if bool(tried.isnan().all()) else rest])
         return torch.stack(found + found[-1:] * (len(clients) - len(found)))
 
     def _tried(self, attack: Fitted, client: int, seed: int, tick: Tick) -> dict[str, Tensor]:
@@ -101,7 +104,7 @@ class Rehearsals:
         except (NotApplicable, NotGranted):
             return {"ncc": torch.zeros(())}
         except Exception:
-            # A suite runs on real clients what failed here, whoever rehearsed better: so the failure goes on record.
+            # It counts as 0 and stays on record; a suite runs on real clients what always failed, whoever is better.
             return {"ncc": torch.tensor(torch.nan)}
         truth = self.pictures[client]
         if found.last:
